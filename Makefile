@@ -1,0 +1,31 @@
+# test   whole test suite            sync   copy data/ models/ utils/ from pretrain/ to segmentation/
+# lint   ruff                        clean  remove what the commands above made (never datasets/ or output/)
+
+PYTHON ?= python3
+BIN := .venv/bin
+TWINS := data models utils
+
+.PHONY: test lint sync clean
+.DELETE_ON_ERROR:
+
+# The stamp is made last, so that an installation that broke off is begun again.
+.venv/installed: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+sync:
+	for d in $(TWINS); do \
+	  rm -rf segmentation/$$d && cp -R pretrain/$$d segmentation/$$d && \
+	  find segmentation/$$d -name __pycache__ -prune -exec rm -rf {} + ; \
+	done
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache
+	find pretrain segmentation tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""The method: a query and a key network, a queue of prototypes, and one step of their contrast (method section 3).
+
+Axes: B images of this process, D embedding, K queue, H W the input's size, h w the network's grid.
+"""
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from contrastive.losses import contrastive_loss, mask_prototypes, saliency_loss
+from models.factory import get_model
+from utils import distributed
+
+
+class ContrastiveModel(nn.Module):
+    """MaskContrast on top of momentum contrast (paper section 3.3; arXiv 1911.05722).
+
+    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K) and `freeze_layers`.
+    State: model_q.* and model_k.*, equal at the start; queue, D x K unit columns; queue_ptr, the next column to write.
+    """
+
+    def __init__(self, p):
+        super().__init__()
+        moco = p['moco_kwargs']
+        self.K, self.m, self.T = moco['K'], moco['m'], moco['T']
+        self.model_q = get_model(p)
+        self.model_k = copy.deepcopy(self.model_q).requires_grad_(False)
+        if p.get('freeze_layers'):
+            self.model_q.backbone.freeze()
+            self.model_k.backbone.freeze()
+        self._update_key = get_ema_multi_avg_fn(self.m)
+        ndim = self.model_q.head.out_channels
+        self.register_buffer('queue', F.normalize(torch.randn(ndim, self.K), dim=0))
+        self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
+
+    def forward(self, im_q, im_k, sal_q, sal_k):
+        """One step in train mode: losses and accuracies; updates the key network and the queue.
+
+        im_q, im_k: B x 3 x H x W normalised float images, the query and the key view.
+        sal_q, sal_k: B x H x W integer masks, nonzero = object (B x h x w without `upsample`).
+        Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
+        Raises ValueError for masks of another size, and when K is not a multiple of the global batch.
+        """
+        q, saliency = self.model_q.grid(im_q)                           # B x D x h x w, B x h x w
+        self._check_masks(im_q, q, sal_q, sal_k)
+        with torch.no_grad():
+            self._momentum_update()
+            k = self._key_grid(im_k)                                    # B x D x h x w
+            prototypes = mask_prototypes(k, sal_k)                      # B x D
+        contrastive, acc1, acc5 = contrastive_loss(q, sal_q, prototypes, self.queue, self.T)
+        saliency = saliency_loss(saliency, sal_q) if saliency is not None else torch.zeros_like(contrastive)
+        self._enqueue(prototypes)
+        return {'loss': contrastive + saliency, 'contrastive_loss': contrastive, 'saliency_loss': saliency,
+                'acc1': acc1, 'acc5': acc5}
+
+    @torch.no_grad()
+    def _momentum_update(self):
+        """key = m * key + (1 - m) * query for every parameter that learns; batch-norm statistics stay each one's own."""
+        pairs = [(key, query) for key, query in zip(self.model_k.parameters(), self.model_q.parameters(), strict=True)
+                 if query.requires_grad]
+        keys, queries = map(list, zip(*pairs, strict=True))
+        self._update_key(keys, queries, None)
+
+    @torch.no_grad()
+    def _key_grid(self, images):
+        """The key network's grid for this process's images, computed on a batch shuffled over all processes.
+
+        The shuffle keeps batch norm from leaking which image is which; within one process it would change nothing.
+        Only the grid travels back, not the upsampled embeddings.
+        """
+        if distributed.world_size() == 1:
+            return self.model_k.grid(images)[0]
+        batch = len(images)
+        mine = slice(distributed.rank() * batch, (distributed.rank() + 1) * batch)
+        order = distributed.shared_permutation(batch * distributed.world_size(), images.device)
+        grid = self.model_k.grid(distributed.gather(images)[order[mine]])[0]
+        return distributed.gather(grid)[order.argsort()[mine]]
+
+    @torch.no_grad()
+    def _enqueue(self, prototypes):
+        """Write the prototypes of all processes, in rank order, into the queue at `queue_ptr`, which moves on."""
+        keys = distributed.gather(prototypes)
+        if self.K % len(keys):
+            raise ValueError(f'the queue length K = {self.K} is not a multiple of the global batch {len(keys)}')
+        columns = self.queue_ptr + torch.arange(len(keys), device=keys.device)
+        self.queue.index_copy_(1, columns, keys.t().to(self.queue.dtype))
+        self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)
+
+    def _check_masks(self, images, grid, *masks):
+        size = images.shape[-2:] if self.model_q.upsample else grid.shape[-2:]
+        for mask in masks:
+            if tuple(mask.shape) != (len(images), *size):
+                raise ValueError(f'masks of shape {tuple(mask.shape)}, but the outputs are {(len(images), *size)}')

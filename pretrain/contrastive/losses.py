@@ -1,0 +1,175 @@
+"""The losses of pre-training (method section 3, steps 2 and 5 to 7; paper section 3.3).
+
+Axes: B images, D embedding, h w the network's grid, H W the masks' size, N pixels of a chunk, C = B + K logit columns.
+
+Pixel embeddings are the grid's, upsampled bilinearly and then L2-normalised. Neither they nor their logits are ever held
+for the whole batch: images are taken in groups and pixels in chunks, and the gradient with respect to the grid is formed
+in the forward pass, so that nothing of the size pixels x C outlives its chunk.
+"""
+import functools
+
+import torch
+from torch.nn import functional as F
+
+EPS = 1e-12                # of the L2 normalisation
+GROUP_ELEMENTS = 1 << 20   # upsampled embedding values held at once on a CPU: 4 MiB, about the size of its caches
+CHUNK_ELEMENTS = 1 << 19   # logits held at once on a CPU
+GPU_FACTOR = 64            # a GPU wants large kernels more than small memory
+
+
+def contrastive_loss(grid, mask, prototypes, queue, temperature):
+    """Contrast of every object pixel with the prototypes of the batch and the queue (paper equation 3).
+
+    grid: B x D x h x w embeddings before upsampling and normalisation; the only input with a gradient.
+    mask: B x H x W, nonzero = object. The upsampling is to H x W.
+    prototypes: B x D unit rows; the target of image i's pixels is row i. queue: D x K unit columns.
+    temperature: T > 0.
+    Returns scalars: the loss (mean weighted with ENet class weights, arXiv 1606.02147), and the top-1 and top-5 accuracy
+    in percent. All are 0 when no pixel is an object's.
+    """
+    with torch.autocast(grid.device.type, enabled=False):
+        grid = _at_least_float32(grid)
+        columns = torch.cat([prototypes.t(), queue], dim=1).to(grid.dtype) / temperature
+        return _ContrastiveLoss.apply(grid, mask.bool(), columns)
+
+
+def saliency_loss(grid, mask):
+    """Balanced binary cross-entropy of saliency logits: object pixels weigh as much as background pixels together.
+
+    grid: B x h x w logits before upsampling. mask: B x H x W, nonzero = object. Returns a scalar.
+    """
+    with torch.autocast(grid.device.type, enabled=False):
+        logits = F.interpolate(_at_least_float32(grid).unsqueeze(1), size=mask.shape[-2:], mode='bilinear').squeeze(1)
+        target = mask.bool().to(logits.dtype)
+        background = 1 - target.mean()
+        weight = torch.where(mask.bool(), background, 1 - background)
+        return F.binary_cross_entropy_with_logits(logits, target, weight)
+
+
+@torch.no_grad()
+def mask_prototypes(grid, mask):
+    """Mean embedding of each image's object: sum of the normalised pixel embeddings in the mask, L2-normalised.
+
+    grid: B x D x h x w before upsampling and normalisation. mask: B x H x W, nonzero = object.
+    Returns B x D; a row of zeros for an empty mask.
+    """
+    with torch.autocast(grid.device.type, enabled=False):
+        grid = _at_least_float32(grid)
+        sums = [torch.bmm((mask[group].flatten(1) / pixels.norm(dim=2).clamp_min(EPS)).unsqueeze(1), pixels).squeeze(1)
+                for group, pixels in _pixel_groups(grid, mask.shape[-2:])]
+        return F.normalize(torch.cat(sums), dim=1, eps=EPS)
+
+
+class _ContrastiveLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grid, mask, columns):
+        target_weight = _target_weights(mask).to(grid.dtype)
+        loss, top1, top5 = grid.new_zeros(3).unbind()
+        grid_gradient = torch.empty_like(grid)
+        size = mask.shape[-2:]
+        rows = max(1, _budget(CHUNK_ELEMENTS, grid) // columns.shape[1])
+        for group, pixels in _pixel_groups(grid, size):
+            pixels = pixels.flatten(0, 1)
+            target = torch.arange(group.start, group.stop, device=grid.device).repeat_interleave(size[0] * size[1])
+            inside = mask[group].flatten()
+            gradient = torch.zeros_like(pixels)
+            for index in _chunks(inside, rows):
+                part = _chunk(pixels[index], target[index], inside[index], target_weight, columns)
+                loss += part[0]
+                top1 += part[1]
+                top5 += part[2]
+                gradient[index] = part[3]
+            gradient = gradient.view(-1, *size, gradient.shape[1])
+            grid_gradient[group] = _downsample_adjoint(gradient, grid.shape[-2:])
+        ctx.save_for_backward(grid_gradient)
+        ctx.mark_non_differentiable(top1, top5)
+        percent = 100 / mask.sum().clamp_min(1)
+        return loss, top1 * percent, top5 * percent
+
+    @staticmethod
+    def backward(ctx, loss_gradient, *_):
+        grid_gradient, = ctx.saved_tensors
+        return grid_gradient * loss_gradient, None, None
+
+
+def _target_weights(mask):
+    """What each pixel of image i counts in the weighted mean: c_i / sum over pixels of c, with c_i the ENet weight.
+
+    All pixels of an image share their target, so class frequencies follow from the masks' areas. B, float64.
+    """
+    area = mask.flatten(1).sum(1).double()
+    weight = 1 / torch.log(1.02 + area / area.sum().clamp_min(1))
+    return weight / (area * weight).sum().clamp_min(1)
+
+
+def _chunk(pixels, target, inside, target_weight, columns):
+    """Loss, number of top-1 and top-5 hits, and gradient (N x D) of one chunk of pixels.
+
+    pixels: N x D, before normalisation. target: N, the right column. inside: N, False for pixels that don't count.
+    target_weight: B. columns: D x C, divided by the temperature.
+    """
+    norm = pixels.norm(dim=1, keepdim=True).clamp_min(EPS)
+    unit = pixels / norm
+    logits = unit @ columns                                             # N x C
+    right = logits.gather(1, target.unsqueeze(1))                       # N x 1
+    better = (logits > right).sum(1)
+    highest = logits.amax(1)
+    probability = torch.softmax(logits, dim=1)
+    log_sum = highest - probability.amax(1).log()                       # of the exponentials; the highest never underflows
+    weight = target_weight[target] * inside
+    loss = weight @ (log_sum - right.squeeze(1))
+    gradient = probability @ columns.t() - columns.t()[target]          # N x D, with respect to the unit vectors
+    gradient = (gradient - unit * (unit * gradient).sum(1, keepdim=True)) * (weight.unsqueeze(1) / norm)
+    return loss, ((better < 1) & inside).sum(), ((better < 5) & inside).sum(), gradient
+
+
+def _chunks(inside, rows):
+    """Indices of the pixels to look at, `rows` at a time.
+
+    On a CPU those inside the masks. On a GPU their number would have to be fetched, which makes the host wait, so there
+    it is all of them, and those outside weigh nothing.
+    """
+    if inside.device.type == 'cpu':
+        return inside.nonzero().squeeze(1).split(rows) if inside.any() else ()
+    return [slice(start, start + rows) for start in range(0, len(inside), rows)]
+
+
+def _pixel_groups(grid, size):
+    """Yield (slice of images, their upsampled embeddings as images x H*W x D) for groups that fit the budget."""
+    images = max(1, _budget(GROUP_ELEMENTS, grid) // (grid.shape[1] * size[0] * size[1]))
+    for start in range(0, len(grid), images):
+        group = slice(start, min(start + images, len(grid)))
+        yield group, _upsample(grid[group], size).flatten(1, 2)
+
+
+def _budget(elements, grid):
+    return elements if grid.device.type == 'cpu' else elements * GPU_FACTOR
+
+
+def _upsample(grid, size):
+    """Bilinear upsampling as two matrix products: B x D x h x w -> B x H x W x D."""
+    images, channels, height, width = grid.shape
+    across = _interpolation(width, size[1], grid.dtype, grid.device)
+    down = _interpolation(height, size[0], grid.dtype, grid.device)
+    wide = across @ grid.permute(0, 2, 3, 1)                            # B x h x W x D
+    return (down @ wide.flatten(2)).view(images, *size, channels)
+
+
+def _downsample_adjoint(gradient, grid_size):
+    """The transpose of `_upsample`: B x H x W x D -> B x D x h x w."""
+    images, height, width, channels = gradient.shape
+    across = _interpolation(grid_size[1], width, gradient.dtype, gradient.device)
+    down = _interpolation(grid_size[0], height, gradient.dtype, gradient.device)
+    low = (down.t() @ gradient.flatten(2)).view(images, grid_size[0], width, channels)
+    return (across.t() @ low).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=16)
+def _interpolation(source, target, dtype, device):
+    """target x source matrix of PyTorch's linear interpolation with align_corners False."""
+    identity = torch.eye(source, dtype=dtype, device=device).unsqueeze(0)
+    return F.interpolate(identity, size=target, mode='linear').squeeze(0).t().contiguous()
+
+
+def _at_least_float32(tensor):
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,150 @@
+"""The training loop: steps, their numbers, and checkpoints from which a run goes on as if it had never stopped."""
+import logging
+import math
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.checkpoint import load_exactly, save_checkpoint
+from utils.device import autocast
+from utils.errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+REPORT_EVERY = 10  # steps between looks at the loss on a GPU, which makes the host wait, and between lines in the log
+PREFIX = 'module.'  # of the model's keys in checkpoints, published ones too
+
+log = logging.getLogger('maskcontrast')
+
+
+class Trainer:
+    """Runs epochs of one model, optimiser and loader.
+
+    model: ContrastiveModel on its device. loader: of `EpochBatches` and `ViewPairs`. precision: 'none', 'bf16' or 'fp16'.
+    checkpoint: path that is written every `checkpoint_every` steps (None: at the end of epochs only). extra: values
+    that every checkpoint carries (seed, precision, configuration).
+    """
+
+    def __init__(self, model, optimizer, loader, device, precision, checkpoint, checkpoint_every=None, extra=None):
+        self.model, self.optimizer, self.loader, self.device = model, optimizer, loader, device
+        self.precision, self.checkpoint, self.checkpoint_every = precision, checkpoint, checkpoint_every
+        self.extra = extra or {}
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == 'fp16')
+        self.epoch = self.step = 0
+        self.totals = {}
+
+    def resume(self, state, source):
+        """Go on from a checkpoint's `state`. source: its path, for messages."""
+        try:
+            model = {key.removeprefix(PREFIX): value for key, value in state['model'].items()}
+            load_exactly(self.model, model, source)
+            self.optimizer.load_state_dict(state['optimizer'])
+            self.scaler.load_state_dict(state['scaler'])
+            self.epoch, self.step, self.totals = state['epoch'], state['step'], dict(state['totals'])
+            torch.set_rng_state(state['random']['cpu'])
+            if self.device.type == 'cuda' and state['random']['cuda']:
+                torch.cuda.set_rng_state_all(state['random']['cuda'])
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise UserError(f'{source}: a run can not go on from it ({type(error).__name__}: {error}): move it away, or '
+                            'start over with --fresh') from error
+
+    def save(self):
+        """Write the checkpoint (method section 3): all that the run needs to go on, loadable with weights_only=True."""
+        save_checkpoint({
+            'model': {PREFIX + key: value for key, value in self.model.state_dict().items()},
+            'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(),
+            'epoch': self.epoch, 'step': self.step, 'totals': self.totals,
+            'random': {'cpu': torch.get_rng_state(),
+                       'cuda': torch.cuda.get_rng_state_all() if self.device.type == 'cuda' else []},
+            **self.extra}, self.checkpoint)
+
+    def run_epoch(self, look_at=None):
+        """Run the rest of the epoch and return its mean numbers, with `images_per_second` and `skipped_images`.
+
+        look_at: called with the first batch, for pictures. Raises `UserError` when a loss is not finite, naming step and
+        image ids; nothing is saved then. The checkpoint at the epoch's end is left to the caller, after its reports.
+        """
+        sampler = self.loader.batch_sampler
+        sampler.epoch, sampler.start = self.epoch, self.step
+        self.model.train()
+        unread, started, first_step = [], time.perf_counter(), self.step
+        bar = tqdm(self.loader, desc=f'Epoch {self.epoch + 1}', initial=self.step, total=len(sampler), disable=None,
+                   leave=False)
+        for batch in bar:
+            if self.step == first_step and look_at:
+                look_at(batch)
+            numbers = self._step(batch)
+            unread.append((self.step, batch['id'], numbers))
+            self._report_skipped(batch['skipped'])
+            self.step += 1
+            saves = self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < len(sampler)
+            if self.device.type == 'cpu' or saves or self.step % REPORT_EVERY == 0 or self.step == len(sampler):
+                shown = self._read(unread)
+                bar.set_postfix(loss=f'{shown["loss"]:.3f}', acc1=f'{shown["acc1"]:.1f}')
+                if bar.disable and self.step % REPORT_EVERY == 0:
+                    log.info('Epoch %d step %d/%d: loss %.4f, top-1 %.1f%%', self.epoch + 1, self.step, len(sampler),
+                             shown['loss'], shown['acc1'])
+            if saves:
+                self.save()
+        images = (self.step - first_step) * sampler.batch_size
+        return self._finish_epoch(images / max(time.perf_counter() - started, 1e-9))
+
+    def _step(self, batch):
+        """Forward, backward and update (method section 3, steps 1 to 9). Returns the step's numbers as one tensor."""
+        images = [to_images(batch[view], self.device) for view in ('query', 'key')]
+        masks = [batch[view].to(self.device, non_blocking=True) for view in ('query_mask', 'key_mask')]
+        with autocast(self.device, self.precision):
+            output = self.model(*images, *masks)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(output['loss']).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.names = list(output)
+        return torch.stack([value.detach().double() for value in output.values()])
+
+    def _read(self, unread):
+        """Add the numbers of the steps in `unread` to the epoch's totals, and return the last step's."""
+        values = torch.stack([numbers for _, _, numbers in unread]).tolist()
+        for (step, ids, _), row in zip(unread, values, strict=True):
+            numbers = dict(zip(self.names, row, strict=True))
+            if not math.isfinite(numbers['loss']):
+                raise UserError(f'the loss is {numbers["loss"]} in epoch {self.epoch + 1}, step {step + 1}, images '
+                                f'{" ".join(ids)}: look at these images, or lower optimizer_kwargs.lr; {self.checkpoint} '
+                                'holds the last good state')
+            for name, value in numbers.items():
+                self.totals[name] = self.totals.get(name, 0.0) + value
+        unread.clear()
+        return numbers
+
+    def _report_skipped(self, lines):
+        for line in lines:
+            log.warning('skipped: %s', line)
+        self.totals['skipped_images'] = self.totals.get('skipped_images', 0) + len(lines)
+
+    def _finish_epoch(self, images_per_second):
+        skipped = self.totals.pop('skipped_images', 0)
+        means = {name: total / self.step for name, total in self.totals.items()}
+        self.epoch, self.step, self.totals = self.epoch + 1, 0, {}
+        return {**means, 'images_per_second': images_per_second, 'skipped_images': skipped}
+
+
+def to_images(views, device):
+    """B x H x W x 3 uint8 -> normalised B x 3 x H x W float32 on `device`, in channels_last layout."""
+    images = views.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return images.div_(255).sub_(mean).div_(std)
+
+
+def view_figure(batch, pairs=4):
+    """A picture of the first pairs: query view, its mask, key view, its mask. rows x columns x 3 uint8."""
+    rows = []
+    for i in range(min(pairs, len(batch['query']))):
+        row = []
+        for view in ('query', 'key'):
+            image, mask = batch[view][i].numpy(), batch[f'{view}_mask'][i].numpy()
+            enlarged = mask.repeat(image.shape[0] // mask.shape[0] + 1, 0).repeat(image.shape[1] // mask.shape[1] + 1, 1)
+            inside = enlarged[:image.shape[0], :image.shape[1], None].astype(bool)
+            row += [image, np.where(inside, image, image // 4)]
+        rows.append(np.concatenate(row, axis=1))
+    return np.concatenate(rows)

@@ -1,0 +1,77 @@
+"""Images, masks and labels from files. A file that can't be read whole is an error that names it."""
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from utils.errors import UserError
+
+JPEG_START, JPEG_END, PNG_START, PNG_END = b'\xff\xd8', b'\xff\xd9', b'\x89PNG', b'IEND\xaeB`\x82'
+
+
+def read_image(path):
+    """H x W x 3 uint8, RGB. An EXIF orientation is not applied, as labels and masks are drawn on the stored pixels.
+
+    Raises `UserError` when the file is missing, truncated or no image.
+    """
+    data = _bytes(path)
+    if _ends_whole(data):
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is not None:
+            return image
+    return np.asarray(_open(path, data).convert('RGB')).copy()  # also says what is wrong with the file
+
+
+def read_saliency(path):
+    """H x W uint8 mask, 1 = object: where the file holds 255. With several channels the first counts.
+
+    Raises `UserError` when the file is missing, truncated, no image or not 8-bit.
+    """
+    return (read_gray(path) == 255).astype(np.uint8)
+
+
+def read_labels(path):
+    """H x W uint8 class indices (0 background, 255 void) from a palette or grayscale PNG.
+
+    Raises `UserError` when the file is missing, truncated, or holds colours instead of indices.
+    """
+    image = _open(path, _bytes(path))
+    if image.mode not in ('P', 'L', '1'):
+        raise UserError(f'{path}: labels must be a palette or 8-bit grayscale image, not one of mode {image.mode}')
+    return np.array(image, dtype=np.uint8)
+
+
+def read_gray(path):
+    """H x W uint8: the stored values of an 8-bit image, of its first channel if there are several."""
+    image = _open(path, _bytes(path))
+    if image.mode == '1':
+        image = image.convert('L')
+    values = np.array(image)
+    if values.dtype != np.uint8:
+        raise UserError(f'{path}: masks must be 8-bit images (255 = object), not of mode {image.mode}')
+    return values[..., 0] if values.ndim == 3 else values
+
+
+def _bytes(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f'{path} could not be read ({error.strerror})') from error
+
+
+def _ends_whole(data):
+    """Whether a JPEG or PNG holds its end marker: OpenCV fills what is missing of a truncated file with gray."""
+    if data.startswith(JPEG_START):
+        return JPEG_END in data[-64:]
+    return data.startswith(PNG_START) and PNG_END in data[-64:]
+
+
+def _open(path, data):
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f'{path} is not a whole image ({error}): replace it, or remove its id from the split') from error
+    return image

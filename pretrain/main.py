@@ -1,0 +1,121 @@
+"""Pre-train a network by contrasting object masks (arXiv 2102.06191, section 3).
+
+    python main.py --config_env configs/env.yml --config_exp configs/VOCSegmentation_supervised_saliency_model.yml
+
+A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
+"""
+import argparse
+import os
+import secrets
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from contrastive.builder import ContrastiveModel
+from contrastive.pairs import EpochBatches, ViewPairs, make_loader
+from contrastive.training import Trainer, view_figure
+from data.dataset import SegmentationDataset, dataset_folder
+from utils.checkpoint import load_file
+from utils.config import create_config, plain
+from utils.config_keys import PRETRAIN
+from utils.device import choose_device, choose_precision
+from utils.errors import UserError, command
+from utils.files import set_aside
+from utils.log import append_metrics, cut_metrics, start_log, write_config
+from utils.optim import get_optimizer, learning_rate, set_learning_rate
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config_env', required=True, help='YAML file with root_dir and db_root')
+    parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
+                        help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
+    parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default='auto',
+                        help='precision of the networks (default: auto, bf16 where the hardware is fast at it, else '
+                             'none; a resumed run keeps the precision it had)')
+    parser.add_argument('--nvidia-apex', action='store_true', help='old name of --amp fp16')
+    parser.add_argument('--seed', type=int, help="seed of everything random (default: the experiment's, else drawn)")
+    parser.add_argument('--fresh', action='store_true',
+                        help='start over; the folder of the earlier run is renamed, not deleted (default: go on)')
+    args = parser.parse_args(argv)
+    if args.nvidia_apex:
+        args.amp = 'fp16'
+    return args
+
+
+@command
+def main(argv=None):
+    args = parse_arguments(argv)
+    p = create_config(args.config_env, args.config_exp, PRETRAIN)
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise UserError('main.py runs as one process: start it without torchrun')
+    device = choose_device(args.device)
+    output = Path(p.output_dir)
+    aside = set_aside(output) if args.fresh and output.exists() else None
+    log = start_log(output / 'log_file.txt')
+    if aside:
+        log.info('The earlier run is now in %s', aside)
+
+    # What to go on from
+    state = load_file(p.checkpoint) if Path(p.checkpoint).exists() else {}
+    if state.get('epoch', 0) >= p.epochs:
+        log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
+        return
+    if args.seed is not None:
+        p.seed = args.seed
+    seed = p.seed if p.seed is not None else state.get('seed', secrets.randbelow(2 ** 31))
+    precision = choose_precision(args.amp, device)
+    if args.amp == 'auto' and 'precision' in state:
+        precision = state['precision']
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'seed': seed})
+
+    # Data
+    folder = dataset_folder(p.db_root, p.train_db_name)
+    dataset = SegmentationDataset(folder, 'trainaug', saliency=p.train_db_kwargs.saliency, drop_missing=True)
+    if len(dataset) < p.train_batch_size:
+        raise UserError(f'{args.config_exp}: train_batch_size is {p.train_batch_size}, but {dataset.split_file} has only '
+                        f'{len(dataset)} usable images')
+    stride = 1 if p.model_kwargs.upsample else 8 if p.backbone_kwargs.dilated else 32
+    pairs = ViewPairs(dataset, seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
+    loader = make_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, seed), p.num_workers,
+                         pin_memory=device.type == 'cuda')
+    log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
+             len(dataset), dataset.masks.name, dataset.dropped, len(loader.batch_sampler))
+
+    # Model
+    torch.manual_seed(seed)
+    if state:  # its weights take the place of initial ones, which need not be there any more
+        p.backbone_kwargs.update(pretraining=None, state_dict=None)
+    model = ContrastiveModel(p).to(device, memory_format=torch.channels_last)
+    optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
+    trainer = Trainer(model, optimizer, loader, device, precision, p.checkpoint, p.checkpoint_every,
+                      extra={'seed': seed, 'precision': precision, 'config': plain(p)})
+    if state:
+        trainer.resume(state, p.checkpoint)
+        log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
+    log.info('Training on %s, precision %s, seed %d, batches of %d', device, precision, seed, p.train_batch_size)
+
+    # Epochs
+    cut_metrics(output / 'metrics.jsonl', trainer.epoch)
+    with SummaryWriter(output / 'tensorboard', purge_step=trainer.epoch + 1) as writer:
+        while trainer.epoch < p.epochs:
+            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
+            set_learning_rate(optimizer, lr)
+            number = trainer.epoch + 1
+            numbers = trainer.run_epoch(look_at=lambda batch, number=number: writer.add_image(
+                'views', view_figure(batch), number, dataformats='HWC'))
+            append_metrics(output / 'metrics.jsonl', {'epoch': number, 'lr': lr, **numbers})
+            for name, value in {'lr': lr, **numbers}.items():
+                writer.add_scalar(name, value, number)
+            writer.flush()
+            trainer.save()
+            log.info('Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
+                     '%.1f images/s', number, p.epochs, numbers['loss'], numbers['contrastive_loss'],
+                     numbers['saliency_loss'], numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second'])
+    log.info('Finished: %s', p.checkpoint)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,86 @@
+"""The two networks: DeepLab with an embedding and a saliency head, and DeepLab with a classifier (method section 2).
+
+Axes: B batch, D embedding, C classes, H W the input's height and width, h w the backbone's grid (H and W over 8).
+"""
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.segmentation.deeplabv3 import ASPPPooling, DeepLabHead
+
+DECODER_CHANNELS = 256
+
+
+class PretrainingNetwork(nn.Module):
+    """Backbone and DeepLab decoder with a D-channel embedding head and a one-channel saliency head.
+
+    ndim: D. upsample: outputs at the input's size, else at the backbone's grid. use_classification_head: without it
+    there is no saliency output (None in its place).
+    """
+
+    def __init__(self, backbone, ndim=32, upsample=True, use_classification_head=True):
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = _decoder(backbone.channels, ndim)
+        self.head = self.decoder[-1]
+        self.decoder[-1] = nn.Identity()
+        self.classification_head = (nn.Conv2d(DECODER_CHANNELS, 1, 1, bias=False) if use_classification_head else None)
+        self.upsample = upsample
+
+    def grid(self, images):
+        """Outputs before upsampling. B x 3 x H x W -> embeddings B x D x h x w, saliency logits B x h x w or None."""
+        features = self.decoder(self.backbone(images))
+        saliency = self.classification_head(features).squeeze(1) if self.classification_head is not None else None
+        return self.head(features), saliency
+
+    def forward(self, images):
+        """B x 3 x H x W normalised images -> embeddings B x D x H x W (not normalised), saliency logits B x H x W.
+
+        Without `upsample` both are B x ... x h x w.
+        """
+        embeddings, saliency = self.grid(images)
+        if not self.upsample:
+            return embeddings, saliency
+        size = images.shape[-2:]
+        if saliency is not None:
+            saliency = resize(saliency.unsqueeze(1), size).squeeze(1)
+        return resize(embeddings, size), saliency
+
+
+class LinearNetwork(nn.Module):
+    """Backbone and DeepLab decoder whose last 1x1 convolution, `decoder.4`, predicts `num_classes` (background too)."""
+
+    def __init__(self, backbone, num_classes):
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = _decoder(backbone.channels, num_classes)
+
+    def forward(self, images):
+        """B x 3 x H x W normalised images -> class logits B x C x H x W."""
+        return resize(self.decoder(self.backbone(images)), images.shape[-2:])
+
+
+def resize(grid, size):
+    """Bilinear upsampling, align_corners False: B x C x h x w -> B x C x *size."""
+    return F.interpolate(grid, size=tuple(size), mode='bilinear', align_corners=False)
+
+
+class _ImagePooling(ASPPPooling):
+    """torchvision's image pooling branch, which also trains on a batch of one image.
+
+    Its batch norm sees one value per image and channel, so one image has no batch variance: then the running statistics
+    normalise, as they do at evaluation, and stay as they are.
+    """
+
+    def forward(self, x):
+        pool, convolution, norm, relu = self
+        pooled = convolution(pool(x))
+        if norm.training and len(pooled) == 1:
+            pooled = F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            pooled = norm(pooled)
+        return relu(pooled).expand(-1, -1, *x.shape[-2:])
+
+
+def _decoder(in_channels, out_channels):
+    decoder = DeepLabHead(in_channels, out_channels)
+    decoder[0].convs[-1] = _ImagePooling(in_channels, DECODER_CHANNELS)
+    return decoder

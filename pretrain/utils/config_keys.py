@@ -1,0 +1,93 @@
+"""Every key that an experiment file may hold: its type, default, permitted values and who reads it.
+
+A key that is not in this table is an error. One that is read by another script than the one that runs is accepted, so
+that one file can serve several scripts.
+"""
+from dataclasses import dataclass
+
+REQUIRED = object()  # the reading scripts can't run without the key
+
+PRETRAIN, LINEAR, KMEANS, RETRIEVAL = 'main.py', 'linear_finetune.py', 'kmeans.py', 'retrieval.py'
+SCRIPTS = (PRETRAIN, LINEAR, KMEANS, RETRIEVAL)
+EVALUATIONS = (LINEAR, KMEANS, RETRIEVAL)
+TRAINED = (PRETRAIN, LINEAR)
+CLUSTERED = (KMEANS, RETRIEVAL)
+NOBODY = ()  # keys of older files of this system, accepted without effect
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of an experiment file; nested keys are written with a dot.
+
+    type: int, float, bool, str, path (relative to the script tree), ints, strs, or size (two positive integers).
+    default: the value when the key is absent, or REQUIRED. None as a default also permits null as a value.
+    minimum, maximum: inclusive bounds of a number; above: an exclusive lower bound.
+    """
+    name: str
+    type: str
+    default: object
+    readers: tuple
+    choices: tuple = None
+    minimum: float = None
+    maximum: float = None
+    above: float = None
+
+
+KEYS = (
+    # Data
+    Key('train_db_name', 'str', REQUIRED, TRAINED),
+    Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
+    Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
+    Key('train_db_kwargs.split', 'str', 'trainaug', (LINEAR,)),
+    Key('train_db_kwargs.batch_size', 'int', 16, (LINEAR,), minimum=1),
+    Key('val_db_kwargs.batch_size', 'int', 10, EVALUATIONS, minimum=1),
+    Key('val_db_kwargs.saliency', 'str', None, EVALUATIONS),
+    Key('train_batch_size', 'int', REQUIRED, (PRETRAIN,), minimum=1),
+    Key('num_workers', 'int', 4, SCRIPTS, minimum=0),
+    Key('transformation_kwargs.crop_size', 'int', 224, (PRETRAIN,), minimum=16),
+    Key('transformation_kwargs.resolution', 'size', (512, 512), EVALUATIONS),
+    Key('on_bad_image', 'str', 'stop', (PRETRAIN,), choices=('stop', 'skip')),
+    # Network
+    Key('backbone', 'str', REQUIRED, SCRIPTS, choices=('resnet18', 'resnet50')),
+    Key('backbone_kwargs.dilated', 'bool', True, SCRIPTS),
+    Key('backbone_kwargs.pretraining', 'str', None, (PRETRAIN,),
+        choices=('imagenet_classification', 'imagenet_moco')),
+    Key('backbone_kwargs.moco_state_dict', 'path', None, (PRETRAIN,)),
+    Key('backbone_kwargs.state_dict', 'path', None, (PRETRAIN,)),
+    Key('backbone_kwargs.pretrained', 'bool', False, NOBODY),
+    Key('head', 'str', REQUIRED, SCRIPTS, choices=('deeplab',)),
+    Key('model_kwargs.ndim', 'int', 32, (PRETRAIN, *CLUSTERED), minimum=1),
+    Key('model_kwargs.head', 'str', 'linear', (PRETRAIN, *CLUSTERED), choices=('linear',)),
+    Key('model_kwargs.upsample', 'bool', True, (PRETRAIN, *CLUSTERED)),
+    Key('model_kwargs.use_classification_head', 'bool', True, (PRETRAIN, *CLUSTERED)),
+    Key('freeze_layers', 'bool', False, (PRETRAIN,)),
+    Key('freeze_layer', 'bool', False, NOBODY),
+    Key('freeze_batchnorm', 'str', 'all', (LINEAR,), choices=('all', 'backbone', 'none')),
+    Key('pretraining', 'path', REQUIRED, EVALUATIONS),
+    Key('kmeans_eval', 'bool', False, EVALUATIONS),
+    # Training
+    Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
+    Key('moco_kwargs.m', 'float', REQUIRED, (PRETRAIN,), minimum=0, maximum=1),
+    Key('moco_kwargs.K', 'int', REQUIRED, (PRETRAIN,), minimum=1),
+    Key('epochs', 'int', REQUIRED, TRAINED, minimum=1),
+    Key('optimizer', 'str', 'sgd', TRAINED, choices=('sgd', 'adam')),
+    Key('optimizer_kwargs.lr', 'float', REQUIRED, TRAINED, above=0),
+    Key('optimizer_kwargs.weight_decay', 'float', 0.0, TRAINED, minimum=0),
+    Key('optimizer_kwargs.momentum', 'float', None, TRAINED, minimum=0),
+    Key('optimizer_kwargs.nesterov', 'bool', None, TRAINED),
+    Key('scheduler', 'str', REQUIRED, TRAINED, choices=('poly', 'step', 'cosine', 'constant')),
+    Key('scheduler_kwargs.lr_decay_rate', 'float', None, TRAINED, above=0),
+    Key('scheduler_kwargs.lr_decay_epochs', 'ints', None, TRAINED),
+    Key('seed', 'int', None, SCRIPTS, minimum=0),
+    Key('checkpoint_every', 'int', None, (PRETRAIN,), minimum=1),
+    # Evaluation
+    Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
+    Key('retrieval_kwargs.train_split', 'str', 'train', (RETRIEVAL,)),
+    Key('retrieval_kwargs.saliency', 'str', None, (RETRIEVAL,)),
+    Key('retrieval_kwargs.ignore_classes', 'strs', None, (RETRIEVAL,)),
+)
+
+ENV_KEYS = (
+    Key('root_dir', 'path', REQUIRED, SCRIPTS),
+    Key('db_root', 'path', None, SCRIPTS),
+)

@@ -1,0 +1,81 @@
+"""Files and folders that are either whole or absent, whatever happens while they are written."""
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path, mode='wb'):
+    """Open a temporary file beside `path` that takes its name when the block ends well.
+
+    The content is flushed to the disk before the rename, so that after a crash or a full disk `path` holds either what
+    it held before or everything that was written. Raises `UserError` when the file can't be written.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f'{path} could not be written ({error.strerror or error}): '
+                        'make room or choose another folder in env.yml; what was there before is unchanged') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """A temporary folder beside `path` that takes its name when the block ends well, and vanishes when it doesn't.
+
+    `path` must not exist: its presence means that it is whole. Raises `UserError` when it can't be written.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        os.rename(temporary, path)
+    except OSError as error:
+        raise UserError(f'{path} could not be written ({error.strerror or error}): '
+                        'make room or choose another folder in env.yml') from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path):
+    """Make `path` and its parents. Raises `UserError` where that is impossible, say below a regular file."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'the folder {path} could not be made ({error.strerror}): '
+                        'choose another root_dir or db_root in env.yml') from error
+
+
+def set_aside(path):
+    """Rename `path` to `path.old-1` (or the next free number) and return the new path. Nothing is deleted."""
+    path = Path(path)
+    number = 1
+    while path.with_name(f'{path.name}.old-{number}').exists():
+        number += 1
+    aside = path.with_name(f'{path.name}.old-{number}')
+    os.rename(path, aside)
+    return aside
+
+
+def _sync_folder(path):
+    """Flush the rename itself, where the platform can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,106 @@
+"""What a run leaves behind: the log, its configuration, and one JSON line an epoch."""
+import json
+import logging
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from termcolor import colored
+from tqdm import tqdm
+
+from utils.config import TREE, plain
+from utils.errors import UserError
+from utils.files import atomic_file, make_folder
+
+COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
+PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn')
+
+
+class _Console(logging.Handler):
+    """Prints beside tqdm's bars: messages to stdout, errors to stderr."""
+
+    def emit(self, record):
+        text = self.format(record)
+        if record.levelno in COLOURS:
+            text = colored(text, COLOURS[record.levelno])
+        tqdm.write(text, file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout)
+        sys.stdout.flush()
+
+
+def start_log(log_file):
+    """Send the logger 'maskcontrast' to the console and append it to `log_file`, whose folder is made. Returns it."""
+    log = logging.getLogger('maskcontrast')
+    stop_log()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(_Console())
+    make_folder(Path(log_file).parent)
+    try:
+        file = logging.FileHandler(log_file, encoding='utf-8')
+    except OSError as error:
+        raise UserError(f'{log_file} could not be written ({error.strerror})') from error
+    file.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%Y-%m-%d %H:%M:%S'))
+    log.addHandler(file)
+    return log
+
+
+def stop_log():
+    """Close what `start_log` opened."""
+    log = logging.getLogger('maskcontrast')
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+
+
+def write_config(path, p, **resolved):
+    """Write the configuration as run: the keys of `p`, what was `resolved` (device, precision...), versions, revision."""
+    record = {**plain(p), **resolved, 'command': ' '.join(sys.argv), 'versions': _versions(), 'git_revision': _revision()}
+    with atomic_file(path, 'w') as file:
+        yaml.safe_dump(record, file, sort_keys=False)
+
+
+def append_metrics(path, row):
+    """Append one JSON object as a line."""
+    try:
+        with open(path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(row) + '\n')
+    except OSError as error:
+        raise UserError(f'{path} could not be written ({error.strerror})') from error
+
+
+def cut_metrics(path, epochs):
+    """Drop the lines of epochs after `epochs` and a broken last line: a resumed run writes them again."""
+    path = Path(path)
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding='utf-8').splitlines()
+    kept = [line for line in lines if line.endswith('}') and json.loads(line)['epoch'] <= epochs]
+    if kept != lines:
+        with atomic_file(path, 'w') as file:
+            file.writelines(line + '\n' for line in kept)
+
+
+def _versions():
+    return {'python': platform.python_version(), **{name: version(name) for name in PACKAGES if _installed(name)}}
+
+
+def _installed(name):
+    try:
+        return bool(version(name))
+    except ImportError:
+        return False
+
+
+def _revision():
+    """Of the checkout that the script tree is in, with a + for uncommitted changes; None outside one."""
+    def git(*words):
+        return subprocess.run(['git', '-C', str(TREE), *words], capture_output=True, text=True, check=False)
+    try:
+        head = git('rev-parse', 'HEAD')
+        changed = git('status', '--porcelain', '--untracked-files=no').stdout.strip()
+    except OSError:
+        return None
+    return head.stdout.strip() + ('+' if changed else '') if head.returncode == 0 else None

@@ -1,0 +1,129 @@
+"""One dataset class for the folder layout of PASCAL VOC with saliency masks (method section 1)."""
+import logging
+import os
+from pathlib import Path
+
+import cv2
+
+from data.download import fetch_voc
+from data.reading import read_image, read_labels, read_saliency
+from data.shapes import draw_shapes
+from utils.errors import UserError
+
+VOC = 'VOCSegmentation'
+VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
+               'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
+VOID = 255
+
+log = logging.getLogger('maskcontrast')
+
+
+def dataset_folder(db_root, name):
+    """The folder `<db_root>/<name>`, made first if need be: `VOCSegmentation` is downloaded, `Shapes` is drawn.
+
+    Raises `UserError` when it is neither there nor one of these two.
+    """
+    folder = Path(db_root) / name
+    if folder.is_dir():
+        return folder
+    if name == VOC:
+        return Path(fetch_voc(db_root))
+    if name == 'Shapes':
+        log.info('Drawing the Shapes data set in %s', folder)
+        draw_shapes(folder)
+        return folder
+    raise UserError(f'{folder}: there is no such data set: make this folder (images/, sets/, classes.txt and masks or '
+                    'labels; see the README), or correct db_root in env.yml')
+
+
+def class_names(folder):
+    """The classes of the data set in `folder`, background first: its `classes.txt`, or VOC's when it has none."""
+    folder = Path(folder)
+    file = folder / 'classes.txt'
+    if not file.is_file():
+        if folder.name == VOC:
+            return VOC_CLASSES
+        raise UserError(f'{file} is missing: name the classes, one a line, background first')
+    names = tuple(line.strip() for line in _text(file).splitlines() if line.strip())
+    if len(names) < 2 or len(set(names)) < len(names) or len(names) > VOID:
+        raise UserError(f'{file} must name 2 to {VOID} different classes, one a line, background first')
+    return names
+
+
+class SegmentationDataset:
+    """Images of one split, with saliency masks, with labels, or with both.
+
+    folder: the data set's folder. split: `sets/<split>.txt` lists the ids.
+    saliency: masks come from `saliency_<saliency>/`; None for no masks. labels: whether to read labels, which are in
+    `SegmentationClassAug/` for the split trainaug and in `SegmentationClass/` for every other.
+    drop_missing: leave out the ids that lack their image or mask (pre-training), instead of failing when they are read.
+
+    Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object; with labels
+    `labels`, H x W uint8, 0 background, 255 void, resized to the image if their size differs.
+    Raises `UserError` for missing folders, files and an empty split.
+    """
+
+    def __init__(self, folder, split, saliency=None, labels=False, drop_missing=False):
+        self.folder = Path(folder)
+        self.images = self.folder / 'images'
+        self.masks = self.folder / f'saliency_{saliency}' if saliency else None
+        labels_name = 'SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass'
+        self.labels = self.folder / labels_name if labels else None
+        for part in (self.images, self.masks, self.labels):
+            if part and not part.is_dir():
+                raise UserError(f'{part}: the folder is missing from the data set')
+        self.split_file = self.folder / 'sets' / f'{split}.txt'
+        self.ids = [line.strip() for line in _text(self.split_file).splitlines() if line.strip()]
+        listed = len(self.ids)
+        if drop_missing:
+            self._drop_missing()
+        self.dropped = listed - len(self.ids)
+        if not self.ids:
+            raise UserError(f'{self.split_file}: none of its {listed} ids has an image in {self.images}'
+                            + (f' and a mask in {self.masks}' if self.masks else ''))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        name = self.ids[index]
+        sample = {'id': name, 'image': read_image(self.images / f'{name}.jpg')}
+        size = sample['image'].shape[:2]
+        if self.masks:
+            path = self.masks / f'{name}.png'
+            sample['saliency'] = read_saliency(path)
+            if sample['saliency'].shape != size:
+                raise UserError(f'{path} is {_size(sample["saliency"])}, but its image is {_size(sample["image"])}: '
+                                'make the mask again at the size of the image')
+        if self.labels:
+            labels = read_labels(self.labels / f'{name}.png')
+            if labels.shape != size:
+                labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+            sample['labels'] = labels
+        return sample
+
+    def _drop_missing(self):
+        images = _stems(self.images, '.jpg')
+        masks = _stems(self.masks, '.png') if self.masks else images
+        self.ids = [name for name in self.ids if name in images and name in masks]
+
+
+def _stems(folder, suffix):
+    """Names of the files in `folder`, and in its sub-folders as `sub/name`, without `suffix`: one listing, no stat each."""
+    found = set()
+    for root, _, files in os.walk(folder):
+        prefix = os.path.relpath(root, folder).replace(os.sep, '/') + '/'
+        found.update((prefix + file).removeprefix('./').removesuffix(suffix) for file in files if file.endswith(suffix))
+    return found
+
+
+def _size(array):
+    return f'{array.shape[1]} x {array.shape[0]}'
+
+
+def _text(path):
+    try:
+        return path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not a text file'
+        raise UserError(f'{path} could not be read ({reason})') from error

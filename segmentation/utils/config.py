@@ -1,0 +1,205 @@
+"""env.yml and an experiment file become one checked configuration. Mistakes end before any work, in one line."""
+import difflib
+from pathlib import Path
+
+import yaml
+from easydict import EasyDict
+
+from data.util.mypath import Path as MyPath
+from utils import config_keys
+from utils.config_keys import ENV_KEYS, KEYS, REQUIRED
+from utils.errors import UserError
+
+TREE = Path(__file__).resolve().parents[1]  # relative paths in YAML files start here
+
+
+def create_config(env_file, exp_file, script=None):
+    """Read and check both files and return one EasyDict with defaults filled in.
+
+    env_file: path of env.yml (`root_dir`, `db_root`). exp_file: path of an experiment's YAML file.
+    script: the name of the script that runs, whose keys must be there; None derives it from the experiment's keys.
+    Added to the files' keys: `name` (the experiment's), `output_dir`, `checkpoint`, `best_model`; all paths absolute.
+    Raises `UserError`, in one line with file, key and the nearest valid name, for an unreadable file, an unknown or
+    missing key, a wrong type or an impossible value.
+    """
+    env = _read_yaml(env_file)
+    exp = _read_yaml(exp_file)
+    script = script or _script_of(exp)
+    p = EasyDict(_checked(exp, KEYS, exp_file, script))
+    p.update(_checked(env, ENV_KEYS, env_file, script))
+    if p.db_root is None:
+        p.db_root = MyPath.db_root_dir()
+    p.name = Path(exp_file).name.removesuffix('.yml').removesuffix('.yaml')
+    p.output_dir = str(Path(p.root_dir) / p.name)
+    p.checkpoint = str(Path(p.output_dir) / 'checkpoint.pth.tar')
+    p.best_model = str(Path(p.output_dir) / 'best_model.pth.tar')
+    if script in config_keys.TRAINED:
+        _check_training(p, exp_file)
+    if script == config_keys.PRETRAIN:
+        _check_pretraining(p, exp_file)
+    return p
+
+
+def plain(value):
+    """`value` with EasyDicts and tuples turned into dicts and lists, as YAML and checkpoints hold them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def _read_yaml(path):
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not a text file'
+        raise UserError(f'{path}: the configuration file could not be read ({reason})') from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, 'problem_mark', None)
+        where = f' in line {mark.line + 1}' if mark else ''
+        raise UserError(f'{path}: not valid YAML{where}: {getattr(error, "problem", None) or error}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: expected a YAML mapping of keys to values')
+    return content
+
+
+def _script_of(exp):
+    """The script that an experiment file is for, from the keys that only its kind of file has."""
+    if 'moco_kwargs' in exp:
+        return config_keys.PRETRAIN
+    if 'retrieval_kwargs' in exp:
+        return config_keys.RETRIEVAL
+    return config_keys.KMEANS if exp.get('kmeans_eval') else config_keys.LINEAR
+
+
+def _checked(content, keys, file, script):
+    """The values of `content` after all checks, with the defaults of the keys that `script` reads."""
+    table = {key.name: key for key in keys}
+    groups = {name.partition('.')[0] for name in table if '.' in name}
+    given = {}
+    for name, value in content.items():
+        if name in groups:
+            if value is not None and not isinstance(value, dict):
+                raise UserError(f'{file}: {name} must be a mapping of keys to values, not {value!r}')
+            given.update({f'{name}.{inner}': item for inner, item in (value or {}).items()})
+        else:
+            given[name] = value
+    result = {}
+    for name, value in given.items():
+        if name not in table:
+            near = difflib.get_close_matches(str(name), [*table, *groups], n=1, cutoff=0)
+            raise UserError(f"{file}: unknown key '{name}' (nearest valid key: '{near[0]}')")
+        _put(result, name, _value(table[name], value, file))
+    for name, key in table.items():
+        if name not in given and script in key.readers:
+            if key.default is REQUIRED:
+                raise UserError(f"{file}: the key '{name}' is missing, and {script} needs it")
+            _put(result, name, list(key.default) if isinstance(key.default, tuple) else key.default)
+    return result
+
+
+def _put(result, name, value):
+    group, _, inner = name.rpartition('.')
+    (result.setdefault(group, {}) if group else result)[inner] = value
+
+
+def _value(key, value, file):
+    """`value` as `key` wants it, or a `UserError`."""
+    if value is None:
+        if key.default is None:
+            return None
+        raise UserError(f'{file}: {key.name} needs a value ({key.type})')
+    converted = _CONVERT[key.type](value)
+    if converted is None:
+        raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}')
+    if key.choices and converted not in key.choices:
+        valid = [*key.choices, *(['null'] if key.default is None else [])]
+        near = difflib.get_close_matches(converted, valid, n=1)
+        hint = f" (nearest: '{near[0]}')" if near else ''
+        raise UserError(f"{file}: {key.name} must be one of {', '.join(valid)}, not '{value}'{hint}")
+    for bound, broken, words in ((key.minimum, lambda v, b: v < b, 'at least'),
+                                 (key.maximum, lambda v, b: v > b, 'at most'),
+                                 (key.above, lambda v, b: v <= b, 'more than')):
+        if bound is not None and broken(converted, bound):
+            raise UserError(f'{file}: {key.name} must be {words} {bound}, not {value}')
+    return converted
+
+
+def _float(value):
+    """YAML 1.1 reads `1e-3` as a string: numbers written so are numbers. Infinity and not-a-number are not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if abs(number) < float('inf') else None
+
+
+def _int(value):
+    number = _float(value)
+    whole = number is not None and not isinstance(value, float) and number == int(number)
+    return int(number) if whole else None
+
+
+def _ints(value):
+    numbers = [_int(item) for item in value] if isinstance(value, (list, tuple)) else [None]
+    return None if None in numbers else numbers
+
+
+def _size(value):
+    numbers = _ints(value)
+    return numbers if numbers and len(numbers) == 2 and min(numbers) > 0 else None
+
+
+def _strs(value):
+    return list(value) if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) else None
+
+
+def _path(value):
+    """Absolute, from the script tree; `scheme://...` names are not files and stay as they are."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value if '://' in value else str((TREE / Path(value).expanduser()).resolve())
+
+
+_CONVERT = {
+    'int': _int, 'float': _float, 'ints': _ints, 'size': _size, 'strs': _strs, 'path': _path,
+    'bool': lambda value: value if isinstance(value, bool) else None,
+    'str': lambda value: value if isinstance(value, str) and value else None,
+}
+_TYPE_NAMES = {
+    'int': 'an integer', 'float': 'a number', 'ints': 'a list of integers', 'size': 'two positive integers',
+    'strs': 'a list of names', 'path': 'a path', 'bool': 'True or False', 'str': 'a name',
+}
+
+
+def _check_training(p, file):
+    for key in ('momentum', 'nesterov'):
+        if p.optimizer == 'adam' and p.optimizer_kwargs[key] is not None:
+            raise UserError(f'{file}: optimizer_kwargs.{key} belongs to sgd: remove it, or set optimizer: sgd')
+    if p.optimizer_kwargs.nesterov and not p.optimizer_kwargs.momentum:
+        raise UserError(f'{file}: optimizer_kwargs.nesterov needs optimizer_kwargs.momentum above 0')
+    needs = {'step': ('lr_decay_rate', 'lr_decay_epochs'), 'cosine': ('lr_decay_rate',)}.get(p.scheduler, ())
+    for key in needs:
+        if p.scheduler_kwargs[key] is None:
+            raise UserError(f"{file}: the key 'scheduler_kwargs.{key}' is missing, and scheduler: {p.scheduler} needs it")
+
+
+def _check_pretraining(p, file):
+    kwargs = p.backbone_kwargs
+    if p.moco_kwargs.K % p.train_batch_size:
+        raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
+                        f'train_batch_size ({p.train_batch_size})')
+    if kwargs.pretraining == 'imagenet_moco' and not kwargs.moco_state_dict:
+        raise UserError(f"{file}: the key 'backbone_kwargs.moco_state_dict' is missing, "
+                        'and pretraining: imagenet_moco needs it (a MoCo v2 checkpoint)')
+    if kwargs.pretraining == 'imagenet_moco' and kwargs.state_dict:
+        raise UserError(f'{file}: backbone_kwargs.state_dict and pretraining: imagenet_moco name two sets of initial '
+                        'weights: remove one')
+    for key in ('moco_state_dict', 'state_dict'):
+        if kwargs[key] and '://' not in kwargs[key] and not Path(kwargs[key]).is_file():
+            raise UserError(f'{file}: backbone_kwargs.{key} names {kwargs[key]}, which is not there')

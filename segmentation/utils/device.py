@@ -1,0 +1,55 @@
+"""Which device to compute on, and in which precision."""
+import contextlib
+import time
+
+import torch
+
+from utils.errors import UserError
+
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def choose_device(name):
+    """'auto' takes CUDA, else Apple's MPS, else the CPU. Raises `UserError` for a device that is not there."""
+    there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    if name == 'auto':
+        name = next(kind for kind, available in there.items() if available)
+    if not there[name]:
+        raise UserError(f'--device {name}: PyTorch finds no such device on this machine')
+    return torch.device(name)
+
+
+def choose_precision(amp, device):
+    """Resolve `--amp`: 'auto' becomes 'bf16' where the hardware is fast at it, else 'none'."""
+    if amp != 'auto':
+        return amp
+    if device.type == 'cuda':
+        return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'none'
+    return 'bf16' if device.type == 'cpu' and _cpu_is_fast_at_bfloat16() else 'none'
+
+
+def autocast(device, precision):
+    """The context in which a network runs: autocast for 'bf16' and 'fp16', nothing for 'none'."""
+    if precision == 'none':
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def _cpu_is_fast_at_bfloat16():
+    """Some builds run dilated bfloat16 convolutions on slow kernels even where the CPU has the instructions: try one."""
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}
+    if not (features.get('avx512_bf16') or features.get('amx_bf16')):
+        return False
+    image = torch.ones(4, 256, 28, 28).to(memory_format=torch.channels_last)
+    weight = torch.ones(256, 256, 3, 3).to(memory_format=torch.channels_last)
+
+    def seconds(dtype):
+        x, w = image.to(dtype), weight.to(dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            torch.conv2d(x, w, padding=2, dilation=2)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)
