@@ -4,7 +4,6 @@
 
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
-import argparse
 import os
 import secrets
 from pathlib import Path
@@ -17,32 +16,35 @@ from contrastive.pairs import EpochBatches, ViewPairs, make_loader
 from contrastive.training import Trainer, view_figure
 from data.dataset import SegmentationDataset, dataset_folder
 from utils.checkpoint import load_file
+from utils.command import command, make_parser
 from utils.config import create_config, plain
 from utils.config_keys import PRETRAIN
 from utils.device import choose_device, choose_precision
-from utils.errors import UserError, command
+from utils.errors import UserError
 from utils.files import set_aside
 from utils.log import append_metrics, cut_metrics, start_log, write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config_env', required=True, help='YAML file with root_dir and db_root')
-    parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
-                        help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
-    parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default='auto',
-                        help='precision of the networks (default: auto, bf16 where the hardware is fast at it, else '
-                             'none; a resumed run keeps the precision it had)')
+    parser = make_parser(__doc__, amp='auto')
     parser.add_argument('--nvidia-apex', action='store_true', help='old name of --amp fp16')
-    parser.add_argument('--seed', type=int, help="seed of everything random (default: the experiment's, else drawn)")
     parser.add_argument('--fresh', action='store_true',
                         help='start over; the folder of the earlier run is renamed, not deleted (default: go on)')
     args = parser.parse_args(argv)
     if args.nvidia_apex:
         args.amp = 'fp16'
     return args
+
+
+def earlier_state(path):
+    """The checkpoint to go on from, or None without one. Whether its weights fit is for `Trainer.resume` to say."""
+    if not Path(path).exists():
+        return None
+    state = load_file(path)
+    if not isinstance(state, dict) or not isinstance(state.get('epoch'), int) or not isinstance(state.get('seed', 0), int):
+        raise UserError(f'{path}: not a checkpoint of main.py: move it away, or start over with --fresh')
+    return state
 
 
 @command
@@ -59,15 +61,16 @@ def main(argv=None):
         log.info('The earlier run is now in %s', aside)
 
     # What to go on from
-    state = load_file(p.checkpoint) if Path(p.checkpoint).exists() else {}
-    if state.get('epoch', 0) >= p.epochs:
+    state = earlier_state(p.checkpoint)
+    if state and state['epoch'] >= p.epochs:
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
         return
     if args.seed is not None:
         p.seed = args.seed
-    seed = p.seed if p.seed is not None else state.get('seed', secrets.randbelow(2 ** 31))
+    drawn = (state or {}).get('seed', secrets.randbelow(2 ** 31))
+    seed = p.seed if p.seed is not None else drawn
     precision = choose_precision(args.amp, device)
-    if args.amp == 'auto' and 'precision' in state:
+    if args.amp == 'auto' and state and 'precision' in state:
         precision = state['precision']
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'seed': seed})
 

@@ -6,10 +6,10 @@ Pixel embeddings are the grid's, upsampled bilinearly and then L2-normalised. Ne
 for the whole batch: images are taken in groups and pixels in chunks, and the gradient with respect to the grid is formed
 in the forward pass, so that nothing of the size pixels x C outlives its chunk.
 """
-import functools
-
 import torch
 from torch.nn import functional as F
+
+from models.interpolation import interpolation_matrix, resize
 
 EPS = 1e-12                # of the L2 normalisation
 GROUP_ELEMENTS = 1 << 20   # upsampled embedding values held at once on a CPU: 4 MiB, about the size of its caches
@@ -39,7 +39,7 @@ def saliency_loss(grid, mask):
     grid: B x h x w logits before upsampling. mask: B x H x W, nonzero = object. Returns a scalar.
     """
     with torch.autocast(grid.device.type, enabled=False):
-        logits = F.interpolate(_at_least_float32(grid).unsqueeze(1), size=mask.shape[-2:], mode='bilinear').squeeze(1)
+        logits = resize(_at_least_float32(grid).unsqueeze(1), mask.shape[-2:]).squeeze(1)
         target = mask.bool().to(logits.dtype)
         background = 1 - target.mean()
         weight = torch.where(mask.bool(), background, 1 - background)
@@ -83,7 +83,7 @@ class _ContrastiveLoss(torch.autograd.Function):
             grid_gradient[group] = _downsample_adjoint(gradient, grid.shape[-2:])
         ctx.save_for_backward(grid_gradient)
         ctx.mark_non_differentiable(top1, top5)
-        percent = 100 / mask.sum().clamp_min(1)
+        percent = 100 / mask.sum().clamp_min(1).to(grid.dtype)
         return loss, top1 * percent, top5 * percent
 
     @staticmethod
@@ -149,8 +149,7 @@ def _budget(elements, grid):
 def _upsample(grid, size):
     """Bilinear upsampling as two matrix products: B x D x h x w -> B x H x W x D."""
     images, channels, height, width = grid.shape
-    across = _interpolation(width, size[1], grid.dtype, grid.device)
-    down = _interpolation(height, size[0], grid.dtype, grid.device)
+    across, down = interpolation_matrix(width, size[1], grid), interpolation_matrix(height, size[0], grid)
     wide = across @ grid.permute(0, 2, 3, 1)                            # B x h x W x D
     return (down @ wide.flatten(2)).view(images, *size, channels)
 
@@ -158,17 +157,10 @@ def _upsample(grid, size):
 def _downsample_adjoint(gradient, grid_size):
     """The transpose of `_upsample`: B x H x W x D -> B x D x h x w."""
     images, height, width, channels = gradient.shape
-    across = _interpolation(grid_size[1], width, gradient.dtype, gradient.device)
-    down = _interpolation(grid_size[0], height, gradient.dtype, gradient.device)
+    across = interpolation_matrix(grid_size[1], width, gradient)
+    down = interpolation_matrix(grid_size[0], height, gradient)
     low = (down.t() @ gradient.flatten(2)).view(images, grid_size[0], width, channels)
     return (across.t() @ low).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache(maxsize=16)
-def _interpolation(source, target, dtype, device):
-    """target x source matrix of PyTorch's linear interpolation with align_corners False."""
-    identity = torch.eye(source, dtype=dtype, device=device).unsqueeze(0)
-    return F.interpolate(identity, size=target, mode='linear').squeeze(0).t().contiguous()
 
 
 def _at_least_float32(tensor):

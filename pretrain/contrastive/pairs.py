@@ -1,9 +1,9 @@
 """Pairs of views, and the order in which a run sees them. All randomness follows from (seed, epoch, image id)."""
-import cv2
 import numpy as np
 import torch
 
 from contrastive.views import draw_view, render
+from data.batches import one_thread
 from data.reading import read_gray
 from utils.errors import UserError
 
@@ -36,7 +36,7 @@ class ViewPairs(torch.utils.data.Dataset):
         epoch, index = key
         name = self.dataset.ids[index]
         rng = np.random.default_rng([self.seed, epoch, int.from_bytes(name.encode(), 'little')])
-        skipped, tries = [], TRIES
+        skipped, tries, readable = [], TRIES, None
         for _ in range(REPLACEMENTS + 1):
             try:
                 sample = self.dataset[index]
@@ -45,12 +45,14 @@ class ViewPairs(torch.utils.data.Dataset):
                     raise
                 skipped.append(error.line())
                 tries = 0
+            else:
+                readable = sample['id']
             for _ in range(tries):
                 pair = [self._view(rng, sample) for _ in range(2)]
                 if all(COVER[0] < mask.mean() < COVER[1] for _, mask in pair):
                     return self._item(sample['id'], pair, skipped)
             index, tries = int(rng.integers(len(self.dataset))), 1
-        raise UserError(self._no_view_passes(name, skipped))
+        raise UserError(self._no_view_passes(readable, skipped))
 
     def _view(self, rng, sample):
         image, mask = sample['image'], sample['saliency']
@@ -65,8 +67,8 @@ class ViewPairs(torch.utils.data.Dataset):
         return {**item, 'id': name, 'skipped': skipped}
 
     def _no_view_passes(self, name, skipped):
-        if skipped:
-            return f'{len(skipped)} images in a row could not be used, beginning with: {skipped[0]}'
+        if name is None:
+            return f'{len(skipped)} images in a row could not be read, beginning with: {skipped[0]}'
         path = self.dataset.masks / f'{name}.png'
         return (f'{self.dataset.masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and '
                 f'less than 99% of it (the largest value in {path.name} is {read_gray(path).max()}; object pixels must '
@@ -96,17 +98,16 @@ class EpochBatches(torch.utils.data.Sampler):
 
 
 def make_loader(pairs, batches, num_workers, pin_memory):
-    """A DataLoader whose workers live as long as it does."""
+    """A DataLoader whose workers live as long as it does.
+
+    Its own generator keeps it from drawing its workers' seeds from the global one, which would then depend on how often
+    a run was cut.
+    """
     return torch.utils.data.DataLoader(pairs, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
-                                       collate_fn=_collate, worker_init_fn=_one_thread,
+                                       collate_fn=_collate, worker_init_fn=one_thread, generator=torch.Generator(),
                                        persistent_workers=num_workers > 0)
 
 
 def _collate(items):
     batch = {part: torch.stack([item[part] for item in items]) for part in ('query', 'key', 'query_mask', 'key_mask')}
     return {**batch, 'id': [item['id'] for item in items], 'skipped': [line for item in items for line in item['skipped']]}
-
-
-def _one_thread(_):
-    """Workers are the parallelism: threads of OpenCV inside them would only fight for the cores (torch sets its own)."""
-    cv2.setNumThreads(0)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.batches import to_images
 from utils.checkpoint import load_exactly, save_checkpoint
 from utils.device import autocast
 from utils.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REPORT_EVERY = 10  # steps between looks at the loss on a GPU, which makes the host wait, and between lines in the log
 PREFIX = 'module.'  # of the model's keys in checkpoints, published ones too
 
@@ -127,13 +127,6 @@ class Trainer:
         means = {name: total / self.step for name, total in self.totals.items()}
         self.epoch, self.step, self.totals = self.epoch + 1, 0, {}
         return {**means, 'images_per_second': images_per_second, 'skipped_images': skipped}
-
-
-def to_images(views, device):
-    """B x H x W x 3 uint8 -> normalised B x 3 x H x W float32 on `device`, in channels_last layout."""
-    images = views.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return images.div_(255).sub_(mean).div_(std)
 
 
 def view_figure(batch, pairs=4):

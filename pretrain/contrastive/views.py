@@ -109,7 +109,8 @@ def adjust_saturation(image, factor):
 
 def adjust_hue(image, factor):
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    shift = np.uint8(int(factor * 255) % 256)
+    # One less than PIL: its hues are cut off, not rounded, and OpenCV's circle has 256 steps there but 255 back.
+    shift = np.uint8((int(factor * 255) - 1) % 256)
     hsv[..., 0] += shift  # wraps around, as hues do
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data.palette import save_labels
 from utils.errors import UserError
 from utils.files import atomic_folder
 
@@ -61,7 +62,7 @@ def draw_shapes(folder, seed=0, train=240, val=60, size=128):
                 Image.fromarray(image).save(root / 'images' / f'{image_id}.jpg', quality=92)
                 for name, labelled in label_folders.items():
                     if image_id in labelled:
-                        _save_labels(root / name / f'{image_id}.png', labels)
+                        save_labels(root / name / f'{image_id}.png', labels)
                 for name, mask in masks.items():
                     Image.fromarray(mask).save(root / name / f'{image_id}.png')
 
@@ -285,15 +286,3 @@ def _step(distance):
 def _bars(position, period):
     """Bars of half the period each along `position` (pixels), antialiased."""
     return _step((np.abs(position / period % 1 - 0.5) - 0.25) * period)
-
-
-def _save_labels(path, labels):
-    """Write a palette PNG in PASCAL VOC's colours: the bits of the index go in turn to R, G, B, highest bit first."""
-    index = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
-    image = Image.fromarray(labels)
-    image.putpalette(palette.tobytes())
-    image.save(path)

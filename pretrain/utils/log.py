@@ -77,10 +77,17 @@ def cut_metrics(path, epochs):
     if not path.is_file():
         return
     lines = path.read_text(encoding='utf-8').splitlines()
-    kept = [line for line in lines if line.endswith('}') and json.loads(line)['epoch'] <= epochs]
+    kept = [line for line in lines if _epoch_of(line) <= epochs]
     if kept != lines:
         with atomic_file(path, 'w') as file:
             file.writelines(line + '\n' for line in kept)
+
+
+def _epoch_of(line):
+    try:
+        return json.loads(line)['epoch']
+    except (ValueError, KeyError, TypeError):
+        return float('inf')
 
 
 def _versions():

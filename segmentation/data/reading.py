@@ -72,6 +72,7 @@ def _open(path, data):
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f'{path} is not a whole image ({error}): replace it, or remove its id from the split') from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = 'of no known format' if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f'{path} is not a whole image ({reason}): replace it, or remove its id from the split') from error
     return image

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPPPooling, DeepLabHead
 
+from models.interpolation import resize
+
 DECODER_CHANNELS = 256
 
 
@@ -56,11 +58,6 @@ class LinearNetwork(nn.Module):
     def forward(self, images):
         """B x 3 x H x W normalised images -> class logits B x C x H x W."""
         return resize(self.decoder(self.backbone(images)), images.shape[-2:])
-
-
-def resize(grid, size):
-    """Bilinear upsampling, align_corners False: B x C x h x w -> B x C x *size."""
-    return F.interpolate(grid, size=tuple(size), mode='bilinear', align_corners=False)
 
 
 class _ImagePooling(ASPPPooling):

@@ -1,5 +1,6 @@
 """env.yml and an experiment file become one checked configuration. Mistakes end before any work, in one line."""
 import difflib
+import os
 from pathlib import Path
 
 import yaml
@@ -37,6 +38,8 @@ def create_config(env_file, exp_file, script=None):
         _check_training(p, exp_file)
     if script == config_keys.PRETRAIN:
         _check_pretraining(p, exp_file)
+    if script in config_keys.CLUSTERED and not p.kmeans_eval:
+        raise UserError(f'{exp_file}: {script} needs kmeans_eval: True, which selects the pre-training network')
     return p
 
 
@@ -57,7 +60,7 @@ def _read_yaml(path):
         raise UserError(f'{path}: the configuration file could not be read ({reason})') from error
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2020-13-45`, say, is a ValueError
         mark = getattr(error, 'problem_mark', None)
         where = f' in line {mark.line + 1}' if mark else ''
         raise UserError(f'{path}: not valid YAML{where}: {getattr(error, "problem", None) or error}') from error
@@ -89,9 +92,9 @@ def _checked(content, keys, file, script):
             given[name] = value
     result = {}
     for name, value in given.items():
-        if name not in table:
-            near = difflib.get_close_matches(str(name), [*table, *groups], n=1, cutoff=0)
-            raise UserError(f"{file}: unknown key '{name}' (nearest valid key: '{near[0]}')")
+        if name not in table or name in content and '.' in name:  # dots are our notation, not YAML's
+            near = _nearest(str(name), [*table, *groups], cutoff=0)
+            raise UserError(f"{file}: unknown key '{name}' (nearest valid key: '{near}')")
         _put(result, name, _value(table[name], value, file))
     for name, key in table.items():
         if name not in given and script in key.readers:
@@ -99,6 +102,13 @@ def _checked(content, keys, file, script):
                 raise UserError(f"{file}: the key '{name}' is missing, and {script} needs it")
             _put(result, name, list(key.default) if isinstance(key.default, tuple) else key.default)
     return result
+
+
+def _nearest(name, valid, cutoff=0.6):
+    """The valid name most like `name`, whatever the case, or None where nothing is as like as `cutoff`."""
+    names = {item.lower(): item for item in valid}
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else None
 
 
 def _put(result, name, value):
@@ -109,7 +119,7 @@ def _put(result, name, value):
 def _value(key, value, file):
     """`value` as `key` wants it, or a `UserError`."""
     if value is None:
-        if key.default is None:
+        if key.default is None or key.nullable:
             return None
         raise UserError(f'{file}: {key.name} needs a value ({key.type})')
     converted = _CONVERT[key.type](value)
@@ -117,8 +127,8 @@ def _value(key, value, file):
         raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}')
     if key.choices and converted not in key.choices:
         valid = [*key.choices, *(['null'] if key.default is None else [])]
-        near = difflib.get_close_matches(converted, valid, n=1)
-        hint = f" (nearest: '{near[0]}')" if near else ''
+        near = _nearest(converted, valid)
+        hint = f" (nearest: '{near}')" if near else ''
         raise UserError(f"{file}: {key.name} must be one of {', '.join(valid)}, not '{value}'{hint}")
     for bound, broken, words in ((key.minimum, lambda v, b: v < b, 'at least'),
                                  (key.maximum, lambda v, b: v > b, 'at most'),
@@ -134,7 +144,7 @@ def _float(value):
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if abs(number) < float('inf') else None
 
@@ -163,7 +173,7 @@ def _path(value):
     """Absolute, from the script tree; `scheme://...` names are not files and stay as they are."""
     if not isinstance(value, str) or not value:
         return None
-    return value if '://' in value else str((TREE / Path(value).expanduser()).resolve())
+    return value if '://' in value else str((TREE / os.path.expanduser(value)).resolve())
 
 
 _CONVERT = {

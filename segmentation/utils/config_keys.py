@@ -12,6 +12,7 @@ SCRIPTS = (PRETRAIN, LINEAR, KMEANS, RETRIEVAL)
 EVALUATIONS = (LINEAR, KMEANS, RETRIEVAL)
 TRAINED = (PRETRAIN, LINEAR)
 CLUSTERED = (KMEANS, RETRIEVAL)
+MAX_SEED = 2 ** 32 - 1  # the most that scikit-learn takes
 NOBODY = ()  # keys of older files of this system, accepted without effect
 
 
@@ -22,6 +23,7 @@ class Key:
     type: int, float, bool, str, path (relative to the script tree), ints, strs, or size (two positive integers).
     default: the value when the key is absent, or REQUIRED. None as a default also permits null as a value.
     minimum, maximum: inclusive bounds of a number; above: an exclusive lower bound.
+    nullable: null is a value, though the key has to be there.
     """
     name: str
     type: str
@@ -31,6 +33,7 @@ class Key:
     minimum: float = None
     maximum: float = None
     above: float = None
+    nullable: bool = False
 
 
 KEYS = (
@@ -63,7 +66,7 @@ KEYS = (
     Key('freeze_layers', 'bool', False, (PRETRAIN,)),
     Key('freeze_layer', 'bool', False, NOBODY),
     Key('freeze_batchnorm', 'str', 'all', (LINEAR,), choices=('all', 'backbone', 'none')),
-    Key('pretraining', 'path', REQUIRED, EVALUATIONS),
+    Key('pretraining', 'path', REQUIRED, EVALUATIONS, nullable=True),  # null: random weights
     Key('kmeans_eval', 'bool', False, EVALUATIONS),
     # Training
     Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
@@ -78,7 +81,7 @@ KEYS = (
     Key('scheduler', 'str', REQUIRED, TRAINED, choices=('poly', 'step', 'cosine', 'constant')),
     Key('scheduler_kwargs.lr_decay_rate', 'float', None, TRAINED, above=0),
     Key('scheduler_kwargs.lr_decay_epochs', 'ints', None, TRAINED),
-    Key('seed', 'int', None, SCRIPTS, minimum=0),
+    Key('seed', 'int', None, SCRIPTS, minimum=0, maximum=MAX_SEED),
     Key('checkpoint_every', 'int', None, (PRETRAIN,), minimum=1),
     # Evaluation
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),

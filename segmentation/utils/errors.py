@@ -1,9 +1,4 @@
-"""A user's mistake is one clear line and exit code 2; a traceback is reserved for our own bugs."""
-import functools
-import logging
-import sys
-
-EXIT_USER_ERROR = 2
+"""A user's mistake, as opposed to our own bugs, which keep their traceback."""
 
 
 class UserError(Exception):
@@ -16,19 +11,3 @@ class UserError(Exception):
         if prefix in text:
             text = text.rpartition(prefix)[2]
         return ' '.join(text.split())
-
-
-def command(main):
-    """Decorate a script's `main(argv)`: a `UserError` ends it with its line on stderr and exit code 2."""
-    @functools.wraps(main)
-    def run(argv=None):
-        try:
-            return main(argv)
-        except UserError as error:
-            log = logging.getLogger('maskcontrast')
-            if log.handlers:
-                log.error('error: %s', error.line())
-            else:
-                print(f'error: {error.line()}', file=sys.stderr)
-            raise SystemExit(EXIT_USER_ERROR) from None
-    return run

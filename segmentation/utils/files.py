@@ -9,11 +9,12 @@ from utils.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_file(path, mode='wb'):
+def atomic_file(path, mode='wb', flush=True):
     """Open a temporary file beside `path` that takes its name when the block ends well.
 
     The content is flushed to the disk before the rename, so that after a crash or a full disk `path` holds either what
-    it held before or everything that was written. Raises `UserError` when the file can't be written.
+    it held before or everything that was written. `flush` costs milliseconds a file; without it a crash of the machine may
+    lose the file, which will do for what can be made again. Raises `UserError` when the file can't be written.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -21,10 +22,12 @@ def atomic_file(path, mode='wb'):
     try:
         with open(temporary, mode) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if flush:
+            _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f'{path} could not be written ({error.strerror or error}): '
                         'make room or choose another folder in env.yml; what was there before is unchanged') from error
@@ -62,13 +65,18 @@ def make_folder(path):
 
 
 def set_aside(path):
-    """Rename `path` to `path.old-1` (or the next free number) and return the new path. Nothing is deleted."""
+    """Rename `path` to `path.old-1` (or the next free number) and return the new path. Nothing is deleted.
+
+    Raises `UserError` when the folder above can't be written."""
     path = Path(path)
     number = 1
     while path.with_name(f'{path.name}.old-{number}').exists():
         number += 1
     aside = path.with_name(f'{path.name}.old-{number}')
-    os.rename(path, aside)
+    try:
+        os.rename(path, aside)
+    except OSError as error:
+        raise UserError(f'{path} could not be renamed to {aside.name} ({error.strerror}): move it away by hand') from error
     return aside
 
 

@@ -1,0 +1,22 @@
+"""Label images: palette PNGs in PASCAL VOC's colours."""
+import numpy as np
+from PIL import Image
+
+
+def _voc_colours():
+    """The bits of an index go in turn to R, G and B, highest bit first."""
+    index, colours = np.arange(256), np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+VOC_COLOURS = _voc_colours()  # 256 x 3 uint8, RGB
+
+
+def save_labels(file, labels):
+    """Write H x W uint8 class indices to a path or binary file as a palette PNG."""
+    image = Image.fromarray(labels)
+    image.putpalette(VOC_COLOURS.tobytes())
+    image.save(file, format='PNG')

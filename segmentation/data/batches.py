@@ -1,0 +1,18 @@
+"""From decoded images to what a network takes."""
+import cv2
+import torch
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, for values in [0, 1]
+
+
+def to_images(batch, device):
+    """B x H x W x 3 uint8 RGB -> normalised B x 3 x H x W float32 on `device`, in channels_last layout."""
+    images = batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return images.div_(255).sub_(mean).div_(std)
+
+
+def one_thread(_):
+    """Start a DataLoader worker: workers are the parallelism, and OpenCV's threads inside them would only fight for the
+    cores (torch sets its own number)."""
+    cv2.setNumThreads(0)

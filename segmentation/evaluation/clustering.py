@@ -1,0 +1,58 @@
+"""K-means on the prototypes of a split, and its score (method section 4, K-means).
+
+Axes: M images, D embedding, C classes. Predicted ids: 0 outside the masks, cluster + 1 inside.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
+
+from evaluation import confusion as scoring
+
+COMPONENTS = 32
+BATCH_SIZE = 1000
+N_INIT = 3  # the default of the scikit-learn that the published numbers came from
+
+
+@dataclass
+class Clustering:
+    """clusters: M integers. by_id: (clusters + 1) x C confusion matrix of the predicted ids. classes_of: the class that each
+    id was matched with. confusion: C x C, of these classes."""
+    clusters: np.ndarray
+    by_id: np.ndarray
+    classes_of: np.ndarray
+    confusion: np.ndarray
+
+    def prediction(self, index, mask):
+        """Image `index`'s predicted classes, H x W uint8, from its mask (H x W uint8, 0 or 1)."""
+        return self.classes_of[[0, self.clusters[index] + 1]].astype(np.uint8)[mask]
+
+
+METRICS = {'Accuracy': lambda clustering: scoring.accuracy(clustering.confusion),
+           'NMI': lambda clustering: scoring.normalised_mutual_information(clustering.by_id),
+           'ARI': lambda clustering: scoring.adjusted_rand_index(clustering.by_id)}
+
+
+def cluster_all(embedded, n_clusters, seeds):
+    """A `Clustering` for each seed. n_clusters counts background, so K-means itself gets one less."""
+    whitened = whiten(embedded.prototypes)
+    return [score(embedded.histograms, cluster(whitened, n_clusters - 1, seed), n_clusters) for seed in seeds]
+
+
+def whiten(prototypes):
+    """PCA with whitening to min(32, D, M) components. prototypes: M x D. Returns M x components."""
+    components = min(COMPONENTS, *prototypes.shape)
+    return PCA(n_components=components, whiten=True, svd_solver='full').fit_transform(prototypes)
+
+
+def cluster(whitened, count, seed):
+    """The cluster of each row of `whitened`: M integers in [0, count)."""
+    return MiniBatchKMeans(count, batch_size=BATCH_SIZE, n_init=N_INIT, random_state=seed).fit_predict(whitened)
+
+
+def score(histograms, clusters, n_clusters):
+    """Match the clusters with the classes. histograms: M x 2 x C of `label_histograms`."""
+    by_id = scoring.clustering_confusion(histograms, clusters, n_clusters - 1)
+    classes_of = scoring.match(by_id)
+    return Clustering(clusters, by_id, classes_of, scoring.matched(by_id, classes_of))

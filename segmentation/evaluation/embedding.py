@@ -1,0 +1,53 @@
+"""One pass of the pre-training network over a split: per image a prototype, a mask, and the labels in and out of it.
+
+Axes: M images, D embedding, C classes. What is kept of an image does not grow with its pixels but for the mask, which is
+compressed.
+"""
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.batches import to_images
+from evaluation.confusion import label_histograms
+from evaluation.prototypes import CompressedMask, object_weights, prototypes
+from utils.device import autocast
+from utils.errors import UserError
+
+
+@dataclass
+class Embedded:
+    """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s at the labels'
+    size. histograms: M x 2 x C int64 of `label_histograms` at the labels' size."""
+    ids: list
+    prototypes: np.ndarray
+    masks: list
+    histograms: np.ndarray
+
+
+@torch.no_grad()
+def embed(network, loader, device, precision, classes):
+    """Run `network` (a `PretrainingNetwork` in eval mode) once over a loader of `EvaluationImages` with labels.
+
+    The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
+    Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
+    """
+    ids, vectors, masks, histograms = [], [], [], []
+    for batch in tqdm(loader, desc='Embedding', disable=None):
+        with autocast(device, precision):
+            grid, saliency = network.grid(to_images(batch['image'], device))
+        given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None
+        inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
+        vectors.append(prototypes(grid, weights).cpu().numpy())
+        for name, mask, labels in zip(batch['id'], inside.to(torch.uint8).cpu().numpy(), batch['labels'], strict=True):
+            mask = cv2.resize(mask, labels.shape[::-1], interpolation=cv2.INTER_NEAREST)
+            histograms.append(label_histograms(labels, mask, classes, name))
+            masks.append(CompressedMask(mask))
+        ids += batch['id']
+    vectors = np.concatenate(vectors)
+    if not np.isfinite(vectors).all():
+        name = ids[int(np.argmin(np.isfinite(vectors).all(1)))]
+        raise UserError(f'the network gives no finite embedding for {name}: try --amp none, or another checkpoint')
+    return Embedded(ids, vectors, masks, np.stack(histograms))

@@ -1,0 +1,42 @@
+"""Images as the evaluations read them: resized to the network's input, with labels at their own size (method section 4)."""
+import cv2
+import torch
+
+from data.batches import one_thread
+
+
+class EvaluationImages(torch.utils.data.Dataset):
+    """The images of a `SegmentationDataset` at one resolution, in the order of its split file.
+
+    resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
+    (OpenCV bicubic, aspect not kept); `size`, (height, width) of the file; and, where the data set reads them, `labels`
+    (uint8 array at the image's own size) and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
+    """
+
+    def __init__(self, dataset, resolution):
+        self.dataset, self.resolution = dataset, tuple(resolution)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        sample = self.dataset[index]
+        size = self.resolution[::-1]
+        item = {'id': sample['id'], 'size': sample['image'].shape[:2],
+                'image': torch.from_numpy(cv2.resize(sample['image'], size, interpolation=cv2.INTER_CUBIC))}
+        if 'labels' in sample:
+            item['labels'] = sample['labels']
+        if 'saliency' in sample:
+            item['saliency'] = cv2.resize(sample['saliency'], size, interpolation=cv2.INTER_NEAREST)
+        return item
+
+
+def make_loader(images, batch_size, num_workers, device):
+    """Batches in order. Each is a dict of lists, but for `image`: B x H x W x 3 uint8."""
+    return torch.utils.data.DataLoader(images, batch_size, num_workers=num_workers, collate_fn=_collate,
+                                       worker_init_fn=one_thread, pin_memory=device.type == 'cuda')
+
+
+def _collate(items):
+    batch = {key: [item[key] for item in items] for key in items[0]}
+    return {**batch, 'image': torch.stack(batch['image'])}

@@ -1,0 +1,109 @@
+"""Cluster the object masks of the validation images and score the clusters as classes (arXiv 2102.06191, section 4.3).
+
+    python kmeans.py --config_env configs/env.yml --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml
+
+Results are under <root_dir>/<experiment file's name>/: results.json, predictions/ and visualization/ of the first seed.
+"""
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.dataset import SegmentationDataset, class_names, dataset_folder
+from evaluation import confusion as scoring
+from evaluation.clustering import METRICS, cluster_all
+from evaluation.embedding import embed
+from evaluation.images import EvaluationImages, make_loader
+from evaluation.report import print_iou, write_predictions, write_results
+from evaluation.weights import load_pretraining_network
+from models.factory import get_model
+from utils.command import command, make_parser
+from utils.config import create_config
+from utils.config_keys import KMEANS, MAX_SEED
+from utils.device import choose_device, choose_precision
+from utils.errors import UserError
+from utils.log import start_log, write_config
+
+FIRST_SEED = 1234
+
+
+def parse_arguments(argv):
+    parser = make_parser(__doc__, amp='none')
+    parser.add_argument('--num_seeds', type=int, default=5, help='number of clusterings to average over (default: 5)')
+    parser.add_argument('--n_clusters', type=int, help="clusters, background counted (default: the experiment's, else the "
+                                                       'number of classes)')
+    parser.add_argument('--metrics', action='store_true', help='also report accuracy, NMI and ARI (default: no)')
+    parser.add_argument('--num_visualizations', type=int, help='pictures to draw (default: one for every image)')
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    args = parse_arguments(argv)
+    p = create_config(args.config_env, args.config_exp, KMEANS)
+    device = choose_device(args.device)
+    precision = choose_precision(args.amp, device)
+    first_seed = _first(args.seed, p.seed, FIRST_SEED)
+    if args.num_seeds < 1 or not 0 <= first_seed <= MAX_SEED + 1 - args.num_seeds:
+        raise UserError(f'--num_seeds must be at least 1, and the seeds integers from 0 to {MAX_SEED}')
+    if not (p.model_kwargs.use_classification_head or p.val_db_kwargs.saliency):
+        raise UserError(f'{args.config_exp}: without a saliency head (model_kwargs.use_classification_head: False) '
+                        "val_db_kwargs.saliency must name the data set's masks")
+    output = Path(p.output_dir)
+    log = start_log(output / 'log_file.txt')
+
+    # Data
+    folder = dataset_folder(p.db_root, p.val_db_name)
+    classes = class_names(folder)
+    dataset = SegmentationDataset(folder, 'val', saliency=p.val_db_kwargs.saliency, labels=True)
+    n_clusters = _first(args.n_clusters, p.kmeans_kwargs.n_clusters, len(classes))
+    if n_clusters < 2:
+        raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')
+    if len(dataset) < n_clusters - 1:
+        raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
+                        'set kmeans_kwargs.n_clusters or --n_clusters lower')
+    images = EvaluationImages(dataset, p.transformation_kwargs.resolution)
+    loader = make_loader(images, p.val_db_kwargs.batch_size, p.num_workers, device)
+
+    # Model
+    torch.manual_seed(first_seed)
+    network = get_model(p)
+    if p.pretraining:
+        load_pretraining_network(network, p.pretraining)
+    else:
+        log.warning('pretraining is null: the network has random weights')
+    network = network.to(device, memory_format=torch.channels_last).eval()
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'seed': first_seed,
+                                                     'n_clusters': n_clusters})
+    log.info('%s: %d validation images, %d classes, %d clusters; masks: %s; weights: %s', folder, len(dataset), len(classes),
+             n_clusters, dataset.masks.name if dataset.masks else 'predicted', p.pretraining)
+
+    # Clusters
+    embedded = embed(network, loader, device, precision, len(classes))
+    seeds = range(first_seed, first_seed + args.num_seeds)
+    clusterings = cluster_all(embedded, n_clusters, seeds)
+    confusions = [clustering.confusion for clustering in clusterings]
+
+    # Report
+    iou = np.stack([scoring.class_iou(confusion) for confusion in confusions]) * 100
+    for seed, row in zip(seeds, iou, strict=True):
+        log.info('Seed %d', seed)
+        print_iou(log, classes, row)
+    more = {name: float(np.mean([metric(clustering) for clustering in clusterings])) * 100
+            for name, metric in METRICS.items()} if args.metrics else {}
+    for name, value in more.items():
+        log.info('%s is %.2f', name, value)
+    write_results(output / 'results.json', 'kmeans.py', p.pretraining, classes, iou.mean(0), n_clusters=n_clusters,
+                  seeds=list(seeds), mIoU_per_seed=iou.mean(1).tolist(), IoU_per_seed=iou.tolist(), **more)
+    write_predictions(output, dataset, lambda i: clusterings[0].prediction(i, embedded.masks[i].array()),
+                      args.num_visualizations)
+    log.info('Average mIoU is %.1f', iou.mean())
+
+
+def _first(*values):
+    """The first that is not None: flags win over the YAML, which wins over the default."""
+    return next(value for value in values if value is not None)
+
+
+if __name__ == '__main__':
+    main()

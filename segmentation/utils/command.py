@@ -1,0 +1,58 @@
+"""What the scripts' command lines have in common: flags, and how a run ends."""
+import argparse
+import functools
+import logging
+import sys
+
+from utils.config_keys import MAX_SEED
+from utils.errors import UserError
+from utils.log import stop_log
+
+EXIT_USER_ERROR = 2
+
+
+def command(main):
+    """Decorate a script's `main(argv)`: a `UserError` ends it with its line on stderr and exit code 2."""
+    @functools.wraps(main)
+    def run(argv=None):
+        try:
+            return main(argv)
+        except UserError as error:
+            log = logging.getLogger('maskcontrast')
+            if log.handlers:
+                log.error('error: %s', error.line())
+            else:
+                print(f'error: {error.line()}', file=sys.stderr)
+            # Its frames hold the DataLoader. Left to the garbage collector, each worker would take 5 s to end.
+            error.__traceback__ = None
+            raise SystemExit(EXIT_USER_ERROR) from None
+        finally:
+            stop_log()
+    return run
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, like all others."""
+
+    def error(self, message):
+        raise UserError(f'{message} (see --help)')
+
+
+def make_parser(description, amp):
+    """A parser with the flags that every script has; `amp` is the default of --amp."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config_env', required=True, help='YAML file with root_dir and db_root')
+    parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
+                        help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
+    parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default=amp,
+                        help=f'precision of the networks (default: {amp}; auto is bf16 where the hardware is fast at it, '
+                             'else none)')
+    parser.add_argument('--seed', type=_seed, help="seed of everything random (default: the experiment's, if it has one)")
+    return parser
+
+
+def _seed(text):
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f'must be an integer from 0 to {MAX_SEED}, not {text}')
+    return int(text)

@@ -1,0 +1,142 @@
+"""The lean losses against the plain ones, against hand-computed values, and at the edges."""
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from contrastive import losses
+from contrastive.losses import contrastive_loss, mask_prototypes, saliency_loss
+from models.interpolation import resize
+from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss
+
+
+def example(batch=3, ndim=8, grid=(7, 7), size=(56, 56), queue=12, dtype=torch.float64, seed=0):
+    """Grid embeddings, masks of very different areas, prototypes, queue."""
+    g = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(batch, ndim, *grid, generator=g, dtype=dtype)
+    mask = torch.zeros(batch, *size, dtype=torch.uint8)
+    for i in range(batch):
+        mask[i, 2:2 + (i + 1) * size[0] // (batch + 2), 1:1 + size[1] // (i + 2)] = 1
+    unit = F.normalize(torch.randn(batch + queue, ndim, generator=g, dtype=dtype), dim=1)
+    return embeddings, mask, unit[:batch], unit[batch:].t().contiguous()
+
+
+SIZES = [{}, {'grid': (13, 9), 'size': (97, 66)}, {'batch': 1, 'queue': 2}, {'batch': 5, 'grid': (4, 4), 'size': (4, 4)},
+         {'batch': 2, 'ndim': 2, 'queue': 3}, {'queue': 300}]
+
+
+@pytest.mark.parametrize('shape', SIZES)
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_contrastive_loss_equals_the_plain_one(shape, dtype, tolerance):
+    grid, mask, prototypes, queue = example(dtype=dtype, **shape)
+    lean, plain = grid.clone().requires_grad_(), grid.clone().requires_grad_()
+    got = contrastive_loss(lean, mask, prototypes, queue, 0.5)
+    want = plain_contrastive_loss(F.normalize(resize(plain, mask.shape[1:]), dim=1), mask, prototypes, queue, 0.5)
+    got[0].backward()
+    want[0].backward()
+    for a, b in zip(got, want, strict=True):
+        assert a.item() == pytest.approx(b.item(), rel=tolerance)
+    assert (lean.grad - plain.grad).abs().max() <= tolerance * plain.grad.abs().max()
+    assert plain.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize('budget', [1, 1000])
+def test_groups_and_chunks_change_nothing(monkeypatch, budget):
+    grid, mask, prototypes, queue = example()
+    whole = contrastive_loss(grid.requires_grad_(), mask, prototypes, queue, 0.5)
+    gradient, = torch.autograd.grad(whole[0], grid)
+    monkeypatch.setattr(losses, 'CHUNK_ELEMENTS', budget)
+    monkeypatch.setattr(losses, 'GROUP_ELEMENTS', budget)
+    parts = contrastive_loss(grid, mask, prototypes, queue, 0.5)
+    assert torch.allclose(torch.autograd.grad(parts[0], grid)[0], gradient, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(torch.stack(parts), torch.stack(whole), rtol=1e-12)
+
+
+def test_all_pixels_with_weight_zero_outside_equal_the_masked_ones(monkeypatch):
+    """The form that a GPU runs, in which the number of object pixels is never asked for."""
+    grid, mask, prototypes, queue = example()
+    masked = contrastive_loss(grid.requires_grad_(), mask, prototypes, queue, 0.5)
+    gradient, = torch.autograd.grad(masked[0], grid)
+    monkeypatch.setattr(losses, '_chunks', lambda inside, rows: [slice(i, i + 500) for i in range(0, len(inside), 500)])
+    everywhere = contrastive_loss(grid, mask, prototypes, queue, 0.5)
+    assert torch.allclose(torch.autograd.grad(everywhere[0], grid)[0], gradient, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(torch.stack(everywhere), torch.stack(masked), rtol=1e-12)
+
+
+def test_gradient_is_that_of_finite_differences():
+    grid, mask, prototypes, queue = example(batch=2, ndim=3, grid=(2, 3), size=(5, 6), queue=2)
+    assert torch.autograd.gradcheck(lambda g: contrastive_loss(g, mask, prototypes, queue, 0.3)[0],
+                                    grid.requires_grad_(), rtol=1e-6)
+
+
+def test_small_temperatures_do_not_overflow():
+    grid, mask, prototypes, queue = example(dtype=torch.float32)
+    for temperature in (0.05, 0.005, 0.0005):
+        got = contrastive_loss(grid, mask, prototypes, queue, temperature)[0]
+        want = plain_contrastive_loss(F.normalize(resize(grid, mask.shape[1:]), dim=1), mask, prototypes, queue, temperature)
+        assert math.isfinite(got) and got.item() == pytest.approx(want[0].item(), rel=1e-4)
+
+
+def test_by_hand():
+    """One image, all pixels equal to its prototype, one orthogonal queue column: -log(e^2 / (e^2 + 1))."""
+    grid = torch.tensor([3.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    prototype, queue = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
+    loss, acc1, acc5 = contrastive_loss(grid, torch.ones(1, 4, 4), prototype, queue, 0.5)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert (acc1.item(), acc5.item()) == (100, 100)
+    loss, acc1, acc5 = contrastive_loss(-grid, torch.ones(1, 4, 4), prototype, queue, 0.5)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(2)))
+    assert (acc1.item(), acc5.item()) == (0, 100)
+
+
+def test_no_object_at_all_is_zero_and_finite():
+    grid, mask, prototypes, queue = example()
+    loss, acc1, acc5 = contrastive_loss(grid.requires_grad_(), torch.zeros_like(mask), prototypes, queue, 0.5)
+    loss.backward()
+    assert (loss.item(), acc1.item(), acc5.item()) == (0, 0, 0)
+    assert torch.equal(grid.grad, torch.zeros_like(grid))
+
+
+def test_an_image_without_object_changes_nothing_but_the_columns():
+    grid, mask, prototypes, queue = example()
+    mask[1] = 0
+    got = contrastive_loss(grid, mask, prototypes, queue, 0.5)
+    want = plain_contrastive_loss(F.normalize(resize(grid, mask.shape[1:]), dim=1), mask, prototypes, queue, 0.5)
+    assert torch.allclose(torch.stack(got), torch.stack([value.double() for value in want]), rtol=1e-10)
+
+
+@pytest.mark.parametrize('shape', SIZES)
+def test_prototypes_equal_the_plain_ones(shape):
+    grid, mask, *_ = example(**shape)
+    mask[0] = 0
+    got = mask_prototypes(grid, mask)
+    want = plain_prototypes(F.normalize(resize(grid, mask.shape[1:]), dim=1), mask)
+    assert torch.allclose(got, want, rtol=1e-10, atol=1e-12)
+    assert torch.equal(got[0], torch.zeros_like(got[0]))
+
+
+@pytest.mark.parametrize('shape', SIZES)
+@pytest.mark.parametrize('cover', ['some', 'none', 'all'])
+def test_saliency_loss_equals_the_plain_one(shape, cover):
+    grid, mask, *_ = example(**shape)
+    mask = {'some': mask, 'none': torch.zeros_like(mask), 'all': torch.ones_like(mask)}[cover]
+    logits = grid[:, 0].clone().requires_grad_()
+    plain = logits.detach().clone().requires_grad_()
+    got = saliency_loss(logits, mask)
+    want = plain_saliency_loss(resize(plain.unsqueeze(1), mask.shape[1:]).squeeze(1), mask)
+    assert got.item() == pytest.approx(want.item(), rel=1e-10)
+    got.backward()
+    want.backward()
+    assert torch.allclose(logits.grad, plain.grad, rtol=1e-9, atol=1e-15)
+
+
+def test_autocast_leaves_losses_in_float32():
+    grid, mask, prototypes, queue = example(dtype=torch.float32)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss, *_ = contrastive_loss(grid, mask, prototypes, queue, 0.5)
+        saliency = saliency_loss(grid[:, 0], mask)
+        means = mask_prototypes(grid, mask)
+    assert loss.dtype == saliency.dtype == means.dtype == torch.float32
+    assert torch.equal(loss, contrastive_loss(grid, mask, prototypes, queue, 0.5)[0])
+    assert torch.equal(means, mask_prototypes(grid, mask))

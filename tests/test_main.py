@@ -1,0 +1,177 @@
+"""`main.py` end to end: what a run leaves, how it goes on after a cut, and when it refuses."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.models import resnet18
+
+import contrastive.training
+from main import main
+
+MAIN = Path(__file__).resolve().parents[1] / 'pretrain' / 'main.py'
+
+
+def load(folder):
+    return torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
+
+
+def assert_same(a, b, path=''):
+    """Nested dicts and lists of tensors and values are equal bit for bit."""
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f'{path}/{key}')
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f'{path}/{i}')
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+def test_what_a_run_leaves(experiment, tmp_path, capsys):
+    arguments = experiment()
+    main([*arguments, '--amp', 'none'])
+    folder = tmp_path / 'output' / 'small'
+    state = load(folder)
+    assert state['epoch'] == 2 and all(key.startswith('module.') for key in state['model'])
+    assert {'module.queue', 'module.queue_ptr', 'module.model_q.head.bias', 'module.model_k.head.bias'} <= set(state['model'])
+    assert state['model']['module.queue_ptr'].item() == (2 * 3 * 4) % 8
+
+    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['epoch'] for row in rows] == [1, 2]
+    assert rows[1]['lr'] == pytest.approx(0.01 * 0.5 ** 0.9)
+    for row in rows:
+        assert row['loss'] == pytest.approx(row['contrastive_loss'] + row['saliency_loss'])
+        assert 0 <= row['acc1'] <= row['acc5'] <= 100 and row['images_per_second'] > 0 and row['skipped_images'] == 0
+
+    config = yaml.safe_load((folder / 'config.yml').read_text())
+    assert config['moco_kwargs'] == {'T': 0.5, 'm': 0.9, 'K': 8} and config['checkpoint_every'] is None
+    assert config['resolved'] == {'device': 'cpu', 'precision': 'none', 'seed': 3}
+    assert config['versions']['torch'] == torch.__version__.partition('+')[0]
+
+    printed = capsys.readouterr().out
+    log = (folder / 'log_file.txt').read_text()
+    assert 'Epoch 2/2: loss' in printed and 'Epoch 2/2: loss' in log and 'Finished' in log
+
+    events = EventAccumulator(str(folder / 'tensorboard'))
+    events.Reload()
+    assert {'loss', 'contrastive_loss', 'saliency_loss', 'acc1', 'acc5', 'lr', 'images_per_second'} <= set(
+        events.Tags()['scalars'])
+    assert [(event.step, event.value) for event in events.Scalars('loss')] == [
+        (row['epoch'], pytest.approx(row['loss'])) for row in rows]
+    assert [event.step for event in events.Images('views')] == [1, 2]
+
+    before = (folder / 'checkpoint.pth.tar').read_bytes()
+    main(arguments)  # finished: says so and changes nothing
+    assert 'had finished' in capsys.readouterr().out
+    assert (folder / 'checkpoint.pth.tar').read_bytes() == before
+
+    main([*arguments, '--fresh', '--amp', 'none'])  # starts over, keeps the old folder, and a seed repeats
+    assert (tmp_path / 'output' / 'small.old-1' / 'checkpoint.pth.tar').read_bytes() == before
+    assert_same(load(folder), state)
+
+
+@pytest.mark.parametrize('amp, workers', [('none', 0), ('bf16', 2)])
+def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch, amp, workers):
+    """Every checkpoint of an undisturbed run, also those inside an epoch, leads to the same end."""
+    arguments = [*experiment({'epochs': 3, 'checkpoint_every': 2, 'num_workers': workers}), '--amp', amp]
+    folder, kept, save = tmp_path / 'output' / 'small', [], contrastive.training.save_checkpoint
+
+    def save_and_copy(state, path):
+        save(state, path)
+        kept.append(shutil.copy(path, tmp_path / f'cut-{len(kept)}'))
+
+    monkeypatch.setattr(contrastive.training, 'save_checkpoint', save_and_copy)
+    main(arguments)
+    monkeypatch.undo()
+    final, metrics = load(folder), (folder / 'metrics.jsonl').read_text()
+    assert len(kept) == 6  # two an epoch
+    positions = [(cut['epoch'], cut['step']) for cut in (torch.load(path, weights_only=True) for path in kept)]
+    assert positions == [(0, 2), (1, 0), (1, 2), (2, 0), (2, 2), (3, 0)]
+    for path in (kept[0], kept[3]):
+        shutil.copy(path, folder / 'checkpoint.pth.tar')
+        main(arguments)
+        assert_same(load(folder), final)
+        rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+        for row, want in zip(rows, map(json.loads, metrics.splitlines()), strict=True):
+            row.pop('images_per_second'), want.pop('images_per_second')
+            assert row == want
+
+
+def test_killed_and_started_again(experiment, tmp_path):
+    """A real process, a real SIGKILL in its second epoch."""
+    changes = {'epochs': 3, 'num_workers': 1}
+    arguments = [*experiment(changes), '--amp', 'none']
+    metrics = tmp_path / 'output' / 'small' / 'metrics.jsonl'
+    process = subprocess.Popen([sys.executable, MAIN, *arguments], cwd='/', stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(metrics.read_text().splitlines()) < 3
+    main(arguments)
+    main([*experiment(changes, name='undisturbed'), '--amp', 'none'])
+    killed, undisturbed = load(metrics.parent), load(tmp_path / 'output' / 'undisturbed')
+    for key in ('model', 'optimizer', 'random', 'epoch'):
+        assert_same(killed[key], undisturbed[key], key)
+    assert [json.loads(line)['epoch'] for line in metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_frozen_layers_stay_bit_equal_to_the_file_of_initial_weights(experiment, tmp_path):
+    weights = resnet18(weights=None).state_dict()
+    torch.save(weights, tmp_path / 'resnet18.pth')
+    main(experiment({'freeze_layers': True, 'epochs': 1, 'backbone_kwargs.pretraining': 'imagenet_classification',
+                     'backbone_kwargs.state_dict': str(tmp_path / 'resnet18.pth')}))
+    state = load(tmp_path / 'output' / 'small')
+    for network in ('model_q', 'model_k'):
+        for key, value in weights.items():
+            if key.startswith('fc.'):
+                continue
+            same = torch.equal(state['model'][f'module.{network}.backbone.{key}'], value)
+            assert same == key.startswith(('conv1', 'bn1', 'layer1', 'layer2')), key
+
+
+def test_starts_from_a_moco_file(experiment, tmp_path):
+    weights = {f'module.encoder_q.{key}': value for key, value in resnet18(weights=None).state_dict().items()}
+    torch.save({'state_dict': weights}, tmp_path / 'moco.pth.tar')
+    changes = {'epochs': 1, 'optimizer_kwargs.lr': 1e-12, 'optimizer_kwargs.weight_decay': 0,
+               'backbone_kwargs.pretraining': 'imagenet_moco',
+               'backbone_kwargs.moco_state_dict': str(tmp_path / 'moco.pth.tar')}
+    main(experiment(changes))
+    model = load(tmp_path / 'output' / 'small')['model']
+    assert torch.allclose(model['module.model_q.backbone.conv1.weight'], weights['module.encoder_q.conv1.weight'])
+
+
+@pytest.mark.parametrize('changes', [{'model_kwargs.use_classification_head': False}, {'backbone_kwargs.dilated': False},
+                                     {'model_kwargs.upsample': False}, {'optimizer': 'adam', 'optimizer_kwargs': {'lr': 1e-3}},
+                                     {'train_batch_size': 1, 'transformation_kwargs.crop_size': 30}])
+def test_other_settings_train(experiment, tmp_path, changes):
+    main(experiment({'epochs': 1, **changes}))
+    row = json.loads((tmp_path / 'output' / 'small' / 'metrics.jsonl').read_text())
+    assert row['contrastive_loss'] > 0
+    assert (row['saliency_loss'] == 0) == ('model_kwargs.use_classification_head' in changes)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(experiment, tmp_path, user_error):
+    arguments = experiment({'epochs': 2, 'checkpoint_every': 1, 'optimizer_kwargs.lr': '1e30', 'train_batch_size': 4})
+    line = user_error(lambda: main([*arguments, '--amp', 'none']))
+    folder = tmp_path / 'output' / 'small'
+    assert 'epoch 1, step 2, images train_' in line
+    assert load(folder)['step'] == 1  # the last checkpoint is that of the step before
+    assert line.removeprefix('error: ') in (folder / 'log_file.txt').read_text()
+    assert not (folder / 'metrics.jsonl').exists()

@@ -1,0 +1,210 @@
+"""One and several steps of the whole method against the plain version, and against published figures."""
+import copy
+import zlib
+
+import pytest
+import torch
+from torch import nn
+
+from contrastive.builder import ContrastiveModel
+from plain import plain_step
+
+
+def build(backbone='resnet18', freeze=False, dtype=torch.float32, **changes):
+    torch.manual_seed(0)
+    model = ContrastiveModel({
+        'backbone': backbone, 'backbone_kwargs': {'dilated': changes.pop('dilated', True), 'pretraining': None},
+        'head': 'deeplab', 'model_kwargs': {'ndim': 16, 'head': 'linear', 'upsample': True,
+                                            'use_classification_head': True} | changes,
+        'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 6}, 'freeze_layers': freeze})
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():  # a key network that differs from the query's, as it does in the middle of a run
+        for parameter, query in zip(model.model_k.parameters(), model.model_q.parameters(), strict=True):
+            if query.requires_grad:
+                parameter.add_(0.1 * parameter.std(correction=0).clamp_min(0.1) * torch.randn_like(parameter))
+    return model.to(dtype).train()
+
+
+def batch(images=3, size=40, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    im_q, im_k = torch.randn(2, images, 3, size, size, generator=g, dtype=dtype)
+    sal_q, sal_k = torch.zeros(2, images, size, size, dtype=torch.long)
+    for i in range(images):
+        sal_q[i, 5:20 + 4 * i, 3:25], sal_k[i, 10:30, 8:12 + 7 * i] = 1, 1
+    return im_q, im_k, sal_q, sal_k
+
+
+def sgd(model):
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+
+def take_steps(model, step, steps, dtype):
+    optimizer, results = sgd(model), []
+    for number in range(steps):
+        output = step(*batch(dtype=dtype, seed=number))
+        optimizer.zero_grad()
+        output['loss'].backward()
+        optimizer.step()
+        results.append({name: value.item() for name, value in output.items()})
+    return results
+
+
+@pytest.mark.parametrize('backbone, freeze', [('resnet18', False), ('resnet50', True)])
+@pytest.mark.parametrize('dtype, steps, tolerance', [(torch.float32, 1, 1e-5), (torch.float64, 3, 1e-9)])
+def test_steps_equal_the_plain_version(backbone, freeze, dtype, steps, tolerance):
+    fast = build(backbone, freeze, dtype)
+    plain = copy.deepcopy(fast)
+    start = copy.deepcopy(fast.state_dict())
+    got = take_steps(fast, fast, steps, dtype)
+    want = take_steps(plain, lambda *inputs: plain_step(plain, *inputs), steps, dtype)
+    for a, b in zip(got, want, strict=True):
+        assert a == pytest.approx(b, rel=tolerance)
+    for name, value in plain.state_dict().items():  # weights after the step, key weights, statistics, queue, pointer
+        scale = value.double().abs().max().clamp_min(1e-3)
+        assert (fast.state_dict()[name].double() - value.double()).abs().max() <= 10 * tolerance * scale, name
+    for name, value in start.items():  # frozen tensors are bit-equal, all others have moved
+        in_trunk = name.split('.')[1:3] in (['backbone', part] for part in ('conv1', 'bn1', 'layer1', 'layer2'))
+        if name != 'queue':
+            assert torch.equal(value, fast.state_dict()[name]) == (freeze and in_trunk), name
+
+
+def test_frozen_layers_build_no_graph():
+    model = build(freeze=True)
+    outputs = []
+    for layer in (model.model_q.backbone.layer2, model.model_q.backbone.layer3):
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model(*batch())['loss'].backward()
+    assert outputs[0].grad_fn is None and outputs[1].grad_fn is not None
+    assert all(p.grad is None for p in model.model_q.backbone.layer2.parameters())
+    assert all(p.grad is not None for p in model.model_q.backbone.layer3.parameters())
+    assert not any(p.requires_grad for p in model.model_k.parameters())
+
+
+def test_train_keeps_frozen_layers_in_eval_mode():
+    model = build(freeze=True).eval().train()
+    for network in (model.model_q, model.model_k):
+        assert not network.backbone.bn1.training and not network.backbone.layer2[0].bn1.training
+        assert network.backbone.layer3.training and network.decoder.training
+
+
+@pytest.mark.parametrize('change', [{'upsample': False}, {'use_classification_head': False}, {'dilated': False}])
+def test_other_networks_equal_the_plain_version(change):
+    fast = build(dtype=torch.float64, **change)
+    plain = copy.deepcopy(fast)
+    inputs = batch(size=64, dtype=torch.float64)
+    if change == {'upsample': False}:
+        inputs = (*inputs[:2], *(mask[:, ::8, ::8] for mask in inputs[2:]))
+    if change == {'use_classification_head': False}:
+        got = fast(*inputs)
+        assert got['saliency_loss'].item() == 0 and got['loss'].item() == got['contrastive_loss'].item() > 0
+        return
+    got, want = fast(*inputs), plain_step(plain, *inputs)
+    for name in want:
+        assert got[name].item() == pytest.approx(want[name].item(), rel=1e-9)
+
+
+def test_a_batch_without_object_pixels_is_finite():
+    model = build()
+    im_q, im_k, sal_q, sal_k = batch()
+    output = model(im_q, im_k, torch.zeros_like(sal_q), torch.zeros_like(sal_k))
+    output['loss'].backward()
+    assert all(torch.isfinite(value) for value in output.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert torch.isfinite(model.queue).all()
+
+
+def test_a_batch_of_one_image():
+    model = build()
+    output = model(*batch(images=1))
+    output['loss'].backward()
+    assert all(torch.isfinite(value) for value in output.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_queue_wraps_around():
+    model = build()
+    first = model.queue.clone()
+    model(*batch())
+    assert model.queue_ptr.item() == 3 and torch.equal(model.queue[:, 3:], first[:, 3:])
+    model(*batch(seed=1))
+    assert model.queue_ptr.item() == 0
+    assert torch.allclose(model.queue.norm(dim=0), torch.ones(6))
+    assert not (model.queue == first).all(0).any()
+
+
+def test_wrong_sizes_are_refused():
+    model = build()
+    im_q, im_k, sal_q, sal_k = batch()
+    with pytest.raises(ValueError, match='masks of shape'):
+        model(im_q, im_k, sal_q[:, :20], sal_k)
+    with pytest.raises(ValueError, match='multiple of the global batch 4'):
+        model(*batch(images=4))
+
+
+# One step of the published implementation (PyTorch, CPU, float32) on weights that follow from the keys' names
+PUBLISHED = {
+    'resnet18': {'eval': (-1.3887007930908872, 13.949073995722227, -3.2262401213602865),
+                 'contrastive_loss': 1.8807135820388794, 'saliency_loss': 0.171695277094841, 'acc1': 53.635501861572266,
+                 'acc5': 100.0, 'grad_norm': 45.56456346396513,
+                 'column': (0.04299, -0.214152, 0.006011, -0.128312, -0.060178, -0.130527)},
+    'resnet50': {'eval': (57.05040605020268, 496.70869546338196, -684.4815099369101),
+                 'contrastive_loss': 2.0603110790252686, 'saliency_loss': 0.15509600937366486, 'acc1': 29.461755752563477,
+                 'acc5': 98.58356475830078, 'grad_norm': 612.1378987718131,
+                 'column': (-0.027606, -0.262917, 0.167809, 0.06443, -0.139486, -0.086162)},
+}
+
+
+def fill(model):
+    """Give every tensor of a state dict values that follow from its name alone."""
+    state = model.state_dict()
+    for key, tensor in state.items():
+        if not tensor.is_floating_point():
+            continue
+        g = torch.Generator().manual_seed(zlib.crc32(('example ' + key.replace('model_k.', 'model_q.')).encode()))
+        if key == 'queue':
+            value = nn.functional.normalize(torch.randn(tensor.shape, generator=g), dim=0)
+        elif tensor.dim() >= 2:
+            value = torch.randn(tensor.shape, generator=g) * (2.0 / tensor[0].numel()) ** 0.5
+        elif key.endswith('running_var'):
+            value = torch.ones(tensor.shape)
+        elif key.endswith(('running_mean', 'bias')):
+            value = torch.zeros(tensor.shape)
+        else:
+            value = torch.ones(tensor.shape) + 0.1 * torch.randn(tensor.shape, generator=g)
+        tensor.copy_(value)
+
+
+def published_inputs(images=3, size=56):
+    g = torch.Generator().manual_seed(7)
+    im_q, im_k = (torch.randn(images, 3, size, size, generator=g) for _ in range(2))
+    masks = torch.zeros(2, images, size, size, dtype=torch.long)
+    for view in range(2):
+        for image in range(images):
+            y, x = torch.randint(0, size // 2, (2,), generator=g).tolist()
+            h, w = torch.randint(size // 4, size // 2, (2,), generator=g).tolist()
+            masks[view, image, y:y + h, x:x + w] = 1
+    return im_q, im_k, masks[0], masks[1]
+
+
+@pytest.mark.parametrize('backbone, tolerance, norm_tolerance', [('resnet18', 1e-5, 1e-3), ('resnet50', 1e-4, 2e-2)])
+def test_published_figures(backbone, tolerance, norm_tolerance):
+    want = PUBLISHED[backbone]
+    model = build(backbone, ndim=32)
+    model.K, model.queue = 12, torch.empty(32, 12)
+    fill(model)
+    inputs = published_inputs()
+    with torch.no_grad():
+        embeddings, saliency = model.eval().model_q(inputs[0])
+    assert (embeddings.mean().item(), embeddings.std().item(), saliency.mean().item()) == pytest.approx(
+        want['eval'], rel=tolerance)
+    output = model.train()(*inputs)
+    output['loss'].backward()
+    for name in ('contrastive_loss', 'saliency_loss', 'acc1', 'acc5'):
+        assert output[name].item() == pytest.approx(want[name], rel=tolerance)
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert norm.item() == pytest.approx(want['grad_norm'], rel=norm_tolerance)
+    assert model.queue_ptr.item() == 3
+    assert model.queue[:6, 0].tolist() == pytest.approx(want['column'], abs=5e-5)
