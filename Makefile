@@ -10,7 +10,7 @@ TWINS := data models utils
 
 # The stamp is made last, so that an installation that broke off is begun again.
 .venv/installed: requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
@@ -21,7 +21,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 
 sync:
-	for d in $(TWINS); do \
+	set -e; for d in $(TWINS); do \
 	  rm -rf segmentation/$$d && cp -R pretrain/$$d segmentation/$$d && \
 	  find segmentation/$$d -name __pycache__ -prune -exec rm -rf {} + ; \
 	done

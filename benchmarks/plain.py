@@ -12,7 +12,7 @@ def plain_step(model, im_q, im_k, sal_q, sal_k):
     effects on the key network and the queue)."""
     q, logits = model.model_q(im_q)                                     # B x D x H x W, B x H x W
     q = F.normalize(q, dim=1)
-    saliency = plain_saliency_loss(logits, sal_q)
+    saliency = plain_saliency_loss(logits, sal_q) if logits is not None else q.new_zeros(())
     with torch.no_grad():
         for query, key in zip(model.model_q.parameters(), model.model_k.parameters(), strict=True):
             if query.requires_grad:

@@ -4,6 +4,7 @@
 
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
+import copy
 import os
 import secrets
 from pathlib import Path
@@ -13,15 +14,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from contrastive.builder import ContrastiveModel
 from contrastive.pairs import EpochBatches, ViewPairs, make_loader
+from contrastive.resuming import changed_keys, earlier_state
 from contrastive.training import Trainer, view_figure
 from data.dataset import SegmentationDataset, dataset_folder
-from utils.checkpoint import load_file
+from models.resnet import output_stride
 from utils.command import command, make_parser
-from utils.config import create_config, plain
+from utils.config import create_config, plain, require_files
 from utils.config_keys import PRETRAIN
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError
-from utils.files import set_aside
+from utils.files import remove_temporaries, set_aside
 from utils.log import append_metrics, cut_metrics, start_log, write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
 
@@ -29,22 +31,14 @@ from utils.optim import get_optimizer, learning_rate, set_learning_rate
 def parse_arguments(argv):
     parser = make_parser(__doc__, amp='auto')
     parser.add_argument('--nvidia-apex', action='store_true', help='old name of --amp fp16')
+    parser.add_argument('--override', action='store_true',
+                        help='go on although the experiment file has changed since the checkpoint (default: refuse)')
     parser.add_argument('--fresh', action='store_true',
                         help='start over; the folder of the earlier run is renamed, not deleted (default: go on)')
     args = parser.parse_args(argv)
     if args.nvidia_apex:
         args.amp = 'fp16'
     return args
-
-
-def earlier_state(path):
-    """The checkpoint to go on from, or None without one. Whether its weights fit is for `Trainer.resume` to say."""
-    if not Path(path).exists():
-        return None
-    state = load_file(path)
-    if not isinstance(state, dict) or not isinstance(state.get('epoch'), int) or not isinstance(state.get('seed', 0), int):
-        raise UserError(f'{path}: not a checkpoint of main.py: move it away, or start over with --fresh')
-    return state
 
 
 @command
@@ -67,6 +61,9 @@ def main(argv=None):
         return
     if args.seed is not None:
         p.seed = args.seed
+    changed = changed_keys(p, state, args.config_exp, args.override)
+    if state is None:
+        require_files(p, args.config_exp, 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
     drawn = (state or {}).get('seed', secrets.randbelow(2 ** 31))
     seed = p.seed if p.seed is not None else drawn
     precision = choose_precision(args.amp, device)
@@ -80,7 +77,7 @@ def main(argv=None):
     if len(dataset) < p.train_batch_size:
         raise UserError(f'{args.config_exp}: train_batch_size is {p.train_batch_size}, but {dataset.split_file} has only '
                         f'{len(dataset)} usable images')
-    stride = 1 if p.model_kwargs.upsample else 8 if p.backbone_kwargs.dilated else 32
+    stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone_kwargs.dilated)
     pairs = ViewPairs(dataset, seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
     loader = make_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, seed), p.num_workers,
                          pin_memory=device.type == 'cuda')
@@ -89,18 +86,21 @@ def main(argv=None):
 
     # Model
     torch.manual_seed(seed)
+    settings = copy.deepcopy(p)
     if state:  # its weights take the place of initial ones, which need not be there any more
-        p.backbone_kwargs.update(pretraining=None, state_dict=None)
-    model = ContrastiveModel(p).to(device, memory_format=torch.channels_last)
+        settings.backbone_kwargs.update(pretraining=None, state_dict=None)
+    model = ContrastiveModel(settings).to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
     trainer = Trainer(model, optimizer, loader, device, precision, p.checkpoint, p.checkpoint_every,
                       extra={'seed': seed, 'precision': precision, 'config': plain(p)})
     if state:
-        trainer.resume(state, p.checkpoint)
+        trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in changed, same_batches=not changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
+    del state  # a model and an optimiser's worth of memory
     log.info('Training on %s, precision %s, seed %d, batches of %d', device, precision, seed, p.train_batch_size)
 
     # Epochs
+    remove_temporaries(output)
     cut_metrics(output / 'metrics.jsonl', trainer.epoch)
     with SummaryWriter(output / 'tensorboard', purge_step=trainer.epoch + 1) as writer:
         while trainer.epoch < p.epochs:

@@ -15,10 +15,9 @@ from evaluation.clustering import METRICS, cluster_all
 from evaluation.embedding import embed
 from evaluation.images import EvaluationImages, make_loader
 from evaluation.report import print_iou, write_predictions, write_results
-from evaluation.weights import load_pretraining_network
-from models.factory import get_model
+from evaluation.weights import pretraining_network
 from utils.command import command, make_parser
-from utils.config import create_config
+from utils.config import create_config, require_files
 from utils.config_keys import KMEANS, MAX_SEED
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError
@@ -43,9 +42,10 @@ def main(argv=None):
     p = create_config(args.config_env, args.config_exp, KMEANS)
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
-    first_seed = _first(args.seed, p.seed, FIRST_SEED)
-    if args.num_seeds < 1 or not 0 <= first_seed <= MAX_SEED + 1 - args.num_seeds:
-        raise UserError(f'--num_seeds must be at least 1, and the seeds integers from 0 to {MAX_SEED}')
+    require_files(p, args.config_exp, 'pretraining')
+    p.seed = first_seed = _first(args.seed, p.seed, FIRST_SEED)
+    if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
+        raise UserError(f'--num_seeds must be at least 1, and all seeds integers from 0 to {MAX_SEED}')
     if not (p.model_kwargs.use_classification_head or p.val_db_kwargs.saliency):
         raise UserError(f'{args.config_exp}: without a saliency head (model_kwargs.use_classification_head: False) '
                         "val_db_kwargs.saliency must name the data set's masks")
@@ -67,14 +67,9 @@ def main(argv=None):
 
     # Model
     torch.manual_seed(first_seed)
-    network = get_model(p)
-    if p.pretraining:
-        load_pretraining_network(network, p.pretraining)
-    else:
-        log.warning('pretraining is null: the network has random weights')
-    network = network.to(device, memory_format=torch.channels_last).eval()
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'seed': first_seed,
-                                                     'n_clusters': n_clusters})
+    network = pretraining_network(p, p.pretraining).to(device, memory_format=torch.channels_last).eval()
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
+                                                     'num_seeds': args.num_seeds, 'n_clusters': n_clusters})
     log.info('%s: %d validation images, %d classes, %d clusters; masks: %s; weights: %s', folder, len(dataset), len(classes),
              n_clusters, dataset.masks.name if dataset.masks else 'predicted', p.pretraining)
 

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, adjusted_rand_score, normalized_mutual_info_score
 
 from evaluation import confusion as scoring
-from evaluation.clustering import score
+from evaluation.clustering import score, whiten
 from utils.errors import UserError
 
 SIZES = [(1, 1), (1, 9), (7, 1), (5, 8), (33, 17), (64, 64), (61, 90)]
@@ -125,6 +125,16 @@ def test_image_by_image_equals_all_at_once():
     one_image = scoring.label_histograms(np.concatenate([x.ravel() for x in labels])[None],
                                          np.concatenate([x.ravel() for x in masks])[None], 21, 'x')
     assert np.array_equal(histograms.sum(0), one_image)
+
+
+def test_whitening_keeps_32_directions_of_unit_variance():
+    prototypes = np.random.default_rng(0).normal(size=(60, 40)) * np.arange(1, 41)
+    whitened, centred = whiten(prototypes), prototypes - prototypes.mean(0)
+    assert whitened.shape == (60, 32) and whiten(prototypes[:, :5]).shape == (60, 5) and whiten(prototypes[:9]).shape == (9, 9)
+    assert np.allclose(np.cov(whitened.T), np.eye(32), atol=1e-10)
+    variances, directions = np.linalg.eigh(np.cov(centred.T))
+    plain = (centred @ directions / np.sqrt(variances))[:, ::-1][:, :32]  # each up to its sign
+    assert np.allclose(np.abs(whitened), np.abs(plain), atol=1e-8)
 
 
 # Matching

@@ -84,6 +84,7 @@ def test_by_hand():
     prototype, queue = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
     loss, acc1, acc5 = contrastive_loss(grid, torch.ones(1, 4, 4), prototype, queue, 0.5)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)))
+    assert not acc1.requires_grad and not acc5.requires_grad
     assert (acc1.item(), acc5.item()) == (100, 100)
     loss, acc1, acc5 = contrastive_loss(-grid, torch.ones(1, 4, 4), prototype, queue, 0.5)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(2)))
@@ -114,6 +115,7 @@ def test_prototypes_equal_the_plain_ones(shape):
     want = plain_prototypes(F.normalize(resize(grid, mask.shape[1:]), dim=1), mask)
     assert torch.allclose(got, want, rtol=1e-10, atol=1e-12)
     assert torch.equal(got[0], torch.zeros_like(got[0]))
+    assert torch.equal(got, mask_prototypes(grid, mask * 255))
 
 
 @pytest.mark.parametrize('shape', SIZES)

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.models import resnet18
 
 import contrastive.training
+from contrastive.training import view_figure
 from main import main
 
 MAIN = Path(__file__).resolve().parents[1] / 'pretrain' / 'main.py'
@@ -101,9 +102,11 @@ def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch
     assert len(kept) == 6  # two an epoch
     positions = [(cut['epoch'], cut['step']) for cut in (torch.load(path, weights_only=True) for path in kept)]
     assert positions == [(0, 2), (1, 0), (1, 2), (2, 0), (2, 2), (3, 0)]
-    for path in (kept[0], kept[3]):
+    for path, position in ((kept[0], 'after 0 epochs and 2 steps'), (kept[3], 'after 2 epochs and 0 steps')):
         shutil.copy(path, folder / 'checkpoint.pth.tar')
+        (folder / 'log_file.txt').unlink()
         main(arguments)
+        assert position in (folder / 'log_file.txt').read_text()
         assert_same(load(folder), final)
         rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
         for row, want in zip(rows, map(json.loads, metrics.splitlines()), strict=True):
@@ -118,13 +121,16 @@ def test_killed_and_started_again(experiment, tmp_path):
     metrics = tmp_path / 'output' / 'small' / 'metrics.jsonl'
     process = subprocess.Popen([sys.executable, MAIN, *arguments], cwd='/', stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text()):
+    while not (metrics.parent / 'checkpoint.pth.tar').exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert len(metrics.read_text().splitlines()) < 3
+    (metrics.parent / '.checkpoint.pth.tar.1.tmp').write_text('what a kill inside a write leaves')
     main(arguments)
+    assert 'Going on from' in (metrics.parent / 'log_file.txt').read_text()
+    assert not list(metrics.parent.glob('.*.tmp'))
     main([*experiment(changes, name='undisturbed'), '--amp', 'none'])
     killed, undisturbed = load(metrics.parent), load(tmp_path / 'output' / 'undisturbed')
     for key in ('model', 'optimizer', 'random', 'epoch'):
@@ -135,9 +141,13 @@ def test_killed_and_started_again(experiment, tmp_path):
 def test_frozen_layers_stay_bit_equal_to_the_file_of_initial_weights(experiment, tmp_path):
     weights = resnet18(weights=None).state_dict()
     torch.save(weights, tmp_path / 'resnet18.pth')
-    main(experiment({'freeze_layers': True, 'epochs': 1, 'backbone_kwargs.pretraining': 'imagenet_classification',
-                     'backbone_kwargs.state_dict': str(tmp_path / 'resnet18.pth')}))
+    changes = {'freeze_layers': True, 'epochs': 1, 'backbone_kwargs.pretraining': 'imagenet_classification',
+               'backbone_kwargs.state_dict': str(tmp_path / 'resnet18.pth')}
+    main(experiment(changes))
     state = load(tmp_path / 'output' / 'small')
+    assert state['config']['backbone_kwargs']['pretraining'] == 'imagenet_classification'
+    (tmp_path / 'resnet18.pth').unlink()
+    main(experiment(changes))  # finished: the file of initial weights is not needed any more
     for network in ('model_q', 'model_k'):
         for key, value in weights.items():
             if key.startswith('fc.'):
@@ -168,10 +178,39 @@ def test_other_settings_train(experiment, tmp_path, changes):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(experiment, tmp_path, user_error):
-    arguments = experiment({'epochs': 2, 'checkpoint_every': 1, 'optimizer_kwargs.lr': '1e30', 'train_batch_size': 4})
-    line = user_error(lambda: main([*arguments, '--amp', 'none']))
     folder = tmp_path / 'output' / 'small'
-    assert 'epoch 1, step 2, images train_' in line
-    assert load(folder)['step'] == 1  # the last checkpoint is that of the step before
+    changes = {'epochs': 2, 'optimizer_kwargs.lr': '1e30'}
+    line = user_error(lambda: main([*experiment(changes), '--amp', 'none']))
+    assert 'epoch 1, step 2, images train_' in line and 'no checkpoint was written yet' in line
     assert line.removeprefix('error: ') in (folder / 'log_file.txt').read_text()
-    assert not (folder / 'metrics.jsonl').exists()
+    assert not (folder / 'metrics.jsonl').exists() and not (folder / 'checkpoint.pth.tar').exists()
+    line = user_error(lambda: main([*experiment(changes | {'checkpoint_every': 1}), '--amp', 'none']))
+    assert 'the weights are not finite after epoch 0, step 1' in line and not (folder / 'checkpoint.pth.tar').exists()
+
+
+def test_another_configuration_is_refused(experiment, tmp_path, user_error):
+    folder = tmp_path / 'output' / 'small'
+    main([*experiment({'epochs': 1}), '--amp', 'none'])
+    before = (folder / 'checkpoint.pth.tar').read_bytes()
+    changes = {'epochs': 2, 'optimizer_kwargs.weight_decay': 0.1, 'train_batch_size': 2, 'num_workers': 1}
+    line = user_error(lambda: main([*experiment(changes), '--amp', 'none']))
+    assert 'train_batch_size, epochs, optimizer_kwargs.weight_decay differ from' in line and '--override' in line
+    assert (folder / 'checkpoint.pth.tar').read_bytes() == before
+    main([*experiment(changes), '--amp', 'none', '--override'])
+    state = load(folder)
+    assert state['epoch'] == 2 and state['optimizer']['param_groups'][0]['weight_decay'] == 0.1
+    adam = {'epochs': 3, 'optimizer': 'adam', 'optimizer_kwargs': {'lr': 1e-3}}
+    main([*experiment(adam), '--amp', 'none', '--override'])
+    assert 'exp_avg' in load(folder)['optimizer']['state'][0]
+
+
+def test_view_figure_shows_each_mask_in_its_place():
+    for stride, size in ((1, 8), (8, 64), (8, 60)):
+        mask = torch.zeros(1, -(-size // stride), -(-size // stride), dtype=torch.uint8)
+        mask[0, -1, -1] = 1
+        views = torch.full((1, size, size, 3), 200, dtype=torch.uint8)
+        figure = view_figure({'query': views, 'key': views, 'query_mask': mask, 'key_mask': mask})
+        assert figure.shape == (size, 4 * size, 3)
+        shown = figure[:, size:2 * size, 0] == 200
+        expected = torch.nn.functional.interpolate(mask[None].float(), scale_factor=stride)[0, 0, :size, :size] == 1
+        assert torch.equal(torch.from_numpy(shown), expected) and shown.any() and not shown.all()

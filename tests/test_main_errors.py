@@ -13,6 +13,7 @@ from torchvision.models import resnet18
 
 from main import main
 
+ROOT = Path(__file__).resolve().parents[1]
 TOUCHED = 'code-was-run'
 
 
@@ -181,23 +182,31 @@ def test_errors_leave_the_checkpoint_alone(experiment, fails, own_root, tmp_path
     main(experiment({'epochs': 1}, db_root=own_root))
     path = checkpoint_path(tmp_path)
     before, state = path.read_bytes(), torch.load(path, weights_only=True)
-    line = fails({'epochs': 2, 'moco_kwargs.K': 16}, db_root=own_root)
+    line = fails({'epochs': 2, 'moco_kwargs.K': 16}, ['--override'], db_root=own_root)
     assert line.startswith(f'{path}: ') and line.endswith('of another shape queue')
     bad = truncate_image(own_root)
-    assert str(bad) in fails({'epochs': 2}, db_root=own_root)
+    assert str(bad) in fails({'epochs': 2}, ['--override'], db_root=own_root)
     assert path.read_bytes() == before
 
     del state['optimizer'], state['model']['module.queue_ptr']
     state['model']['module.surplus'] = torch.zeros(1)
     torch.save(state, path)
-    assert fails({'epochs': 2}, db_root=own_root).endswith(': missing queue_ptr; left over surplus')
+    assert fails({'epochs': 2}, ['--override'], db_root=own_root).endswith(': missing queue_ptr; left over surplus')
     state['model']['module.queue_ptr'] = state['model'].pop('module.surplus').long()
     torch.save(state, path)
-    line = fails({'epochs': 2}, db_root=own_root)
+    line = fails({'epochs': 2}, ['--override'], db_root=own_root)
     assert line.startswith(f'{path}: ') and "'optimizer'" in line and '--fresh' in line
 
 
 # Initial weights
+
+
+@pytest.mark.parametrize('key', ['moco_state_dict', 'state_dict'])
+def test_initial_weights_that_are_not_there(fails, tmp_path, key):
+    for name, path in ((str(tmp_path / 'absent.pth'), tmp_path / 'absent.pth'),
+                       ('~nobody-of-this-name/x.pth', ROOT / 'pretrain' / '~nobody-of-this-name' / 'x.pth')):
+        assert fails({f'backbone_kwargs.{key}': name}).endswith(f'backbone_kwargs.{key} names {path}, which is not there')
+    assert not (tmp_path / 'output' / 'small' / 'config.yml').exists()
 
 
 @pytest.fixture(scope='module')

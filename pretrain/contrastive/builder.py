@@ -1,4 +1,4 @@
-"""The method: a query and a key network, a queue of prototypes, and one step of their contrast (method section 3).
+"""The method: a query and a key network, a queue of prototypes, and one step of their contrast (paper section 3).
 
 Axes: B images of this process, D embedding, K queue, H W the input's size, h w the network's grid.
 """
@@ -43,6 +43,9 @@ class ContrastiveModel(nn.Module):
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
         Raises ValueError for masks of another size, and when K is not a multiple of the global batch.
         """
+        batch = len(im_q) * distributed.world_size()
+        if self.K % batch:
+            raise ValueError(f'the queue length K = {self.K} is not a multiple of the global batch {batch}')
         q, saliency = self.model_q.grid(im_q)                           # B x D x h x w, B x h x w
         self._check_masks(im_q, q, sal_q, sal_k)
         with torch.no_grad():
@@ -82,9 +85,7 @@ class ContrastiveModel(nn.Module):
     def _enqueue(self, prototypes):
         """Write the prototypes of all processes, in rank order, into the queue at `queue_ptr`, which moves on."""
         keys = distributed.gather(prototypes)
-        if self.K % len(keys):
-            raise ValueError(f'the queue length K = {self.K} is not a multiple of the global batch {len(keys)}')
-        columns = self.queue_ptr + torch.arange(len(keys), device=keys.device)
+        columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue.index_copy_(1, columns, keys.t().to(self.queue.dtype))
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)
 

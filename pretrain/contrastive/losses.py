@@ -1,4 +1,4 @@
-"""The losses of pre-training (method section 3, steps 2 and 5 to 7; paper section 3.3).
+"""The losses of pre-training (paper section 3).
 
 Axes: B images, D embedding, h w the network's grid, H W the masks' size, N pixels of a chunk, C = B + K logit columns.
 
@@ -7,6 +7,7 @@ for the whole batch: images are taken in groups and pixels in chunks, and the gr
 in the forward pass, so that nothing of the size pixels x C outlives its chunk.
 """
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.interpolation import interpolation_matrix, resize
@@ -18,7 +19,7 @@ GPU_FACTOR = 64            # a GPU wants large kernels more than small memory
 
 
 def contrastive_loss(grid, mask, prototypes, queue, temperature):
-    """Contrast of every object pixel with the prototypes of the batch and the queue (paper equation 3).
+    """Contrast of every object pixel with the prototypes of the batch and the queue (paper section 3).
 
     grid: B x D x h x w embeddings before upsampling and normalisation; the only input with a gradient.
     mask: B x H x W, nonzero = object. The upsampling is to H x W.
@@ -55,7 +56,7 @@ def mask_prototypes(grid, mask):
     """
     with torch.autocast(grid.device.type, enabled=False):
         grid = _at_least_float32(grid)
-        sums = [torch.bmm((mask[group].flatten(1) / pixels.norm(dim=2).clamp_min(EPS)).unsqueeze(1), pixels).squeeze(1)
+        sums = [torch.bmm((mask[group].bool().flatten(1) / pixels.norm(dim=2).clamp_min(EPS)).unsqueeze(1), pixels).squeeze(1)
                 for group, pixels in _pixel_groups(grid, mask.shape[-2:])]
         return F.normalize(torch.cat(sums), dim=1, eps=EPS)
 
@@ -63,7 +64,7 @@ def mask_prototypes(grid, mask):
 class _ContrastiveLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, grid, mask, columns):
-        target_weight = _target_weights(mask).to(grid.dtype)
+        target_weight = _target_weights(mask, grid.dtype)
         loss, top1, top5 = grid.new_zeros(3).unbind()
         grid_gradient = torch.empty_like(grid)
         size = mask.shape[-2:]
@@ -82,22 +83,24 @@ class _ContrastiveLoss(torch.autograd.Function):
             gradient = gradient.view(-1, *size, gradient.shape[1])
             grid_gradient[group] = _downsample_adjoint(gradient, grid.shape[-2:])
         ctx.save_for_backward(grid_gradient)
-        ctx.mark_non_differentiable(top1, top5)
         percent = 100 / mask.sum().clamp_min(1).to(grid.dtype)
-        return loss, top1 * percent, top5 * percent
+        top1, top5 = top1 * percent, top5 * percent
+        ctx.mark_non_differentiable(top1, top5)
+        return loss, top1, top5
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, loss_gradient, *_):
         grid_gradient, = ctx.saved_tensors
         return grid_gradient * loss_gradient, None, None
 
 
-def _target_weights(mask):
+def _target_weights(mask, dtype):
     """What each pixel of image i counts in the weighted mean: c_i / sum over pixels of c, with c_i the ENet weight.
 
-    All pixels of an image share their target, so class frequencies follow from the masks' areas. B, float64.
+    All pixels of an image share their target, so class frequencies follow from the masks' areas. B, `dtype`.
     """
-    area = mask.flatten(1).sum(1).double()
+    area = mask.flatten(1).sum(1).to(dtype)
     weight = 1 / torch.log(1.02 + area / area.sum().clamp_min(1))
     return weight / (area * weight).sum().clamp_min(1)
 

@@ -13,7 +13,7 @@ COVER = (0.01, 0.99)  # exclusive bounds of the object's share of a view
 
 
 class ViewPairs(torch.utils.data.Dataset):
-    """The key and the query view of one image (method section 3, "Views").
+    """The key and the query view of one image (paper section 3).
 
     dataset: a `SegmentationDataset` with saliency. seed: of the run. size: of a view. mask_stride: masks are taken at
     every so manyth pixel (the network's stride without `upsample`), before their cover is tested.
@@ -36,7 +36,7 @@ class ViewPairs(torch.utils.data.Dataset):
         epoch, index = key
         name = self.dataset.ids[index]
         rng = np.random.default_rng([self.seed, epoch, int.from_bytes(name.encode(), 'little')])
-        skipped, tries, readable = [], TRIES, None
+        skipped, tried, tries = [], set(), TRIES
         for _ in range(REPLACEMENTS + 1):
             try:
                 sample = self.dataset[index]
@@ -46,13 +46,13 @@ class ViewPairs(torch.utils.data.Dataset):
                 skipped.append(error.line())
                 tries = 0
             else:
-                readable = sample['id']
+                tried.add(sample['id'])
             for _ in range(tries):
                 pair = [self._view(rng, sample) for _ in range(2)]
                 if all(COVER[0] < mask.mean() < COVER[1] for _, mask in pair):
                     return self._item(sample['id'], pair, skipped)
             index, tries = int(rng.integers(len(self.dataset))), 1
-        raise UserError(self._no_view_passes(readable, skipped))
+        raise UserError(self._no_view_passes(tried, skipped))
 
     def _view(self, rng, sample):
         image, mask = sample['image'], sample['saliency']
@@ -66,13 +66,13 @@ class ViewPairs(torch.utils.data.Dataset):
         item = {part: torch.from_numpy(np.ascontiguousarray(array)) for part, array in item.items()}
         return {**item, 'id': name, 'skipped': skipped}
 
-    def _no_view_passes(self, name, skipped):
-        if name is None:
+    def _no_view_passes(self, tried, skipped):
+        if not tried:
             return f'{len(skipped)} images in a row could not be read, beginning with: {skipped[0]}'
-        path = self.dataset.masks / f'{name}.png'
+        largest = max(read_gray(self.dataset.masks / f'{name}.png').max() for name in tried)
         return (f'{self.dataset.masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and '
-                f'less than 99% of it (the largest value in {path.name} is {read_gray(path).max()}; object pixels must '
-                'be 255)')
+                f'less than 99% of it (the largest value in these masks is {largest}; object pixels must be '
+                '255)')
 
 
 class EpochBatches(torch.utils.data.Sampler):

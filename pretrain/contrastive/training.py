@@ -2,6 +2,7 @@
 import logging
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from utils.device import autocast
 from utils.errors import UserError
 
 REPORT_EVERY = 10  # steps between looks at the loss on a GPU, which makes the host wait, and between lines in the log
+NUMBERS = ('loss', 'contrastive_loss', 'saliency_loss', 'acc1', 'acc5')  # what a step reports
 PREFIX = 'module.'  # of the model's keys in checkpoints, published ones too
 
 log = logging.getLogger('maskcontrast')
@@ -31,33 +33,59 @@ class Trainer:
         self.precision, self.checkpoint, self.checkpoint_every = precision, checkpoint, checkpoint_every
         self.extra = extra or {}
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == 'fp16')
-        self.epoch = self.step = 0
-        self.totals = {}
+        self.epoch = self.step = self.skipped = 0
+        self.totals = dict.fromkeys(NUMBERS, 0.0)
 
-    def resume(self, state, source):
-        """Go on from a checkpoint's `state`. source: its path, for messages."""
+    def resume(self, state, source, same_optimizer=True, same_batches=True):
+        """Go on from a checkpoint's `state`. source: its path, for messages.
+
+        Without `same_optimizer` its optimiser starts anew; without `same_batches` its epoch does.
+        Raises `UserError` when the state is not one of such a run.
+        """
         try:
             model = {key.removeprefix(PREFIX): value for key, value in state['model'].items()}
             load_exactly(self.model, model, source)
-            self.optimizer.load_state_dict(state['optimizer'])
-            self.scaler.load_state_dict(state['scaler'])
-            self.epoch, self.step, self.totals = state['epoch'], state['step'], dict(state['totals'])
-            torch.set_rng_state(state['random']['cpu'])
-            if self.device.type == 'cuda' and state['random']['cuda']:
-                torch.cuda.set_rng_state_all(state['random']['cuda'])
+            if same_optimizer:
+                settings = [{key: value for key, value in group.items() if key != 'params'}
+                            for group in self.optimizer.param_groups]
+                self.optimizer.load_state_dict(state['optimizer'])
+                for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+                    group.update(own)  # the configuration's, where --override changed them
+            if state.get('scaler') and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state['scaler'])
+            self.epoch = state['epoch']
+            if same_batches and state.get('step'):
+                self.step, self.skipped, self.totals = state['step'], state['skipped'], dict(state['totals'])
+            random = state.get('random', {})  # published checkpoints have none
+            if 'cpu' in random:
+                torch.set_rng_state(random['cpu'])
+            if 'cuda' in random and self.device.type == 'cuda':
+                torch.cuda.set_rng_state(random['cuda'], self.device)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise UserError(f'{source}: a run can not go on from it ({type(error).__name__}: {error}): move it away, or '
                             'start over with --fresh') from error
 
     def save(self):
-        """Write the checkpoint (method section 3): all that the run needs to go on, loadable with weights_only=True."""
+        """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True.
+
+        Raises `UserError`, and leaves the one before, when the weights are not finite any more.
+        """
+        random = {'cpu': torch.get_rng_state()}
+        if self.device.type == 'cuda':
+            random['cuda'] = torch.cuda.get_rng_state(self.device)
+        if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
+            raise UserError(f'the weights are not finite after epoch {self.epoch}, step {self.step}: '
+                            f'{self._what_to_do()}')
         save_checkpoint({
             'model': {PREFIX + key: value for key, value in self.model.state_dict().items()},
             'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(),
-            'epoch': self.epoch, 'step': self.step, 'totals': self.totals,
-            'random': {'cpu': torch.get_rng_state(),
-                       'cuda': torch.cuda.get_rng_state_all() if self.device.type == 'cuda' else []},
+            'epoch': self.epoch, 'step': self.step, 'totals': self.totals, 'skipped': self.skipped, 'random': random,
             **self.extra}, self.checkpoint)
+
+    def _what_to_do(self):
+        exists = Path(self.checkpoint).exists()
+        kept = f'{self.checkpoint} holds the state before' if exists else 'no checkpoint was written yet'
+        return f'lower optimizer_kwargs.lr, or try --amp none ({kept})'
 
     def run_epoch(self, look_at=None):
         """Run the rest of the epoch and return its mean numbers, with `images_per_second` and `skipped_images`.
@@ -91,7 +119,7 @@ class Trainer:
         return self._finish_epoch(images / max(time.perf_counter() - started, 1e-9))
 
     def _step(self, batch):
-        """Forward, backward and update (method section 3, steps 1 to 9). Returns the step's numbers as one tensor."""
+        """Forward, backward and update (paper section 3). Returns the step's numbers as one tensor."""
         images = [to_images(batch[view], self.device) for view in ('query', 'key')]
         masks = [batch[view].to(self.device, non_blocking=True) for view in ('query_mask', 'key_mask')]
         with autocast(self.device, self.precision):
@@ -100,33 +128,31 @@ class Trainer:
         self.scaler.scale(output['loss']).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.names = list(output)
-        return torch.stack([value.detach().double() for value in output.values()])
+        return torch.stack([output[name].detach() for name in NUMBERS])
 
     def _read(self, unread):
         """Add the numbers of the steps in `unread` to the epoch's totals, and return the last step's."""
         values = torch.stack([numbers for _, _, numbers in unread]).tolist()
         for (step, ids, _), row in zip(unread, values, strict=True):
-            numbers = dict(zip(self.names, row, strict=True))
+            numbers = dict(zip(NUMBERS, row, strict=True))
             if not math.isfinite(numbers['loss']):
                 raise UserError(f'the loss is {numbers["loss"]} in epoch {self.epoch + 1}, step {step + 1}, images '
-                                f'{" ".join(ids)}: look at these images, or lower optimizer_kwargs.lr; {self.checkpoint} '
-                                'holds the last good state')
+                                f'{" ".join(ids)}: look at these images, {self._what_to_do()}')
             for name, value in numbers.items():
-                self.totals[name] = self.totals.get(name, 0.0) + value
+                self.totals[name] += value
         unread.clear()
         return numbers
 
     def _report_skipped(self, lines):
         for line in lines:
             log.warning('skipped: %s', line)
-        self.totals['skipped_images'] = self.totals.get('skipped_images', 0) + len(lines)
+        self.skipped += len(lines)
 
     def _finish_epoch(self, images_per_second):
-        skipped = self.totals.pop('skipped_images', 0)
         means = {name: total / self.step for name, total in self.totals.items()}
-        self.epoch, self.step, self.totals = self.epoch + 1, 0, {}
-        return {**means, 'images_per_second': images_per_second, 'skipped_images': skipped}
+        report = {**means, 'images_per_second': images_per_second, 'skipped_images': self.skipped}
+        self.epoch, self.step, self.skipped, self.totals = self.epoch + 1, 0, 0, dict.fromkeys(NUMBERS, 0.0)
+        return report
 
 
 def view_figure(batch, pairs=4):
@@ -136,8 +162,8 @@ def view_figure(batch, pairs=4):
         row = []
         for view in ('query', 'key'):
             image, mask = batch[view][i].numpy(), batch[f'{view}_mask'][i].numpy()
-            enlarged = mask.repeat(image.shape[0] // mask.shape[0] + 1, 0).repeat(image.shape[1] // mask.shape[1] + 1, 1)
-            inside = enlarged[:image.shape[0], :image.shape[1], None].astype(bool)
+            stride = -(-len(image) // len(mask))  # of the masks, without `upsample`
+            inside = mask.repeat(stride, 0).repeat(stride, 1)[:len(image), :len(image), None].astype(bool)
             row += [image, np.where(inside, image, image // 4)]
         rows.append(np.concatenate(row, axis=1))
     return np.concatenate(rows)

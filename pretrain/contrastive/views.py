@@ -1,4 +1,4 @@
-"""The two views of an image and its mask (method section 3, "Views"). Everything stays uint8.
+"""The two views of an image and its mask (paper section 3). Everything stays uint8.
 
 The random draws and the pixels are apart: `draw_view` draws a view's parameters, `render` applies them, so that tests can
 give the same parameters to torchvision.

@@ -22,6 +22,8 @@ VOID = 255
 MASK_FOLDERS = {'saliency_supervised_model': False, 'saliency_unsupervised_model': True}  # value: the rough detector?
 TWO_OBJECTS = 0.2  # share of the images with a second object; half of those repeat the class of the first
 SMALLEST_MASK = 0.035  # share of the image; pre-training rejects views with nearly empty masks
+# Colours say little about an image, and nothing about its class: else contrast between images would learn them alone.
+DARK, MIDDLE, LIGHT, TINT = (20, 90), (90, 160), (165, 235), 25
 SMALLEST_SIZE = 48  # below this the textures have less than a few pixels to a period
 
 
@@ -76,7 +78,7 @@ def draw_image(seed, split_number, index, size=128):
     rng = np.random.default_rng([seed, split_number, index])
     scale, (H, W) = size / 128, np.round(size * rng.uniform(0.85, 1.15, 2)).astype(int)
     labels = np.zeros((H, W), np.uint8)
-    image = _blend(_background(rng, (H, W), scale), _two_colours(rng, 20, 60))
+    image = _blend(_background(rng, (H, W), scale), _tinted(rng, MIDDLE, MIDDLE))
     classes = [_class_in_turn(seed, split_number, index)]
     if rng.random() < TWO_OBJECTS:
         others = [c for c in range(1, len(CLASSES)) if c != classes[0]]
@@ -87,7 +89,7 @@ def draw_image(seed, split_number, index, size=128):
         # A slow shading keeps large plain areas from being perfectly flat, as lighting does in photographs.
         shade = 1 + 0.08 * _noise(rng, (H, W), 50 * scale)
         cover = _step(depth)[..., None]
-        image = (1 - cover) * image + cover * shade[..., None] * _blend(texture, _two_colours(rng, 90, 255))
+        image = (1 - cover) * image + cover * shade[..., None] * _blend(texture, _tinted(rng, DARK, LIGHT))
         inside = (depth > 0).astype(np.uint8)
         labels[inside > 0] = class_id
         labels[cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, plus) > 0] = VOID  # both sides of the edge
@@ -217,12 +219,9 @@ def _background(rng, shape, scale):
     return np.clip(0.5 + 0.15 * (_noise(rng, shape, (5 * scale, 70 * scale)) + _noise(rng, shape, 40 * scale)), 0, 1)
 
 
-def _two_colours(rng, low, high):
-    """Two random RGB colours whose luminances differ by low to high (0..255), so that grayscale keeps the pattern."""
-    while True:
-        colours = rng.uniform(0, 255, (2, 3))
-        if low <= abs(np.subtract(*(colours @ (0.299, 0.587, 0.114)))) <= high:
-            return colours
+def _tinted(rng, *levels):
+    """RGB colours near gray: for each range of `levels` one brightness drawn from it, with a tint of its own."""
+    return [rng.uniform(*level) + rng.uniform(-TINT, TINT, 3) for level in levels]
 
 
 def _blend(field, colours):

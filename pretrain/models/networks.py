@@ -1,4 +1,4 @@
-"""The two networks: DeepLab with an embedding and a saliency head, and DeepLab with a classifier (method section 2).
+"""The two networks: DeepLab with an embedding and a saliency head, and DeepLab with a classifier (DeepLabv3, arXiv 1706.05587).
 
 Axes: B batch, D embedding, C classes, H W the input's height and width, h w the backbone's grid (H and W over 8).
 """

@@ -1,4 +1,4 @@
-"""Initial weights of the backbone (method section 3, "Initial weights")."""
+"""Initial weights of the backbone."""
 import torchvision
 
 from utils.checkpoint import load_exactly, load_file

@@ -43,6 +43,29 @@ def create_config(env_file, exp_file, script=None):
     return p
 
 
+def require_files(p, file, *keys):
+    """Raise a `UserError` for the first of `keys` (nested ones with a dot) that names a file which is not there.
+
+    Apart from `create_config`, since a run that goes on from a checkpoint needs no initial weights any more.
+    """
+    for key in keys:
+        group, _, inner = key.rpartition('.')
+        path = (p[group] if group else p)[inner]
+        if path and not Path(path).is_file():
+            raise UserError(f'{file}: {key} names {path}, which is not there')
+
+
+def differing_keys(p, other, ignored=()):
+    """Names of the experiment keys, nested ones with a dot, whose values differ between two configurations."""
+    names = [key.name for key in KEYS if key.name not in ignored]
+    return [name for name in names if _get(p, name) != _get(other, name)]
+
+
+def _get(p, name):
+    group, _, inner = name.rpartition('.')
+    return plain(((p.get(group) or {}) if group else p).get(inner))
+
+
 def plain(value):
     """`value` with EasyDicts and tuples turned into dicts and lists, as YAML and checkpoints hold them."""
     if isinstance(value, dict):
@@ -118,10 +141,12 @@ def _put(result, name, value):
 
 def _value(key, value, file):
     """`value` as `key` wants it, or a `UserError`."""
+    if not key.readers:
+        return value
     if value is None:
         if key.default is None or key.nullable:
             return None
-        raise UserError(f'{file}: {key.name} needs a value ({key.type})')
+        raise UserError(f'{file}: {key.name} needs a value ({_TYPE_NAMES[key.type]})')
     converted = _CONVERT[key.type](value)
     if converted is None:
         raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}')
@@ -210,6 +235,3 @@ def _check_pretraining(p, file):
     if kwargs.pretraining == 'imagenet_moco' and kwargs.state_dict:
         raise UserError(f'{file}: backbone_kwargs.state_dict and pretraining: imagenet_moco name two sets of initial '
                         'weights: remove one')
-    for key in ('moco_state_dict', 'state_dict'):
-        if kwargs[key] and '://' not in kwargs[key] and not Path(kwargs[key]).is_file():
-            raise UserError(f'{file}: backbone_kwargs.{key} names {kwargs[key]}, which is not there')

@@ -55,6 +55,12 @@ def atomic_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_temporaries(folder):
+    """Delete what killed writers of `atomic_file` left in `folder`. Only for a folder that nobody else writes to."""
+    for path in Path(folder).glob('.*.tmp'):
+        path.unlink(missing_ok=True)
+
+
 def make_folder(path):
     """Make `path` and its parents. Raises `UserError` where that is impossible, say below a regular file."""
     try:
@@ -82,8 +88,9 @@ def set_aside(path):
 
 def _sync_folder(path):
     """Flush the rename itself, where the platform can."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule (method section 3)."""
+"""Optimiser and learning-rate schedule (paper section 3)."""
 import math
 
 import torch

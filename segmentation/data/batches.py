@@ -1,4 +1,6 @@
 """From decoded images to what a network takes."""
+import functools
+
 import cv2
 import torch
 
@@ -7,9 +9,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channe
 
 def to_images(batch, device):
     """B x H x W x 3 uint8 RGB -> normalised B x 3 x H x W float32 on `device`, in channels_last layout."""
-    images = batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return images.div_(255).sub_(mean).div_(std)
+    mean, std = _normalisation(device)
+    return batch.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+
+
+@functools.lru_cache(maxsize=8)
+def _normalisation(device):
+    """Mean and deviation, 1 x 3 x 1 x 1 each. Copied to a GPU once, as each such copy makes the host wait."""
+    return [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
 
 def one_thread(_):

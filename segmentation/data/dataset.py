@@ -1,4 +1,4 @@
-"""One dataset class for the folder layout of PASCAL VOC with saliency masks (method section 1)."""
+"""One dataset class for the folder layout of PASCAL VOC with saliency masks."""
 import logging
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""K-means on the prototypes of a split, and its score (method section 4, K-means).
+"""K-means on the prototypes of a split, and its score (paper section 4).
 
 Axes: M images, D embedding, C classes. Predicted ids: 0 outside the masks, cluster + 1 inside.
 """

@@ -1,4 +1,4 @@
-"""Confusion matrices and what follows from them (method section 4).
+"""Confusion matrices and what follows from them (paper section 4).
 
 Axes: C classes, P predicted ids, M images. A confusion matrix is P x C int64: pixels predicted as row that are labelled as
 column; void pixels are left out.

@@ -1,4 +1,4 @@
-"""Images as the evaluations read them: resized to the network's input, with labels at their own size (method section 4)."""
+"""Images as the evaluations read them: resized to the network's input, with labels at their own size (paper section 4)."""
 import cv2
 import torch
 

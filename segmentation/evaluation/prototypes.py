@@ -1,4 +1,4 @@
-"""One embedding per image: the mean over its object mask (method section 4, K-means and retrieval).
+"""One embedding per image: the mean over its object mask (paper section 4).
 
 Axes: B images, D embedding, h w the network's grid, H W its input's size.
 """

@@ -42,7 +42,11 @@ def write_predictions(output, dataset, predict, pictures=None):
 
     for folder in ('predictions', 'visualization'):
         make_folder(Path(output) / folder)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [pool.submit(write, index) for index in range(len(dataset))]
-        for job in tqdm(jobs, desc='Pictures', disable=None):
-            job.result()
+        try:
+            for job in tqdm(jobs, desc='Pictures', disable=None):
+                job.result()
+        except Exception:
+            pool.shutdown(cancel_futures=True)  # what the first failed at, a full disk, say, the others would too
+            raise

@@ -1,6 +1,11 @@
 """Pre-trained weights for the evaluations."""
+import logging
+
+from models.factory import get_model
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
+
+log = logging.getLogger('maskcontrast')
 
 PREFIX = 'module.model_q.'
 
@@ -17,6 +22,12 @@ def query_weights(path):
     return weights
 
 
-def load_pretraining_network(network, path):
-    """Fill a `PretrainingNetwork` with exactly the keys of a pre-training checkpoint."""
-    load_exactly(network, query_weights(path), path)
+def pretraining_network(p, path):
+    """The `PretrainingNetwork` that `p` describes, with exactly the weights of the checkpoint at `path`, or random ones
+    where that is None. Initial weights of its backbone are no business of an evaluation."""
+    network = get_model({**p, 'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}})
+    if path:
+        load_exactly(network, query_weights(path), path)
+    else:
+        log.warning('pretraining is null: the network has random weights')
+    return network

@@ -1,20 +1,24 @@
 """From a configuration to a network."""
 from models.networks import LinearNetwork, PretrainingNetwork
-from models.resnet import Backbone
+from models.resnet import CHANNELS, Backbone
 from models.weights import load_initial_weights
+from utils.errors import UserError
 
 
 def get_model(p):
     """The network that the configuration `p` (a mapping) describes, with its initial backbone weights.
 
-    The pre-training network where `kmeans_eval` is True or `moco_kwargs` are given, else the linear network with
-    `num_classes` (20, without background) + `has_bg` (True) outputs.
+    The pre-training network where `kmeans_eval` is True or, without that key, `model_kwargs` or `moco_kwargs` are given;
+    else the linear network with `num_classes` (20, without background) + `has_bg` (True) outputs.
+    Raises `UserError` for an unknown backbone and for unreadable or unfitting weights.
     """
+    if p['backbone'] not in CHANNELS:
+        raise UserError(f"backbone must be one of {', '.join(CHANNELS)}, not '{p['backbone']}'")
     kwargs = p.get('backbone_kwargs') or {}
     backbone = Backbone(p['backbone'], dilated=kwargs.get('dilated', True))
     load_initial_weights(backbone, p['backbone'], kwargs.get('pretraining'), kwargs.get('moco_state_dict'),
                          kwargs.get('state_dict'))
-    if not (p.get('kmeans_eval') or 'moco_kwargs' in p):
+    if not p.get('kmeans_eval', 'model_kwargs' in p or 'moco_kwargs' in p):
         return LinearNetwork(backbone, p.get('num_classes', 20) + int(p.get('has_bg', True)))
     head = p.get('model_kwargs') or {}
     return PretrainingNetwork(backbone, ndim=head.get('ndim', 32), upsample=head.get('upsample', True),

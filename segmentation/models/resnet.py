@@ -1,9 +1,14 @@
-"""Backbone: torchvision's ResNet without average pool and classifier, output stride 8 or 32 (method section 2)."""
+"""Backbone: torchvision's ResNet without average pool and classifier, output stride 8 or 32 (DeepLabv3, arXiv 1706.05587)."""
 from torch import nn
 from torchvision.models import resnet
 
 CHANNELS = {'resnet18': 512, 'resnet50': 2048}  # of the last grid
 FROZEN = ('conv1', 'bn1', 'layer1', 'layer2')   # what `freeze` freezes
+
+
+def output_stride(dilated):
+    """Input pixels to a step of the grid."""
+    return 8 if dilated else 32
 
 
 class Backbone(nn.Module):
@@ -19,14 +24,13 @@ class Backbone(nn.Module):
         for part in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'):
             self.add_module(part, getattr(net, part))
         self.channels = CHANNELS[name]
-        self.stride = 8 if dilated else 32
         self.frozen = False
         if dilated:
             _dilate(self.layer3, first=1, others=2)
             _dilate(self.layer4, first=2, others=4)
 
     def forward(self, x):
-        """B x 3 x H x W -> B x channels x ceil(H / stride) x ceil(W / stride)."""
+        """B x 3 x H x W -> B x channels x h x w, with h = ceil(H / output stride)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 

@@ -1,12 +1,10 @@
 """What the scripts' command lines have in common: flags, and how a run ends."""
 import argparse
 import functools
-import logging
-import sys
 
 from utils.config_keys import MAX_SEED
 from utils.errors import UserError
-from utils.log import stop_log
+from utils.log import log_error, stop_log
 
 EXIT_USER_ERROR = 2
 
@@ -18,11 +16,7 @@ def command(main):
         try:
             return main(argv)
         except UserError as error:
-            log = logging.getLogger('maskcontrast')
-            if log.handlers:
-                log.error('error: %s', error.line())
-            else:
-                print(f'error: {error.line()}', file=sys.stderr)
+            log_error(error.line())
             # Its frames hold the DataLoader. Left to the garbage collector, each worker would take 5 s to end.
             error.__traceback__ = None
             raise SystemExit(EXIT_USER_ERROR) from None

@@ -51,8 +51,18 @@ def stop_log():
     """Close what `start_log` opened."""
     log = logging.getLogger('maskcontrast')
     for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
+        if isinstance(handler, (_Console, logging.FileHandler)):
+            log.removeHandler(handler)
+            handler.close()
+
+
+def log_error(line):
+    """Report an error: through the log once that was started, before that on stderr."""
+    log = logging.getLogger('maskcontrast')
+    if any(isinstance(handler, _Console) for handler in log.handlers):
+        log.error('error: %s', line)
+    else:
+        print(f'error: {line}', file=sys.stderr)
 
 
 def write_config(path, p, **resolved):
