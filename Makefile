@@ -1,3 +1,4 @@
+# demo   draw data, pre-train, evaluate: one table, one picture (CPU, a few minutes)
 # test   whole test suite            sync   copy data/ models/ utils/ from pretrain/ to segmentation/
 # lint   ruff                        clean  remove what the commands above made (never datasets/ or output/)
 
@@ -5,7 +6,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 TWINS := data models utils
 
-.PHONY: test lint sync clean
+# From inside a script tree
+PY := ../$(BIN)/python
+ENV := --config_env configs/env.yml
+
+.PHONY: demo test lint sync clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last, so that an installation that broke off is begun again.
@@ -13,6 +18,13 @@ TWINS := data models utils
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
+
+demo: .venv/installed
+	cd pretrain && $(PY) main.py $(ENV) --config_exp configs/demo.yml
+	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans_untrained.yml
+	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans_given_masks.yml
+	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans.yml
+	cd segmentation && $(PY) demo.py $(ENV)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

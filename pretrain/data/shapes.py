@@ -1,8 +1,9 @@
 """Shapes: a small synthetic data set in the layout of PASCAL VOC, drawn from a seed in seconds.
 
 It stands in for photographs where none are at hand: objects of eight classes on textured backgrounds, with labels and
-with two sets of imperfect saliency masks. A class is a shape filled with a texture of its own. Colours are random, so
-that nothing can be learnt from them, and every texture survives a horizontal flip, rescaling and grayscale conversion.
+with two sets of imperfect saliency masks. A class is a shape filled with a texture of its own. All classes share
+their colours, so that nothing can be learnt from these, and every texture survives a horizontal flip, rescaling and
+grayscale conversion.
 
 Axis legend: H W space. Fields are float32 arrays H x W; distances are in pixels; masks are bool H x W.
 """
@@ -22,8 +23,10 @@ VOID = 255
 MASK_FOLDERS = {'saliency_supervised_model': False, 'saliency_unsupervised_model': True}  # value: the rough detector?
 TWO_OBJECTS = 0.2  # share of the images with a second object; half of those repeat the class of the first
 SMALLEST_MASK = 0.035  # share of the image; pre-training rejects views with nearly empty masks
-# Colours say little about an image, and nothing about its class: else contrast between images would learn them alone.
-DARK, MIDDLE, LIGHT, TINT = (20, 90), (90, 160), (165, 235), 25
+# All images share one palette: a colour tells neither the class nor the image, which contrast between images would
+# otherwise learn instead of textures. RGB.
+NAVY, CREAM, MOSS, SAGE = (45, 50, 100), (235, 215, 165), (85, 115, 85), (135, 150, 115)
+VARIATION = 10  # of each colour's channels, and twice that of its brightness
 SMALLEST_SIZE = 48  # below this the textures have less than a few pixels to a period
 
 
@@ -78,7 +81,7 @@ def draw_image(seed, split_number, index, size=128):
     rng = np.random.default_rng([seed, split_number, index])
     scale, (H, W) = size / 128, np.round(size * rng.uniform(0.85, 1.15, 2)).astype(int)
     labels = np.zeros((H, W), np.uint8)
-    image = _blend(_background(rng, (H, W), scale), _tinted(rng, MIDDLE, MIDDLE))
+    image = _blend(_background(rng, (H, W), scale), _varied(rng, MOSS, SAGE))
     classes = [_class_in_turn(seed, split_number, index)]
     if rng.random() < TWO_OBJECTS:
         others = [c for c in range(1, len(CLASSES)) if c != classes[0]]
@@ -89,7 +92,7 @@ def draw_image(seed, split_number, index, size=128):
         # A slow shading keeps large plain areas from being perfectly flat, as lighting does in photographs.
         shade = 1 + 0.08 * _noise(rng, (H, W), 50 * scale)
         cover = _step(depth)[..., None]
-        image = (1 - cover) * image + cover * shade[..., None] * _blend(texture, _tinted(rng, DARK, LIGHT))
+        image = (1 - cover) * image + cover * shade[..., None] * _blend(texture, _varied(rng, NAVY, CREAM))
         inside = (depth > 0).astype(np.uint8)
         labels[inside > 0] = class_id
         labels[cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, plus) > 0] = VOID  # both sides of the edge
@@ -109,7 +112,8 @@ def _star(u, v):
 
 
 # Textures: from pixel coordinates x, y about the object's centre, and its depth (distance to the edge, positive
-# inside), to a blend of two colours in [0, 1]. Sizes are those of a 128-pixel image; `scale` adapts them.
+# inside), to a blend of two colours in [0, 1]. About half of each, so that the mean colour does not tell the class
+# either. Sizes are those of a 128-pixel image; `scale` adapts them.
 
 
 def _rings(x, y, depth, scale, rng):
@@ -125,7 +129,7 @@ def _dots(x, y, depth, scale, rng):
     spacing = 8 * scale
     row = np.round(y / (0.87 * spacing))
     x = x / spacing + row / 2
-    return _step(0.31 * spacing - np.hypot((x - np.round(x)) * spacing, y - row * 0.87 * spacing))
+    return _step(0.372 * spacing - np.hypot((x - np.round(x)) * spacing, y - row * 0.87 * spacing))
 
 
 def _stripes(x, y, depth, scale, rng):
@@ -149,7 +153,7 @@ def _speckle(x, y, depth, scale, rng):
 
 
 def _rim(x, y, depth, scale, rng):
-    return _step(5 * scale - depth)
+    return _step(np.median(depth[depth > 0]) - depth)
 
 
 # For each class its outline and its texture. An outline maps u, v (coordinates in units of the object's radius) to the
@@ -219,9 +223,10 @@ def _background(rng, shape, scale):
     return np.clip(0.5 + 0.15 * (_noise(rng, shape, (5 * scale, 70 * scale)) + _noise(rng, shape, 40 * scale)), 0, 1)
 
 
-def _tinted(rng, *levels):
-    """RGB colours near gray: for each range of `levels` one brightness drawn from it, with a tint of its own."""
-    return [rng.uniform(*level) + rng.uniform(-TINT, TINT, 3) for level in levels]
+def _varied(rng, *colours):
+    """The colours of the palette as one object or background has them."""
+    return [np.array(colour) + rng.uniform(-VARIATION, VARIATION, 3) + 2 * rng.uniform(-VARIATION, VARIATION)
+            for colour in colours]
 
 
 def _blend(field, colours):
