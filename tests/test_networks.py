@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 from torchvision.models import resnet18, resnet50
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from models.factory import get_model
 from models.resnet import Backbone
@@ -91,6 +92,22 @@ def test_image_pooling_trains_on_one_image_as_it_evaluates():
     assert torch.equal(one, pooling.eval()(features))
     two = pooling.train()(torch.cat([features, features + 1]))
     assert not torch.equal(two[:1], one) and pooling[2].running_mean[0] != 0.3
+
+
+@pytest.mark.parametrize('size', [(5, 5), (12, 12), (12, 13), (24, 7), (40, 40)])
+def test_aspp_equals_torchvisions(size):
+    """Also on maps smaller than a dilation, where only the centre tap of a convolution is computed."""
+    torch.manual_seed(0)
+    ours, theirs = get_model({'backbone': 'resnet18'}).decoder.double(), DeepLabHead(512, 21).double()
+    theirs.load_state_dict(ours.state_dict())
+    features = torch.randn(2, 512, *size, dtype=torch.float64)
+    for decoder in (ours, theirs):
+        decoder[0].project[3].p = 0.0
+        decoder(features).square().mean().backward()
+    with torch.no_grad():
+        assert torch.allclose(ours(features), theirs(features), rtol=1e-9, atol=1e-12)
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine.grad, other.grad, rtol=1e-7, atol=1e-12), name
 
 
 @pytest.fixture
