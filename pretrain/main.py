@@ -61,6 +61,8 @@ def main(argv=None):
         return
     if args.seed is not None:
         p.seed = args.seed
+    elif p.seed is None and state:
+        p.seed = state.get('config', {}).get('seed')  # that of the first start's --seed
     changed = changed_keys(p, state, args.config_exp, args.override)
     if state is None:
         require_files(p, args.config_exp, 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')

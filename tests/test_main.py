@@ -214,3 +214,23 @@ def test_view_figure_shows_each_mask_in_its_place():
         shown = figure[:, size:2 * size, 0] == 200
         expected = torch.nn.functional.interpolate(mask[None].float(), scale_factor=stride)[0, 0, :size, :size] == 1
         assert torch.equal(torch.from_numpy(shown), expected) and shown.any() and not shown.all()
+
+
+def test_a_seed_given_once_stays_with_the_run(experiment, tmp_path):
+    folder = tmp_path / 'output' / 'small'
+    main([*experiment({'epochs': 1, 'seed': None}), '--seed', '5'])
+    main([*experiment({'epochs': 2, 'seed': None}), '--override'])
+    assert load(folder)['seed'] == 5
+    assert yaml.safe_load((folder / 'config.yml').read_text())['resolved']['seed'] == 5
+
+
+def test_interrupted(experiment, tmp_path):
+    """Ctrl-C in a terminal: one line, exit code 130."""
+    process = subprocess.Popen([sys.executable, MAIN, *experiment({'epochs': 1000})], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith('Epoch 1/'):
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].splitlines() == ['error: interrupted']
+    assert process.returncode == 130

@@ -7,10 +7,14 @@ from utils.errors import UserError
 from utils.log import log_error, stop_log
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # as shells have it
 
 
 def command(main):
-    """Decorate a script's `main(argv)`: a `UserError` ends it with its line on stderr and exit code 2."""
+    """Decorate a script's `main(argv)`: a `UserError` ends it with its line on stderr and exit code 2.
+
+    Ctrl-C ends it with one line and exit code 130.
+    """
     @functools.wraps(main)
     def run(argv=None):
         try:
@@ -20,6 +24,9 @@ def command(main):
             # Its frames hold the DataLoader. Left to the garbage collector, each worker would take 5 s to end.
             error.__traceback__ = None
             raise SystemExit(EXIT_USER_ERROR) from None
+        except KeyboardInterrupt:
+            log_error('interrupted')
+            raise SystemExit(EXIT_INTERRUPTED) from None
         finally:
             stop_log()
     return run

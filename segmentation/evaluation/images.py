@@ -9,8 +9,8 @@ class EvaluationImages(torch.utils.data.Dataset):
     """The images of a `SegmentationDataset` at one resolution, in the order of its split file.
 
     resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
-    (OpenCV bicubic, aspect not kept); `size`, (height, width) of the file; and, where the data set reads them, `labels`
-    (uint8 array at the image's own size) and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
+    (OpenCV bicubic, aspect not kept); and, where the data set reads them, `labels` (uint8 array at the image's own size)
+    and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
     """
 
     def __init__(self, dataset, resolution):
@@ -22,8 +22,8 @@ class EvaluationImages(torch.utils.data.Dataset):
     def __getitem__(self, index):
         sample = self.dataset[index]
         size = self.resolution[::-1]
-        item = {'id': sample['id'], 'size': sample['image'].shape[:2],
-                'image': torch.from_numpy(cv2.resize(sample['image'], size, interpolation=cv2.INTER_CUBIC))}
+        image = cv2.resize(sample['image'], size, interpolation=cv2.INTER_CUBIC)
+        item = {'id': sample['id'], 'image': torch.from_numpy(image)}
         if 'labels' in sample:
             item['labels'] = sample['labels']
         if 'saliency' in sample:
