@@ -13,7 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from contrastive.builder import ContrastiveModel
-from contrastive.pairs import EpochBatches, ViewPairs, make_loader
+from contrastive.pairs import EpochBatches, ViewPairs, pair_loader
 from contrastive.resuming import changed_keys, earlier_state
 from contrastive.training import Trainer, view_figure
 from data.dataset import SegmentationDataset, dataset_folder
@@ -81,8 +81,7 @@ def main(argv=None):
                         f'{len(dataset)} usable images')
     stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone_kwargs.dilated)
     pairs = ViewPairs(dataset, seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
-    loader = make_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, seed), p.num_workers,
-                         pin_memory=device.type == 'cuda')
+    loader = pair_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, seed), p.num_workers, device)
     log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
              len(dataset), dataset.masks.name, dataset.dropped, len(loader.batch_sampler))
 

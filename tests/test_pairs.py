@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from contrastive.pairs import EpochBatches, ViewPairs, make_loader
+from contrastive.pairs import EpochBatches, ViewPairs, pair_loader
 from contrastive.views import draw_view, render
 from data.dataset import SegmentationDataset
 from utils.errors import UserError
@@ -56,7 +56,7 @@ def same(a, b):
 def batches_of(pairs, workers, epoch=0, batch=4):
     sampler = EpochBatches(len(pairs), batch, seed=1)
     sampler.epoch = epoch
-    return list(make_loader(pairs, sampler, workers, pin_memory=False))
+    return list(pair_loader(pairs, sampler, workers, torch.device('cpu')))
 
 
 def test_items(shapes):

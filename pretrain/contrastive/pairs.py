@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from contrastive.views import draw_view, render
-from data.batches import one_thread
+from data.batches import make_loader
 from data.reading import read_gray
 from utils.errors import UserError
 
@@ -97,15 +97,10 @@ class EpochBatches(torch.utils.data.Sampler):
             yield [(self.epoch, int(index)) for index in order[first:first + self.share]]
 
 
-def make_loader(pairs, batches, num_workers, pin_memory):
-    """A DataLoader whose workers live as long as it does.
-
-    Its own generator keeps it from drawing its workers' seeds from the global one, which would then depend on how often
-    a run was cut.
-    """
-    return torch.utils.data.DataLoader(pairs, batch_sampler=batches, num_workers=num_workers, pin_memory=pin_memory,
-                                       collate_fn=_collate, worker_init_fn=one_thread, generator=torch.Generator(),
-                                       persistent_workers=num_workers > 0)
+def pair_loader(pairs, batches, num_workers, device):
+    """A DataLoader of `ViewPairs` in `EpochBatches`, whose workers live as long as it does."""
+    return make_loader(pairs, num_workers, device, batch_sampler=batches, collate_fn=_collate,
+                       persistent_workers=num_workers > 0)
 
 
 def _collate(items):

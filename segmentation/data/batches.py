@@ -1,5 +1,6 @@
 """From decoded images to what a network takes."""
 import functools
+import warnings
 
 import cv2
 import torch
@@ -19,7 +20,18 @@ def _normalisation(device):
     return [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
 
-def one_thread(_):
-    """Start a DataLoader worker: workers are the parallelism, and OpenCV's threads inside them would only fight for the
-    cores (torch sets its own number)."""
+def make_loader(dataset, num_workers, device, **options):
+    """A DataLoader of `dataset` for batches that go to `device`. options: of the DataLoader, `batch_size`, say.
+
+    Its own generator keeps it from drawing its workers' seeds from the global one, which would then depend on how often
+    a run was cut. PyTorch's warning about more workers than cores is left out: files from GPU servers ask for eight.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='This DataLoader will create')
+        return torch.utils.data.DataLoader(dataset, num_workers=num_workers, pin_memory=device.type == 'cuda',
+                                           worker_init_fn=_one_thread, generator=torch.Generator(), **options)
+
+
+def _one_thread(_):
+    """Workers are the parallelism: OpenCV's threads inside them would only fight for the cores (torch sets its own)."""
     cv2.setNumThreads(0)

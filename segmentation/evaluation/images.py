@@ -2,7 +2,7 @@
 import cv2
 import torch
 
-from data.batches import one_thread
+from data.batches import make_loader
 
 
 class EvaluationImages(torch.utils.data.Dataset):
@@ -31,10 +31,9 @@ class EvaluationImages(torch.utils.data.Dataset):
         return item
 
 
-def make_loader(images, batch_size, num_workers, device):
-    """Batches in order. Each is a dict of lists, but for `image`: B x H x W x 3 uint8."""
-    return torch.utils.data.DataLoader(images, batch_size, num_workers=num_workers, collate_fn=_collate,
-                                       worker_init_fn=one_thread, pin_memory=device.type == 'cuda')
+def image_loader(images, batch_size, num_workers, device):
+    """Batches of `EvaluationImages` in order. Each is a dict of lists, but for `image`: B x H x W x 3 uint8."""
+    return make_loader(images, num_workers, device, batch_size=batch_size, collate_fn=_collate)
 
 
 def _collate(items):
