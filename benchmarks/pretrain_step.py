@@ -3,9 +3,9 @@
     python benchmarks/pretrain_step.py --backbone resnet18 --size 96 --batch 16 --amp bf16
 
 bare: both forward passes, backward, SGD and momentum update of the same networks, in the same precision and layout, with a
-sum in place of the losses. Both are timed in turns, in one process, and the medians compared. Memory is the growth of the
-resident set in fresh processes that run only the losses, lean and plain, on a
-third of each image as foreground.
+sum in place of the losses. Both are timed in turns, in one process; the ratio is the median over neighbouring steps.
+Memory is the growth of the resident set in fresh processes that run only the losses, lean and plain, on a third of each
+image as foreground.
 """
 import argparse
 import json

@@ -71,6 +71,8 @@ def main(argv=None):
     precision = choose_precision(args.amp, device)
     if args.amp == 'auto' and state and 'precision' in state:
         precision = state['precision']
+    elif state and state.get('precision', precision) != precision:
+        log.warning('The precision was %s before, and is %s from here on', state['precision'], precision)
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'seed': seed})
 
     # Data

@@ -44,6 +44,8 @@ def main(argv=None):
     precision = choose_precision(args.amp, device)
     require_files(p, args.config_exp, 'pretraining')
     p.seed = first_seed = _first(args.seed, p.seed, FIRST_SEED)
+    if (args.num_visualizations or 0) < 0:
+        raise UserError(f'--num_visualizations must be at least 0, not {args.num_visualizations}')
     if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
         raise UserError(f'--num_seeds must be at least 1, and all seeds integers from 0 to {MAX_SEED}')
     if not (p.model_kwargs.use_classification_head or p.val_db_kwargs.saliency):

@@ -252,7 +252,7 @@ def fails(run, user_error, tmp_path):
 def test_checkpoints_that_do_not_fit(fails, network, checkpoint, tmp_path):
     path, trace = tmp_path / 'weights.pth', tmp_path / 'code-was-run'
     changes, hostile = {'pretraining': str(path)}, type('Hostile', (), {'__reduce__': lambda _: (Path.touch, (trace,))})()
-    assert fails(changes).endswith(f'.yml: pretraining names {path}, which is not there')
+    assert fails(changes).endswith(f'pretraining names {path}, which is not there: make it first, or correct the path')
     path.write_bytes(checkpoint.read_bytes()[:10 ** 6])
     assert fails(changes).startswith(f'{path}: damaged, or not a PyTorch checkpoint')
     good = torch.load(checkpoint)['model']

@@ -52,7 +52,7 @@ def require_files(p, file, *keys):
         group, _, inner = key.rpartition('.')
         path = (p[group] if group else p)[inner]
         if path and not Path(path).is_file():
-            raise UserError(f'{file}: {key} names {path}, which is not there')
+            raise UserError(f'{file}: {key} names {path}, which is not there: make it first, or correct the path')
 
 
 def differing_keys(p, other, ignored=()):
