@@ -1,4 +1,4 @@
-"""Cluster the object masks of the validation images and score the clusters as classes (arXiv 2102.06191, section 4.3).
+"""Cluster the object masks of the validation images and score the clusters as classes (arXiv 2102.06191, section 4).
 
     python kmeans.py --config_env configs/env.yml --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml
 
