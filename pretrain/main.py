@@ -6,35 +6,31 @@ A run whose checkpoint exists goes on from it. Results are under <root_dir>/<exp
 """
 import copy
 import os
-import secrets
 from pathlib import Path
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from contrastive.builder import ContrastiveModel
-from contrastive.pairs import EpochBatches, ViewPairs, pair_loader
-from contrastive.resuming import changed_keys, earlier_state
-from contrastive.training import Trainer, view_figure
+from contrastive.pairs import ViewPairs
+from contrastive.training import ContrastiveTrainer, view_figure
+from data.batches import EpochBatches, epoch_loader
 from data.dataset import SegmentationDataset, dataset_folder
 from models.resnet import output_stride
 from utils.command import command, make_parser
 from utils.config import create_config, plain, require_files
 from utils.config_keys import PRETRAIN
-from utils.device import choose_device, choose_precision
+from utils.device import choose_device
 from utils.errors import UserError
 from utils.files import remove_temporaries, set_aside
 from utils.log import append_metrics, cut_metrics, start_log, write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
+from utils.resuming import earlier_state, resolve_start
 
 
 def parse_arguments(argv):
-    parser = make_parser(__doc__, amp='auto')
+    parser = make_parser(__doc__, amp='auto', trains=True)
     parser.add_argument('--nvidia-apex', action='store_true', help='old name of --amp fp16')
-    parser.add_argument('--override', action='store_true',
-                        help='go on although the experiment file has changed since the checkpoint (default: refuse)')
-    parser.add_argument('--fresh', action='store_true',
-                        help='start over; the folder of the earlier run is renamed, not deleted (default: go on)')
     args = parser.parse_args(argv)
     if args.nvidia_apex:
         args.amp = 'fp16'
@@ -59,21 +55,10 @@ def main(argv=None):
     if state and state['epoch'] >= p.epochs:
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
         return
-    if args.seed is not None:
-        p.seed = args.seed
-    elif p.seed is None and state:
-        p.seed = state.get('config', {}).get('seed')  # that of the first start's --seed
-    changed = changed_keys(p, state, args.config_exp, args.override)
+    start = resolve_start(p, state, args, device)
     if state is None:
         require_files(p, args.config_exp, 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
-    drawn = (state or {}).get('seed', secrets.randbelow(2 ** 31))
-    seed = p.seed if p.seed is not None else drawn
-    precision = choose_precision(args.amp, device)
-    if args.amp == 'auto' and state and 'precision' in state:
-        precision = state['precision']
-    elif state and state.get('precision', precision) != precision:
-        log.warning('The precision was %s before, and is %s from here on', state['precision'], precision)
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'seed': seed})
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision, 'seed': start.seed})
 
     # Data
     folder = dataset_folder(p.db_root, p.train_db_name)
@@ -82,25 +67,25 @@ def main(argv=None):
         raise UserError(f'{args.config_exp}: train_batch_size is {p.train_batch_size}, but {dataset.split_file} has only '
                         f'{len(dataset)} usable images')
     stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone_kwargs.dilated)
-    pairs = ViewPairs(dataset, seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
-    loader = pair_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, seed), p.num_workers, device)
+    pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
+    loader = epoch_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, start.seed), p.num_workers, device)
     log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
              len(dataset), dataset.masks.name, dataset.dropped, len(loader.batch_sampler))
 
     # Model
-    torch.manual_seed(seed)
+    torch.manual_seed(start.seed)
     settings = copy.deepcopy(p)
     if state:  # its weights take the place of initial ones, which need not be there any more
         settings.backbone_kwargs.update(pretraining=None, state_dict=None)
     model = ContrastiveModel(settings).to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
-    trainer = Trainer(model, optimizer, loader, device, precision, p.checkpoint, p.checkpoint_every,
-                      extra={'seed': seed, 'precision': precision, 'config': plain(p)})
+    trainer = ContrastiveTrainer(model, optimizer, loader, device, start.precision, p.checkpoint, p.checkpoint_every,
+                                 extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
     if state:
-        trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in changed, same_batches=not changed)
+        trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     del state  # a model and an optimiser's worth of memory
-    log.info('Training on %s, precision %s, seed %d, batches of %d', device, precision, seed, p.train_batch_size)
+    log.info('Training on %s, precision %s, seed %d, batches of %d', device, start.precision, start.seed, p.train_batch_size)
 
     # Epochs
     remove_temporaries(output)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data.batches import make_loader
 from data.dataset import SegmentationDataset, class_names, dataset_folder
 from evaluation import confusion as scoring
 from evaluation.clustering import METRICS, cluster_all
 from evaluation.embedding import embed
-from evaluation.images import EvaluationImages, image_loader
+from evaluation.images import EvaluationImages
 from evaluation.report import print_iou, write_predictions, write_results
 from evaluation.weights import pretraining_network
 from utils.command import command, make_parser
@@ -65,7 +66,7 @@ def main(argv=None):
         raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
                         'set kmeans_kwargs.n_clusters or --n_clusters lower')
     images = EvaluationImages(dataset, p.transformation_kwargs.resolution)
-    loader = image_loader(images, p.val_db_kwargs.batch_size, p.num_workers, device)
+    loader = make_loader(images, p.num_workers, device, batch_size=p.val_db_kwargs.batch_size)
 
     # Model
     torch.manual_seed(first_seed)

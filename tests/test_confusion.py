@@ -27,7 +27,7 @@ def random_images(rng, classes, sizes=SIZES, never=()):
 
 
 def histograms_of(labels, masks, classes):
-    return np.stack([scoring.label_histograms(*pair, classes, 'x') for pair in zip(labels, masks, strict=True)])
+    return np.stack([scoring.confusion_matrix(*pair, classes, 'x', ids=2) for pair in zip(masks, labels, strict=True)])
 
 
 def plain_iou(predictions, labels, classes):
@@ -60,7 +60,7 @@ def plain_pairs(ids, labels, count, classes):
 def test_histograms_count_labels_in_and_out_of_the_mask(classes):
     rng = np.random.default_rng(classes)
     for labels, mask in zip(*random_images(rng, classes), strict=True):
-        counts = scoring.label_histograms(labels, mask, classes, 'x')
+        counts = scoring.confusion_matrix(mask, labels, classes, 'x', ids=2)
         assert counts.shape == (2, classes) and counts.dtype == np.int64
         for inside, c in itertools.product((0, 1), range(classes)):
             assert counts[inside, c] == ((labels == c) & (mask == inside)).sum()
@@ -69,7 +69,7 @@ def test_histograms_count_labels_in_and_out_of_the_mask(classes):
 
 def test_histograms_by_hand():
     labels, mask = np.array([[0, 2, 255], [2, 2, 1]], np.uint8), np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
-    assert scoring.label_histograms(labels, mask, 3, 'x').tolist() == [[1, 1, 1], [0, 0, 2]]
+    assert scoring.confusion_matrix(mask, labels, 3, 'x', ids=2).tolist() == [[1, 1, 1], [0, 0, 2]]
 
 
 @pytest.mark.parametrize('label, inside', [(4, 0), (4, 1), (254, 0), (254, 1)])
@@ -77,14 +77,14 @@ def test_a_label_that_is_no_class_names_the_image(label, inside):
     labels, mask = np.zeros((4, 5), np.uint8), np.zeros((4, 5), np.uint8)
     labels[2, 3], mask[2, 3] = label, inside
     with pytest.raises(UserError, match=f'^2007_000033: label {label} .* only 4 classes'):
-        scoring.label_histograms(labels, mask, 4, '2007_000033')
+        scoring.confusion_matrix(mask, labels, 4, '2007_000033', ids=2)
     labels[2, 3] = 3
-    assert scoring.label_histograms(labels, mask, 4, '2007_000033')[inside, 3] == 1
+    assert scoring.confusion_matrix(mask, labels, 4, '2007_000033', ids=2)[inside, 3] == 1
 
 
 def test_sizes_that_differ_name_the_image():
-    with pytest.raises(UserError, match=r'^2007_000033: .*\(5, 4\).*\(4, 5\)'):
-        scoring.label_histograms(np.zeros((4, 5), np.uint8), np.zeros((5, 4), np.uint8), 2, '2007_000033')
+    with pytest.raises(UserError, match='^2007_000033: the labels are 5 x 4 and the prediction 4 x 5'):
+        scoring.confusion_matrix(np.zeros((5, 4), np.uint8), np.zeros((4, 5), np.uint8), 2, '2007_000033')
 
 
 # Clusterings
@@ -122,8 +122,8 @@ def test_image_by_image_equals_all_at_once():
     whole = scoring.clustering_confusion(histograms, clusters, 20)
     streamed = sum(scoring.clustering_confusion(histograms[i:i + 1], clusters[i:i + 1], 20) for i in range(len(labels)))
     assert np.array_equal(whole, streamed)
-    one_image = scoring.label_histograms(np.concatenate([x.ravel() for x in labels])[None],
-                                         np.concatenate([x.ravel() for x in masks])[None], 21, 'x')
+    one_image = scoring.confusion_matrix(np.concatenate([x.ravel() for x in masks])[None],
+                                         np.concatenate([x.ravel() for x in labels])[None], 21, 'x', ids=2)
     assert np.array_equal(histograms.sum(0), one_image)
 
 

@@ -17,10 +17,11 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, adjusted_rand_score, normalized_mutual_info_score
 
+from data.batches import make_loader
 from data.dataset import SegmentationDataset
 from data.shapes import draw_shapes
 from evaluation.embedding import embed
-from evaluation.images import EvaluationImages, image_loader
+from evaluation.images import EvaluationImages
 from kmeans import main
 from models.factory import get_model
 from models.interpolation import resize
@@ -128,7 +129,7 @@ def plain_embedding(network, folder, saliency=None):
 
 def product_prototypes(network, root, saliency=None, batch_size=5):
     dataset = SegmentationDataset(root / 'Toys', 'val', saliency=saliency, labels=True)
-    loader = image_loader(EvaluationImages(dataset, RESOLUTION), batch_size, 0, torch.device('cpu'))
+    loader = make_loader(EvaluationImages(dataset, RESOLUTION), 0, torch.device('cpu'), batch_size=batch_size)
     return embed(network.to(memory_format=torch.channels_last), loader, torch.device('cpu'), 'none', 10).prototypes
 
 

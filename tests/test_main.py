@@ -14,7 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
 
-import contrastive.training
+import utils.training
 from contrastive.training import view_figure
 from main import main
 
@@ -89,13 +89,13 @@ def test_what_a_run_leaves(experiment, tmp_path, capsys):
 def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch, amp, workers):
     """Every checkpoint of an undisturbed run, also those inside an epoch, leads to the same end."""
     arguments = [*experiment({'epochs': 3, 'checkpoint_every': 2, 'num_workers': workers}), '--amp', amp]
-    folder, kept, save = tmp_path / 'output' / 'small', [], contrastive.training.save_checkpoint
+    folder, kept, save = tmp_path / 'output' / 'small', [], utils.training.save_checkpoint
 
     def save_and_copy(state, path):
         save(state, path)
         kept.append(shutil.copy(path, tmp_path / f'cut-{len(kept)}'))
 
-    monkeypatch.setattr(contrastive.training, 'save_checkpoint', save_and_copy)
+    monkeypatch.setattr(utils.training, 'save_checkpoint', save_and_copy)
     main(arguments)
     monkeypatch.undo()
     final, metrics = load(folder), (folder / 'metrics.jsonl').read_text()

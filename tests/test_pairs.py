@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from contrastive.pairs import EpochBatches, ViewPairs, pair_loader
+from contrastive.pairs import ViewPairs
 from contrastive.views import draw_view, render
+from data.batches import EpochBatches, epoch_loader
 from data.dataset import SegmentationDataset
 from utils.errors import UserError
 
@@ -56,7 +57,7 @@ def same(a, b):
 def batches_of(pairs, workers, epoch=0, batch=4):
     sampler = EpochBatches(len(pairs), batch, seed=1)
     sampler.epoch = epoch
-    return list(pair_loader(pairs, sampler, workers, torch.device('cpu')))
+    return list(epoch_loader(pairs, sampler, workers, torch.device('cpu')))
 
 
 def test_items(shapes):
@@ -181,7 +182,8 @@ def test_unreadable_images_are_passed_over_on_request(data, workers):
     dataset = data()
     path = truncate(dataset, 4)
     batches = batches_of(ViewPairs(dataset, 3, 32, skip_unreadable=True), workers)
-    ids, lines = ([entry for batch in batches for entry in batch[part]] for part in ('id', 'skipped'))
+    ids = [name for batch in batches for name in batch['id']]
+    lines = [line for batch in batches for lines in batch['skipped'] for line in lines]
     assert len(ids) == 12 and dataset.ids[4] not in ids and set(ids) == {*dataset.ids} - {dataset.ids[4]}
     assert lines and all(line.startswith(f'{path} is not a whole image') for line in lines)
 

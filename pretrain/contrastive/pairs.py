@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from contrastive.views import draw_view, render
-from data.batches import make_loader
+from data.batches import item_random
 from data.reading import read_gray
 from utils.errors import UserError
 
@@ -35,7 +35,7 @@ class ViewPairs(torch.utils.data.Dataset):
     def __getitem__(self, key):
         epoch, index = key
         name = self.dataset.ids[index]
-        rng = np.random.default_rng([self.seed, epoch, int.from_bytes(name.encode(), 'little')])
+        rng = item_random(self.seed, epoch, name)
         skipped, tried, tries = [], set(), TRIES
         for _ in range(REPLACEMENTS + 1):
             try:
@@ -73,36 +73,3 @@ class ViewPairs(torch.utils.data.Dataset):
         return (f'{self.dataset.masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and '
                 f'less than 99% of it (the largest value in these masks is {largest}; object pixels must be '
                 '255)')
-
-
-class EpochBatches(torch.utils.data.Sampler):
-    """Batches of (epoch, index) keys for `ViewPairs`: a new order in every epoch, incomplete last batches dropped.
-
-    length: images of the data set. batch_size: global; every process takes its share of each batch.
-    `epoch` and `start` (the first step) are set before each iteration.
-    """
-
-    def __init__(self, length, batch_size, seed, rank=0, world_size=1):
-        self.length, self.seed = length, seed
-        self.batch_size, self.share, self.rank = batch_size, batch_size // world_size, rank
-        self.epoch = self.start = 0
-
-    def __len__(self):
-        return self.length // self.batch_size
-
-    def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        for step in range(self.start, len(self)):
-            first = step * self.batch_size + self.rank * self.share
-            yield [(self.epoch, int(index)) for index in order[first:first + self.share]]
-
-
-def pair_loader(pairs, batches, num_workers, device):
-    """A DataLoader of `ViewPairs` in `EpochBatches`, whose workers live as long as it does."""
-    return make_loader(pairs, num_workers, device, batch_sampler=batches, collate_fn=_collate,
-                       persistent_workers=num_workers > 0)
-
-
-def _collate(items):
-    batch = {part: torch.stack([item[part] for item in items]) for part in ('query', 'key', 'query_mask', 'key_mask')}
-    return {**batch, 'id': [item['id'] for item in items], 'skipped': [line for item in items for line in item['skipped']]}

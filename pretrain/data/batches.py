@@ -3,6 +3,7 @@ import functools
 import warnings
 
 import cv2
+import numpy as np
 import torch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, for values in [0, 1]
@@ -20,16 +21,55 @@ def _normalisation(device):
     return [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)]
 
 
+class EpochBatches(torch.utils.data.Sampler):
+    """Batches of (epoch, index) keys: a new order in every epoch, incomplete last batches dropped.
+
+    length: images of the data set. batch_size: global; every process takes its share of each batch.
+    `epoch` and `start` (the first step) are set before each iteration.
+    """
+
+    def __init__(self, length, batch_size, seed, rank=0, world_size=1):
+        self.length, self.seed = length, seed
+        self.batch_size, self.share, self.rank = batch_size, batch_size // world_size, rank
+        self.epoch = self.start = 0
+
+    def __len__(self):
+        return self.length // self.batch_size
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        for step in range(self.start, len(self)):
+            first = step * self.batch_size + self.rank * self.share
+            yield [(self.epoch, int(index)) for index in order[first:first + self.share]]
+
+
+def item_random(seed, epoch, name):
+    """A numpy Generator for one image in one epoch: the same whichever worker reads it, and whatever was read before."""
+    return np.random.default_rng([seed, epoch, int.from_bytes(name.encode(), 'little')])
+
+
 def make_loader(dataset, num_workers, device, **options):
     """A DataLoader of `dataset` for batches that go to `device`. options: of the DataLoader, `batch_size`, say.
 
+    A batch is a dict: what is a tensor in the items is stacked, all else is a list of the items' values.
     Its own generator keeps it from drawing its workers' seeds from the global one, which would then depend on how often
     a run was cut. PyTorch's warning about more workers than cores is left out: files from GPU servers ask for eight.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='This DataLoader will create')
         return torch.utils.data.DataLoader(dataset, num_workers=num_workers, pin_memory=device.type == 'cuda',
-                                           worker_init_fn=_one_thread, generator=torch.Generator(), **options)
+                                           worker_init_fn=_one_thread, generator=torch.Generator(), collate_fn=_collate,
+                                           **options)
+
+
+def epoch_loader(dataset, batches, num_workers, device):
+    """A DataLoader of `EpochBatches` whose workers live as long as it does."""
+    return make_loader(dataset, num_workers, device, batch_sampler=batches, persistent_workers=num_workers > 0)
+
+
+def _collate(items):
+    batch = {key: [item[key] for item in items] for key in items[0]}
+    return {key: torch.stack(values) if torch.is_tensor(values[0]) else values for key, values in batch.items()}
 
 
 def _one_thread(_):

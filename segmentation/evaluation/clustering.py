@@ -52,7 +52,7 @@ def cluster(whitened, count, seed):
 
 
 def score(histograms, clusters, n_clusters):
-    """Match the clusters with the classes. histograms: M x 2 x C of `label_histograms`."""
+    """Match the clusters with the classes. histograms: M x 2 x C, pixels outside and inside the mask by label."""
     by_id = scoring.clustering_confusion(histograms, clusters, n_clusters - 1)
     classes_of = scoring.match(by_id)
     return Clustering(clusters, by_id, classes_of, scoring.matched(by_id, classes_of))

@@ -12,27 +12,45 @@ from data.dataset import VOID
 from utils.errors import UserError
 
 
-def label_histograms(labels, mask, classes, name):
-    """Label counts outside and inside a mask: 2 x C int64, row 1 inside.
+def confusion_matrix(prediction, labels, classes, name, ids=None):
+    """The confusion matrix of one image: P x C int64. Those of a split are summed.
 
-    labels: H x W uint8, class indices or 255 void. mask: H x W uint8, 0 or 1. name: the image, for messages.
-    Raises `UserError` for a label that is neither void nor below `classes`, and for sizes that differ.
+    prediction: H x W uint8 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or 255 void.
+    name: the image, for messages. Raises `UserError` for a label that is neither void nor below `classes`, and for sizes
+    that differ.
     """
-    if labels.shape != mask.shape:
-        raise UserError(f'{name}: the labels are {labels.shape[::-1]} and the prediction {mask.shape[::-1]}')
-    joint = labels.ravel() + (mask.ravel().astype(np.uint16) << 8)
-    counts = np.bincount(joint, minlength=512).reshape(2, 256)
-    wrong = counts[:, classes:VOID].sum(0).nonzero()[0]
+    if labels.shape != prediction.shape:
+        raise UserError(f'{name}: the labels are {_size(labels)} and the prediction {_size(prediction)}')
+    ids = ids or classes
+    joint = labels.ravel() + (prediction.ravel().astype(np.uint16) << 8)
+    counts = np.bincount(joint, minlength=ids * 256).reshape(ids, 256)
+    _refuse(counts[:, classes:VOID].sum(0), classes, name)
+    return counts[:, :classes]
+
+
+def check_labels(labels, classes, name):
+    """Raise the `UserError` of `confusion_matrix` for labels that are no class, where nothing is counted."""
+    if int(np.where(labels == VOID, 0, labels).max(initial=0)) >= classes:
+        _refuse(np.bincount(labels.ravel(), minlength=256)[classes:VOID], classes, name)
+
+
+def _refuse(counts, classes, name):
+    """counts: of the labels from `classes` to 254."""
+    wrong = counts.nonzero()[0]
     if len(wrong):
         raise UserError(f'{name}: label {wrong[0] + classes} in its labels, but there are only {classes} classes '
                         f'(0 to {classes - 1}, and {VOID} for void): correct the file, or classes.txt')
-    return counts[:, :classes]
+
+
+def _size(array):
+    return f'{array.shape[1]} x {array.shape[0]}'
 
 
 def clustering_confusion(histograms, clusters, n_clusters):
     """Confusion matrix of the prediction "cluster + 1 inside the mask, 0 elsewhere", without looking at a pixel.
 
-    histograms: M x 2 x C of `label_histograms`. clusters: M integers in [0, n_clusters). Returns (n_clusters + 1) x C.
+    histograms: M x 2 x C, pixels outside and inside the mask by label. clusters: M integers in [0, n_clusters).
+    Returns (n_clusters + 1) x C.
     """
     confusion = np.zeros((n_clusters + 1, histograms.shape[2]), np.int64)
     confusion[0] = histograms[:, 0].sum(0)

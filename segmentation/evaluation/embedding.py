@@ -5,13 +5,13 @@ compressed.
 """
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from data.batches import to_images
-from evaluation.confusion import label_histograms
+from evaluation.confusion import confusion_matrix
+from evaluation.images import resize_labels
 from evaluation.prototypes import CompressedMask, object_weights, prototypes
 from utils.device import autocast
 from utils.errors import UserError
@@ -20,7 +20,7 @@ from utils.errors import UserError
 @dataclass
 class Embedded:
     """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s at the labels'
-    size. histograms: M x 2 x C int64 of `label_histograms` at the labels' size."""
+    size. histograms: M x 2 x C int64, pixels outside and inside the mask by label, at the labels' size."""
     ids: list
     prototypes: np.ndarray
     masks: list
@@ -42,8 +42,8 @@ def embed(network, loader, device, precision, classes):
         inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
         vectors.append(prototypes(grid, weights).cpu().numpy())
         for name, mask, labels in zip(batch['id'], inside.to(torch.uint8).cpu().numpy(), batch['labels'], strict=True):
-            mask = cv2.resize(mask, labels.shape[::-1], interpolation=cv2.INTER_NEAREST)
-            histograms.append(label_histograms(labels, mask, classes, name))
+            mask = resize_labels(mask, labels.shape)
+            histograms.append(confusion_matrix(mask, labels, classes, name, ids=2))
             masks.append(CompressedMask(mask))
         ids += batch['id']
     vectors = np.concatenate(vectors)

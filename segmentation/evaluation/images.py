@@ -2,15 +2,13 @@
 import cv2
 import torch
 
-from data.batches import make_loader
-
 
 class EvaluationImages(torch.utils.data.Dataset):
-    """The images of a `SegmentationDataset` at one resolution, in the order of its split file.
+    """The images of a `SegmentationDataset` or an `ImageFolder` at one resolution, in the order of its ids.
 
     resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
-    (OpenCV bicubic, aspect not kept); and, where the data set reads them, `labels` (uint8 array at the image's own size)
-    and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
+    (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; and, where the data set reads them,
+    `labels` (uint8 array at the image's own size) and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
     """
 
     def __init__(self, dataset, resolution):
@@ -21,21 +19,20 @@ class EvaluationImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         sample = self.dataset[index]
-        size = self.resolution[::-1]
-        image = cv2.resize(sample['image'], size, interpolation=cv2.INTER_CUBIC)
-        item = {'id': sample['id'], 'image': torch.from_numpy(image)}
+        item = {'id': sample['id'], 'size': sample['image'].shape[:2],
+                'image': torch.from_numpy(resize_image(sample['image'], self.resolution))}
         if 'labels' in sample:
             item['labels'] = sample['labels']
         if 'saliency' in sample:
-            item['saliency'] = cv2.resize(sample['saliency'], size, interpolation=cv2.INTER_NEAREST)
+            item['saliency'] = resize_labels(sample['saliency'], self.resolution)
         return item
 
 
-def image_loader(images, batch_size, num_workers, device):
-    """Batches of `EvaluationImages` in order. Each is a dict of lists, but for `image`: B x H x W x 3 uint8."""
-    return make_loader(images, num_workers, device, batch_size=batch_size, collate_fn=_collate)
+def resize_image(image, size):
+    """H x W x 3 uint8 -> (height, width) = size, OpenCV bicubic."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def _collate(items):
-    batch = {key: [item[key] for item in items] for key in items[0]}
-    return {**batch, 'image': torch.stack(batch['image'])}
+def resize_labels(labels, size):
+    """H x W uint8 -> (height, width) = size, OpenCV nearest, which takes source pixel floor(x * source / target)."""
+    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)

@@ -39,8 +39,8 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f'{message} (see --help)')
 
 
-def make_parser(description, amp):
-    """A parser with the flags that every script has; `amp` is the default of --amp."""
+def make_parser(description, amp, trains=False):
+    """A parser with the flags that every script has, and those of training. amp: the default of --amp."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config_env', required=True, help='YAML file with root_dir and db_root')
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
@@ -50,6 +50,11 @@ def make_parser(description, amp):
                         help=f'precision of the networks (default: {amp}; auto is bf16 where the hardware is fast at it, '
                              'else none)')
     parser.add_argument('--seed', type=_seed, help="seed of everything random (default: the experiment's, if it has one)")
+    if trains:
+        parser.add_argument('--override', action='store_true',
+                            help='go on although the experiment file has changed since the checkpoint (default: refuse)')
+        parser.add_argument('--fresh', action='store_true',
+                            help='start over; the folder of the earlier run is renamed, not deleted (default: go on)')
     return parser
 
 

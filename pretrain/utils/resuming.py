@@ -1,0 +1,64 @@
+"""What a training run goes on from, and whether it is still the same run."""
+import logging
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.checkpoint import load_file
+from utils.config import differing_keys
+from utils.device import choose_precision
+from utils.errors import UserError
+
+FREE = ('num_workers', 'checkpoint_every', 'on_bad_image', 'backbone_kwargs.moco_state_dict',
+        'backbone_kwargs.state_dict')  # experiment keys that may change between two halves of a run
+
+log = logging.getLogger('maskcontrast')
+
+
+@dataclass
+class Start:
+    """seed, precision: of this run. changed: experiment keys that differ from the run that it goes on from."""
+    changed: list
+    seed: int
+    precision: str
+
+
+def earlier_state(path):
+    """The training checkpoint at `path`, or None without one. Raises `UserError` when the file is not one.
+
+    Whether its weights fit is for `Trainer.resume` to say.
+    """
+    if not Path(path).exists():
+        return None
+    state = load_file(path)
+    if not isinstance(state, dict) or not isinstance(state.get('epoch'), int) or not isinstance(state.get('seed', 0), int):
+        raise UserError(f'{path}: not a checkpoint of a training run: move it away, or start over with --fresh')
+    return state
+
+
+def resolve_start(p, state, args, device):
+    """Where a run starts: `args` (the training flags) win over `p`, which gets the seed, and both over `state`."""
+    if args.seed is not None:
+        p.seed = args.seed
+    elif p.seed is None and state:
+        p.seed = state.get('config', {}).get('seed')  # that of the first start's --seed
+    changed = changed_keys(p, state, args.config_exp, args.override)
+    drawn = (state or {}).get('seed', secrets.randbelow(2 ** 31))
+    precision = choose_precision(args.amp, device)
+    if args.amp == 'auto' and state and 'precision' in state:
+        precision = state['precision']
+    elif state and state.get('precision', precision) != precision:
+        log.warning('The precision was %s before, and is %s from here on', state['precision'], precision)
+    return Start(changed, p.seed if p.seed is not None else drawn, precision)
+
+
+def changed_keys(p, state, exp_file, override):
+    """Keys of the experiment that differ from the run that wrote `state`. Raises `UserError` for any, unless `override`.
+
+    Published checkpoints carry no configuration and are taken as they are.
+    """
+    changed = differing_keys(p, state['config'], ignored=FREE) if state and 'config' in state else []
+    if changed and not override:
+        raise UserError(f"{exp_file}: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run that wrote "
+                        f'{p.checkpoint}: give --override to go on all the same, or --fresh to start over')
+    return changed
