@@ -24,6 +24,10 @@ demo: .venv/installed
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans_untrained.yml
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans_given_masks.yml
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans.yml
+	cd segmentation && $(PY) linear_finetune.py $(ENV) --amp auto --config_exp configs/demo/demo_linear_untrained.yml
+	cd segmentation && $(PY) linear_finetune.py $(ENV) --amp auto --config_exp configs/demo/demo_linear.yml
+	cd segmentation && $(PY) eval.py $(ENV) --amp auto --config_exp configs/demo/demo_linear.yml \
+	  --state-dict ../output/demo_linear/best_model.pth.tar --crf-postprocess --num_visualizations 24
 	cd segmentation && $(PY) demo.py $(ENV)
 
 test: .venv/installed

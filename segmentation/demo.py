@@ -2,7 +2,7 @@
 
     make demo
 
-Reads results.json of the runs named in RUNS below <root_dir>, and the predictions of the last of them.
+Reads results.json of the runs named in RUNS below <root_dir>, and the predictions of K-means with the trained network.
 """
 import argparse
 import json
@@ -18,9 +18,12 @@ from utils.config import create_config
 from utils.errors import UserError
 from utils.log import start_log
 
-RUNS = (('untrained', "data set's", 'demo_kmeans_untrained'),
-        ('trained', "data set's", 'demo_kmeans_given_masks'),
-        ('trained', 'its own', 'demo_kmeans'))
+RUNS = (('untrained', "K-means, the data set's masks", 'demo_kmeans_untrained'),
+        ('trained', "K-means, the data set's masks", 'demo_kmeans_given_masks'),
+        ('trained', 'K-means, its own masks', 'demo_kmeans'),
+        ('untrained', 'linear classifier', 'demo_linear_untrained'),
+        ('trained', 'linear classifier', 'demo_linear'),
+        ('trained', 'linear classifier, CRF', 'demo_linear/eval/best_model.pth.tar_crf'))
 PICTURES, COLUMNS, CELL = 24, 4, (110, 330)
 
 
@@ -30,6 +33,12 @@ def results_of(root, run):
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f'{path} could not be read: run `make demo`, which makes it first') from error
+
+
+def score(results):
+    """mIoU in percent; of K-means the mean over its seeds, with the lowest and the highest."""
+    seeds = results.get('mIoU_per_seed')
+    return f'{results["mIoU"]:.1f}' + (f' ({min(seeds):.1f} to {max(seeds):.1f})' if seeds else '')
 
 
 @command
@@ -43,10 +52,9 @@ def main(argv=None):
     log = start_log(output / 'log_file.txt')
 
     log.info('')
-    log.info('%-10s  %-10s  %s', 'network', 'masks', 'K-means mIoU (mean of 5 seeds, lowest and highest)')
-    for network, masks, run in RUNS:
-        seeds = results_of(p.root_dir, run)['mIoU_per_seed']
-        log.info('%-10s  %-10s  %.1f (%.1f to %.1f)', network, masks, sum(seeds) / len(seeds), min(seeds), max(seeds))
+    log.info('%-10s  %-30s  %s', 'network', 'evaluation', 'mIoU (K-means: mean of 5 seeds, lowest and highest)')
+    for network, evaluation, run in RUNS:
+        log.info('%-10s  %-30s  %s', network, evaluation, score(results_of(p.root_dir, run)))
 
     dataset = SegmentationDataset(dataset_folder(p.db_root, p.val_db_name), 'val', labels=True)
     pictures = []

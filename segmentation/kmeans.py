@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data.batches import make_loader
 from data.dataset import SegmentationDataset, class_names, dataset_folder
@@ -15,7 +16,7 @@ from evaluation import confusion as scoring
 from evaluation.clustering import METRICS, cluster_all
 from evaluation.embedding import embed
 from evaluation.images import EvaluationImages
-from evaluation.report import print_iou, write_predictions, write_results
+from evaluation.report import PredictionWriter, print_iou, write_results
 from evaluation.weights import pretraining_network
 from utils.command import command, make_parser
 from utils.config import create_config, require_files
@@ -93,8 +94,9 @@ def main(argv=None):
         log.info('%s is %.2f', name, value)
     write_results(output / 'results.json', 'kmeans.py', p.pretraining, classes, iou.mean(0), n_clusters=n_clusters,
                   seeds=list(seeds), mIoU_per_seed=iou.mean(1).tolist(), IoU_per_seed=iou.tolist(), **more)
-    write_predictions(output, dataset, lambda i: clusterings[0].prediction(i, embedded.masks[i].array()),
-                      args.num_visualizations)
+    with PredictionWriter(output, dataset, classes, args.num_visualizations) as writer:
+        for index, mask in enumerate(tqdm(embedded.masks, desc='Pictures', disable=None)):
+            writer.write(index, clusterings[0].prediction(index, mask.array()))
     log.info('Average mIoU is %.1f', iou.mean())
 
 

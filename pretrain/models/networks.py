@@ -55,10 +55,37 @@ class LinearNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.decoder = _decoder(backbone.channels, num_classes)
+        self.eval_parts = ()
+
+    @property
+    def classifier(self):
+        """The last 1x1 convolution: B x 256 x h x w -> class logits B x C x h x w."""
+        return self.decoder[-1]
+
+    def features(self, images):
+        """What the classifier sees: B x 3 x H x W normalised images -> B x 256 x h x w."""
+        features = self.backbone(images)
+        for part in list(self.decoder)[:-1]:
+            features = part(features)
+        return features
 
     def forward(self, images):
         """B x 3 x H x W normalised images -> class logits B x C x H x W."""
-        return resize(self.decoder(self.backbone(images)), images.shape[-2:])
+        return resize(self.classifier(self.features(images)), images.shape[-2:])
+
+    def freeze(self, batchnorm='all'):
+        """No gradient but the classifier's. batchnorm: what stays in eval mode, with running statistics and without
+        dropout: 'all' of the network, its 'backbone', or 'none'."""
+        self.requires_grad_(False)
+        self.classifier.requires_grad_(True)
+        self.eval_parts = {'all': (self.backbone, self.decoder), 'backbone': (self.backbone,), 'none': ()}[batchnorm]
+        return self.train(self.training)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for part in self.eval_parts:
+            part.eval()
+        return self
 
 
 class _AtrousConvolution(ASPPConv):

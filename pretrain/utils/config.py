@@ -40,6 +40,8 @@ def create_config(env_file, exp_file, script=None):
         _check_pretraining(p, exp_file)
     if script in config_keys.CLUSTERED and not p.kmeans_eval:
         raise UserError(f'{exp_file}: {script} needs kmeans_eval: True, which selects the pre-training network')
+    if script in config_keys.PROBES and p.kmeans_eval:
+        raise UserError(f'{exp_file}: {script} needs the linear network: remove kmeans_eval: True')
     return p
 
 

@@ -2,10 +2,12 @@
 import cv2
 import numpy as np
 
+from data.dataset import VOID
 from data.palette import VOC_COLOURS, save_labels
 from utils.files import atomic_file
 
 OPACITY = 0.6  # of the class colours over the image
+FONT, TEXT_SCALE, LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 18  # of the legend; LINE: its height in pixels
 
 
 def save_prediction(path, prediction):
@@ -17,7 +19,7 @@ def save_prediction(path, prediction):
 def overlay(image, labels):
     """Class colours over an image: H x W x 3 uint8 and H x W uint8 -> H x W x 3 uint8. Background and void stay clear."""
     colours = cv2.addWeighted(image, 1 - OPACITY, VOC_COLOURS[labels], OPACITY, 0)
-    clear = (labels == 0) | (labels == 255)
+    clear = (labels == 0) | (labels == VOID)
     return np.where(clear[..., None], image, colours)
 
 
@@ -30,21 +32,48 @@ def side_by_side(image, *labels):
     return np.concatenate(parts, axis=1)
 
 
+def with_legend(picture, classes, *labels):
+    """The picture, and below it colour and name of each class that occurs in `labels`, background aside.
+
+    classes: names. labels: H x W uint8 arrays. The picture's size but for the height, which grows by a line or more.
+    """
+    width, present = picture.shape[1], np.unique(np.concatenate([np.unique(one) for one in labels]))
+    lines, x, y = [], 4, 0
+    for index in present[(present > 0) & (present < len(classes))]:
+        length = 18 + cv2.getTextSize(classes[index], FONT, TEXT_SCALE, 1)[0][0]
+        if x > 4 and x + length > width:
+            x, y = 4, y + LINE
+        lines.append((index, x, y))
+        x += length + 12
+    strip = np.full((y + LINE, width, 3), 255, np.uint8)
+    for index, left, top in lines:
+        cv2.rectangle(strip, (left, top + 4), (left + 11, top + 14), VOC_COLOURS[index].tolist(), cv2.FILLED)
+        cv2.putText(strip, classes[index], (left + 16, top + 13), FONT, TEXT_SCALE, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([picture, strip])
+
+
 def save_picture(path, picture):
     """Write an H x W x 3 uint8 RGB picture as a PNG."""
     with atomic_file(path, flush=False) as file:
         file.write(cv2.imencode('.png', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
 
 
+def thumbnail(picture, cell):
+    """The picture as large as fits into a cell of (height, width) with a margin of 3 pixels."""
+    height, width = cell
+    scale = min((height - 6) / picture.shape[0], (width - 6) / picture.shape[1])
+    size = (max(1, int(picture.shape[1] * scale)), max(1, int(picture.shape[0] * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
 def contact_sheet(pictures, columns, cell):
     """Pictures of any size in rows of `columns`, each shrunk into a cell of (height, width). RGB uint8."""
     height, width = cell
+    columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for number, picture in enumerate(pictures):
-        scale = min((height - 6) / picture.shape[0], (width - 6) / picture.shape[1])
-        size = (max(1, int(picture.shape[1] * scale)), max(1, int(picture.shape[0] * scale)))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        small = thumbnail(picture, cell)
         top, left = number // columns * height + 3, number % columns * width + 3
-        sheet[top:top + size[1], left:left + size[0]] = small
+        sheet[top:top + small.shape[0], left:left + small.shape[1]] = small
     return sheet

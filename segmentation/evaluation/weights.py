@@ -1,5 +1,7 @@
-"""Pre-trained weights for the evaluations."""
+"""Networks for the evaluations, with weights from files."""
 import logging
+
+from torch import nn
 
 from models.factory import get_model
 from utils.checkpoint import load_exactly, load_file
@@ -8,15 +10,16 @@ from utils.errors import UserError
 log = logging.getLogger('maskcontrast')
 
 PREFIX = 'module.model_q.'
+CLASSIFIER = ('decoder.4.weight', 'decoder.4.bias')  # all that the linear classifier trains
+HEADS = ('head.weight', 'head.bias')                 # of the pre-training network, and with them:
+SALIENCY_HEAD = 'classification_head.weight'
+DEVIATION = 0.01  # of the classifier's initial weights
 
 
 def query_weights(path):
     """State dict of the query network in a pre-training checkpoint: the dict with `model`, or a bare dict of
     `module.model_q.*`. Raises `UserError` when the file is missing, damaged, or holds no such network."""
-    content = load_file(path)
-    state = content.get('model', content) if isinstance(content, dict) else None
-    weights = {key.removeprefix(PREFIX): value for key, value in state.items()
-               if str(key).startswith(PREFIX)} if isinstance(state, dict) else {}
+    weights = {key.removeprefix(PREFIX): value for key, value in _state(path).items() if str(key).startswith(PREFIX)}
     if not weights:
         raise UserError(f"{path}: not a pre-training checkpoint: none of its keys starts with '{PREFIX}'")
     return weights
@@ -29,5 +32,64 @@ def pretraining_network(p, path):
     if path:
         load_exactly(network, query_weights(path), path)
     else:
-        log.warning('pretraining is null: the network has random weights')
+        _warn_of_random_weights()
     return network
+
+
+def linear_network(p, classes):
+    """The `LinearNetwork` that `p` describes, with `classes` outputs (background counted) and random weights."""
+    return get_model({**p, 'num_classes': classes - 1, 'has_bg': True, 'kmeans_eval': False,
+                      'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}})
+
+
+def probe_network(p, classes, path):
+    """A `LinearNetwork` for the training of its classifier alone (paper section 4): all else comes from the pre-training
+    checkpoint at `path` (None: random) and is frozen as `freeze_batchnorm` says."""
+    network = linear_network(p, classes)
+    if path:
+        saliency = (p.get('model_kwargs') or {}).get('use_classification_head', True)
+        load_exactly(network, query_weights(path), path, missing=CLASSIFIER,
+                     leftover=(*HEADS, SALIENCY_HEAD) if saliency else HEADS)
+    else:
+        _warn_of_random_weights()
+    nn.init.normal_(network.classifier.weight, std=DEVIATION)
+    nn.init.zeros_(network.classifier.bias)
+    network.freeze(p.freeze_batchnorm)
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert sorted(trained) == sorted(CLASSIFIER), trained
+    return network
+
+
+def finetuned_network(p, classes, path):
+    """A `LinearNetwork` with the weights at `path`: a plain state dict (best_model.pth.tar), or a checkpoint of
+    linear_finetune.py. Raises `UserError` for others, and for weights of another class count or backbone."""
+    state = _state(path)
+    if any(str(key).startswith(PREFIX) for key in state):
+        raise UserError(f'{path}: a pre-training checkpoint has no classifier: train one with linear_finetune.py first')
+    bias = state.get(CLASSIFIER[1])
+    if getattr(bias, 'ndim', 0) == 1 and len(bias) != classes:
+        raise UserError(f'{path}: its classifier has {len(bias)} classes, but the data set {p.val_db_name} has {classes}')
+    network = linear_network(p, classes)
+    load_exactly(network, state, path)
+    return network
+
+
+def refuse_other_weights(state, p, source):
+    """Raise a `UserError` when `p.pretraining` is there and holds other frozen weights than those in `state`, a state dict
+    of a `LinearNetwork` that was trained from it: a new pre-training, say. source: the file of `state`, for messages."""
+    fresh = query_weights(p.pretraining)
+    common = [key for key in fresh if key in state and not key.endswith(('running_mean', 'running_var', 'batches_tracked'))]
+    if any(not fresh[key].equal(state[key]) for key in common):
+        raise UserError(f'{p.pretraining} has changed since {source} was trained from it: start over with --fresh')
+
+
+def _state(path):
+    content = load_file(path)
+    state = content.get('model', content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise UserError(f'{path}: not a file of weights: it holds no state dict (names and tensors)')
+    return state
+
+
+def _warn_of_random_weights():
+    log.warning('pretraining is null: the network has random weights')

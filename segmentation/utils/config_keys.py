@@ -8,8 +8,10 @@ from dataclasses import dataclass
 REQUIRED = object()  # the reading scripts can't run without the key
 
 PRETRAIN, LINEAR, KMEANS, RETRIEVAL = 'main.py', 'linear_finetune.py', 'kmeans.py', 'retrieval.py'
-SCRIPTS = (PRETRAIN, LINEAR, KMEANS, RETRIEVAL)
-EVALUATIONS = (LINEAR, KMEANS, RETRIEVAL)
+EVAL = 'eval.py'  # reads files of linear_finetune.py
+SCRIPTS = (PRETRAIN, LINEAR, EVAL, KMEANS, RETRIEVAL)
+EVALUATIONS = (LINEAR, EVAL, KMEANS, RETRIEVAL)
+PROBES = (LINEAR, EVAL)
 TRAINED = (PRETRAIN, LINEAR)
 CLUSTERED = (KMEANS, RETRIEVAL)
 MAX_SEED = 2 ** 32 - 1  # the most that scikit-learn takes
@@ -49,7 +51,7 @@ KEYS = (
     Key('num_workers', 'int', 4, SCRIPTS, minimum=0),
     Key('transformation_kwargs.crop_size', 'int', 224, (PRETRAIN,), minimum=16),
     Key('transformation_kwargs.resolution', 'size', (512, 512), EVALUATIONS),
-    Key('on_bad_image', 'str', 'stop', (PRETRAIN,), choices=('stop', 'skip')),
+    Key('on_bad_image', 'str', 'stop', TRAINED, choices=('stop', 'skip')),
     # Network
     Key('backbone', 'str', REQUIRED, SCRIPTS, choices=('resnet18', 'resnet50')),
     Key('backbone_kwargs.dilated', 'bool', True, SCRIPTS),
@@ -66,7 +68,7 @@ KEYS = (
     Key('freeze_layers', 'bool', False, (PRETRAIN,)),
     Key('freeze_layer', 'bool', False, NOBODY),
     Key('freeze_batchnorm', 'str', 'all', (LINEAR,), choices=('all', 'backbone', 'none')),
-    Key('pretraining', 'path', REQUIRED, EVALUATIONS, nullable=True),  # null: random weights
+    Key('pretraining', 'path', REQUIRED, (LINEAR, *CLUSTERED), nullable=True),  # null: random weights
     Key('kmeans_eval', 'bool', False, EVALUATIONS),
     # Training
     Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
@@ -82,7 +84,7 @@ KEYS = (
     Key('scheduler_kwargs.lr_decay_rate', 'float', None, TRAINED, above=0),
     Key('scheduler_kwargs.lr_decay_epochs', 'ints', None, TRAINED),
     Key('seed', 'int', None, SCRIPTS, minimum=0, maximum=MAX_SEED),
-    Key('checkpoint_every', 'int', None, (PRETRAIN,), minimum=1),
+    Key('checkpoint_every', 'int', None, TRAINED, minimum=1),
     # Evaluation
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
     Key('retrieval_kwargs.train_split', 'str', 'train', (RETRIEVAL,)),

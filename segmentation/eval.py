@@ -1,0 +1,82 @@
+"""Evaluate and visualise a fine-tuned network (arXiv 2102.06191, section 4).
+
+    python eval.py --config_env configs/env.yml \\
+        --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml --state-dict PATH
+
+PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or a published model. Results are under
+<root_dir>/<experiment file's name>/eval/<PATH's file name>/, with _crf at its end where the CRF is used.
+"""
+from pathlib import Path
+
+import torch
+
+from data.dataset import VOC, SegmentationDataset, class_names, dataset_folder
+from evaluation.confusion import class_iou
+from evaluation.folder import ImageFolder
+from evaluation.images import EvaluationImages
+from evaluation.report import print_iou, write_results
+from evaluation.segmenting import evaluate
+from evaluation.weights import finetuned_network
+from utils.command import command, make_parser
+from utils.config import create_config
+from utils.config_keys import EVAL
+from utils.device import choose_device, choose_precision
+from utils.errors import UserError
+from utils.log import start_log, write_config
+
+
+def parse_arguments(argv):
+    parser = make_parser(__doc__, amp='none')
+    parser.add_argument('--state-dict', required=True, help='weights of the fine-tuned network')
+    parser.add_argument('--crf-postprocess', action='store_true',
+                        help='refine the predictions with a fully connected CRF (default: no)')
+    parser.add_argument('--images', help="a folder of images without labels, in place of the data set's val split: "
+                                         'predictions and pictures only')
+    parser.add_argument('--num_visualizations', type=int, help='pictures to draw (default: one for every image)')
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    args = parse_arguments(argv)
+    p = create_config(args.config_env, args.config_exp, EVAL)
+    device = choose_device(args.device)
+    precision = choose_precision(args.amp, device)
+    if (args.num_visualizations or 0) < 0:
+        raise UserError(f'--num_visualizations must be at least 0, not {args.num_visualizations}')
+    weights = Path(args.state_dict)
+    if not weights.is_file():
+        raise UserError(f'--state-dict names {weights}, which is not there')
+    output = Path(p.output_dir) / 'eval' / (weights.name + '_crf' * args.crf_postprocess)
+    log = start_log(output / 'log_file.txt')
+
+    # Data
+    if args.images:
+        # VOC's class names are known without its 2 GB.
+        folder = Path(p.db_root) / VOC if p.val_db_name == VOC else dataset_folder(p.db_root, p.val_db_name)
+        dataset = ImageFolder(args.images)
+    else:
+        folder = dataset_folder(p.db_root, p.val_db_name)
+        dataset = SegmentationDataset(folder, 'val', labels=True)
+    classes = class_names(folder)
+    images = EvaluationImages(dataset, p.transformation_kwargs.resolution)
+
+    # Model
+    network = finetuned_network(p, len(classes), weights).to(device, memory_format=torch.channels_last)
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'weights': str(weights),
+                                                     'crf': args.crf_postprocess, 'images': args.images})
+    log.info('%s: %d images, %d classes; weights: %s', args.images or folder, len(images), len(classes), weights)
+
+    # Evaluation
+    loading = {'num_workers': p.num_workers, 'batch_size': p.val_db_kwargs.batch_size}
+    confusion = evaluate(network, images, classes, output, loading, device, precision, args.crf_postprocess,
+                         args.num_visualizations)
+    log.info('Predictions and pictures are in %s', output)
+    if confusion is not None:
+        iou = class_iou(confusion) * 100
+        write_results(output / 'results.json', 'eval.py', weights, classes, iou, crf=args.crf_postprocess)
+        print_iou(log, classes, iou)
+
+
+if __name__ == '__main__':
+    main()

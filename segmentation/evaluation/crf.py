@@ -1,0 +1,102 @@
+"""Fully connected CRF on the network's logits, in several processes (paper section 4; dense CRF, arXiv 1210.5644).
+
+Axes: C classes, H W the image's height and width, h w the network's grid.
+"""
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+
+import numpy as np
+import torch
+from pydensecrf import densecrf
+
+from models.interpolation import resize
+from utils.errors import UserError
+
+ITERATIONS = 10
+GAUSSIAN = {'sxy': 1, 'compat': 3}
+BILATERAL = {'sxy': 67, 'srgb': 3, 'compat': 4}
+SMALLEST = 1e-5  # probability
+PRELOADED = ['cv2', 'numpy', 'torch', 'pydensecrf.densecrf']  # once, in the process that the workers are forked from
+
+
+def dense_crf(image, probabilities):
+    """Refine class probabilities on an image: Potts model, diagonal kernels, symmetric normalisation.
+
+    image: H x W x 3 uint8 RGB. probabilities: C x H x W float32, summing to 1 over C. Returns H x W uint8, the class of
+    highest marginal.
+    """
+    classes, height, width = probabilities.shape
+    crf = densecrf.DenseCRF2D(width, height, classes)
+    unary = -np.log(np.clip(probabilities, SMALLEST, 1)).reshape(classes, -1)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))
+    crf.addPairwiseGaussian(**GAUSSIAN)
+    crf.addPairwiseBilateral(**BILATERAL, rgbim=np.ascontiguousarray(image[..., ::-1]))  # the published order is BGR
+    marginals = np.array(crf.inference(ITERATIONS))
+    return marginals.argmax(0).reshape(height, width).astype(np.uint8)
+
+
+def refine(image, grid, resolution):
+    """The network's C x h x w class logits (float32 tensor) as a refined H x W uint8 prediction for `image`.
+
+    resolution: of the network's input. The logits go to it first and from there to the image's size, as published.
+    """
+    logits = resize(resize(grid.unsqueeze(0), resolution), image.shape[:2])
+    return dense_crf(image, logits.softmax(1)[0].numpy())
+
+
+class CrfPool:
+    """Worker processes that refine the predictions of a data set's images. A context manager.
+
+    dataset: a `SegmentationDataset` or an `ImageFolder`. processes: None for one a core. What comes out doesn't depend on
+    their number.
+    """
+
+    def __init__(self, dataset, processes=None):
+        context = multiprocessing.get_context('forkserver')  # forks of this process would inherit its threads' locks
+        context.set_forkserver_preload(PRELOADED)
+        self.processes = processes or len(os.sched_getaffinity(0))
+        self.pool = ProcessPoolExecutor(self.processes, context, initializer=_start_worker, initargs=(dataset,))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.pool.shutdown(cancel_futures=True)
+
+    def submit(self, index, grid, resolution):
+        """Start on image `index` of the data set; give what is returned to `result`. grid: C x h x w logits."""
+        return self.pool.submit(_refine, index, grid.float().cpu().numpy(), resolution)
+
+    @staticmethod
+    def result(job):
+        """H x W uint8 prediction. Raises `UserError` for an unreadable image, and when a worker was killed."""
+        try:
+            return job.result()
+        except BrokenProcessPool as error:
+            raise UserError('a process of the CRF was killed, which is what happens when memory is short: '
+                            'make room and start again') from error
+
+
+_worker = {}  # of a worker process: its data set
+
+
+def _start_worker(dataset):
+    _worker['dataset'] = dataset
+    torch.set_num_threads(1)  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    """A main process that was killed can't end its workers, which would wait for work for ever."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _refine(index, grid, resolution):
+    return refine(_worker['dataset'][index]['image'], torch.from_numpy(grid), resolution)

@@ -1,0 +1,86 @@
+"""The linear classifier on a frozen network: its training step and its online score (paper section 4).
+
+Axes: B batch, C classes, H W the input's height and width, h w the network's grid.
+"""
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from data.batches import to_images
+from data.dataset import VOID
+from evaluation.confusion import class_iou, confusion_matrix
+from models.interpolation import resize
+from utils.checkpoint import save_checkpoint
+from utils.device import autocast
+from utils.training import Trainer
+
+
+@torch.no_grad()
+def frozen_features(network, images, device, precision):
+    """What the classifier of a `LinearNetwork` sees of B x H x W x 3 uint8 images: B x 256 x h x w float32, without a graph."""
+    with autocast(device, precision):
+        features = network.features(to_images(images, device))
+    return features.float()
+
+
+def backward_loss(classifier, features, labels):
+    """Mean cross-entropy over the valid pixels of a batch; its gradients are added to those of `classifier`.
+
+    features: B x 256 x h x w. labels: B x H x W int64, 255 = void, which is left out. Returns a scalar tensor, 0 where all
+    is void. The classifier comes before the upsampling, as both are linear, and images come one by one, so that at no
+    time more than one image's C x H x W logits exist.
+    """
+    valid = (labels != VOID).sum().clamp(min=1)
+    total = features.new_zeros(())
+    for feature, label in zip(features.split(1), labels.split(1), strict=True):
+        logits = resize(classifier(feature), label.shape[-2:])                      # 1 x C x H x W
+        loss = F.cross_entropy(logits, label, ignore_index=VOID, reduction='sum') / valid
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def predicted_classes(grid, size):
+    """B x C x h x w class logits -> B x H x W uint8 array, the class of each pixel at (H, W) = size."""
+    return torch.cat([resize(one, size).argmax(1).to(torch.uint8) for one in grid.split(1)]).cpu().numpy()
+
+
+@torch.no_grad()
+def online_iou(classifier, batches, classes):
+    """IoU of each class in percent, at the network's resolution. batches: `ValidationFeatures`."""
+    confusion = np.zeros((classes, classes), np.int64)
+    for ids, features, labels in batches:
+        predictions = predicted_classes(classifier(features), labels.shape[-2:])
+        for name, prediction, label in zip(ids, predictions, labels, strict=True):
+            confusion += confusion_matrix(prediction, label, classes, name)
+    return class_iou(confusion) * 100
+
+
+class LinearTrainer(Trainer):
+    """Trains the classifier of a frozen `LinearNetwork` on batches of `TrainingViews`, and keeps the best one.
+
+    Its checkpoints also hold `best_epoch` (counted from 0) and `best_iou` (percent).
+    """
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.extra.update(best_epoch=0, best_iou=0.0)
+
+    def resume(self, state, source, **options):
+        super().resume(state, source, **options)
+        self.extra.update({key: state.get(key, start) for key, start in (('best_epoch', 0), ('best_iou', 0.0))})
+
+    def train_step(self, batch):
+        features = frozen_features(self.model, batch['image'], self.device, self.precision)
+        labels = batch['labels'].to(self.device, non_blocking=True).long()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = backward_loss(self.model.classifier, features, labels)
+        self.optimizer.step()
+        return loss.unsqueeze(0)
+
+    def keep_best(self, iou, path):
+        """Write the plain state dict to `path` if `iou` (percent) is higher than that of all epochs before. Call it after
+        `run_epoch`, and save the checkpoint after it: whoever is killed between the two does the epoch again."""
+        if iou > self.extra['best_iou']:
+            save_checkpoint(self.model.state_dict(), path)
+            self.extra.update(best_epoch=self.epoch - 1, best_iou=iou)

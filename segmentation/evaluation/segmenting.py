@@ -1,0 +1,56 @@
+"""Segmentations of a split by a `LinearNetwork`, with or without CRF, and their score (paper section 4)."""
+import contextlib
+from collections import deque
+
+import torch
+from tqdm import tqdm
+
+from data.batches import make_loader
+from evaluation.crf import CrfPool
+from evaluation.images import resize_labels
+from evaluation.linear import frozen_features, predicted_classes
+from evaluation.report import PredictionWriter
+
+
+def evaluate(network, images, classes, output, loading, device, precision, crf=False, pictures=None):
+    """Segment `images`, write predictions/, visualization/ and contact_sheet.png below `output`, and score.
+
+    images: `EvaluationImages`. classes: names. loading: options of `make_loader`. pictures: how many (None: all).
+    Returns the C x C confusion matrix at the images' own size, or None where the images have no labels.
+    Raises `UserError` for unreadable files, labels that are no class, and a folder that can't be written.
+    """
+    network.eval()
+    loader = make_loader(images, device=device, **loading)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(PredictionWriter(output, images.dataset, classes, pictures))
+        pool = stack.enter_context(CrfPool(images.dataset)) if crf else None
+        predictions = segment(network, loader, device, precision, pool)
+        for index, prediction in enumerate(tqdm(predictions, desc='CRF' if crf else 'Evaluation', total=len(images),
+                                                disable=None)):
+            writer.write(index, prediction)
+    return writer.confusion
+
+
+def segment(network, loader, device, precision, pool=None):
+    """Predictions at the images' own size, H x W uint8 each, in order.
+
+    Without a `pool`: argmax at the network's resolution, then OpenCV nearest. With one, a `CrfPool`: CRF at the image's size.
+    """
+    waiting, index = deque(), 0
+    # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
+    most = 2 * pool.processes if pool and device.type != 'cpu' else 0
+    for batch in loader:
+        with torch.no_grad():
+            grid = network.classifier(frozen_features(network, batch['image'], device, precision))
+        resolution = tuple(batch['image'].shape[1:3])
+        if not pool:
+            for size, prediction in zip(batch['size'], predicted_classes(grid, resolution), strict=True):
+                yield resize_labels(prediction, size)
+            continue
+        for one in grid:
+            waiting.append(pool.submit(index, one, resolution))
+            index += 1
+        while len(waiting) > most:
+            yield pool.result(waiting.popleft())
+    while waiting:
+        yield pool.result(waiting.popleft())
