@@ -21,13 +21,13 @@ from evaluation.linear import LinearTrainer, online_iou
 from evaluation.report import print_iou, write_results
 from evaluation.segmenting import evaluate
 from evaluation.training_views import TrainingViews, view_figure
-from evaluation.weights import finetuned_network, probe_network, refuse_other_weights
+from evaluation.weights import finetuned_network, load_frozen_weights, probe_network, refuse_other_weights
 from utils.command import command, make_parser
 from utils.config import create_config, plain, require_files
 from utils.config_keys import LINEAR
 from utils.device import choose_device
 from utils.errors import UserError
-from utils.files import remove_temporaries, set_aside
+from utils.files import make_folder, remove_temporaries, set_aside
 from utils.log import append_metrics, cut_metrics, start_log, write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
 from utils.resuming import earlier_state, resolve_start
@@ -61,7 +61,7 @@ def main(argv=None):
     if state is None:
         require_files(p, args.config_exp, 'pretraining')
     elif p.pretraining and Path(p.pretraining).is_file():
-        refuse_other_weights(state.get('model', {}), p, p.checkpoint)
+        refuse_other_weights(state['model'], p, p.checkpoint)
     if state and state['epoch'] >= p.epochs and finished(output / 'results.json', state, args.crf_postprocess):
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / 'results.json')
         return
@@ -88,19 +88,21 @@ def main(argv=None):
 
     # Model
     torch.manual_seed(start.seed)
-    network = probe_network(p, len(classes), None if state else p.pretraining)
-    network.to(device, memory_format=torch.channels_last)
+    network = probe_network(p, len(classes)).to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(network.parameters(), p.optimizer, **p.optimizer_kwargs)
     trainer = LinearTrainer(network, optimizer, loader, device, start.precision, p.checkpoint, p.checkpoint_every,
                             extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
     if state:
         trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
+    else:
+        load_frozen_weights(network, p)
     del state
-    log.info('Training on %s, precision %s, seed %d, batches of %d; weights: %s', device, start.precision, start.seed,
+    log.info('Training on %s, precision %s, seed %d, batches of %d; frozen weights: %s', device, start.precision, start.seed,
              batch_size, p.pretraining)
 
     # Epochs
+    make_folder(output / 'predictions')  # written at the end: find out now if that is impossible
     remove_temporaries(output)
     cut_metrics(output / 'metrics.jsonl', trainer.epoch)
     validation = ValidationFeatures(network, make_loader(images, device=device, **val_loading), device, start.precision,

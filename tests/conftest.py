@@ -2,9 +2,12 @@
 import copy
 
 import pytest
+import torch
 import yaml
 
+from data.dataset import SegmentationDataset
 from data.shapes import draw_shapes
+from models.factory import get_model
 
 PRETRAINING = {
     'train_db_name': 'Shapes', 'train_db_kwargs': {'saliency': 'supervised_model'}, 'train_batch_size': 4,
@@ -15,6 +18,13 @@ PRETRAINING = {
     'optimizer_kwargs': {'lr': 0.01, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
     'transformation_kwargs': {'crop_size': 32}, 'seed': 3,
 }
+LINEAR = {
+    'train_db_name': 'Shapes', 'val_db_name': 'Shapes', 'train_db_kwargs': {'split': 'trainaug', 'batch_size': 4},
+    'val_db_kwargs': {'batch_size': 4}, 'num_workers': 0, 'transformation_kwargs': {'resolution': [40, 32]},
+    'backbone': 'resnet18', 'backbone_kwargs': {'dilated': True}, 'head': 'deeplab', 'freeze_batchnorm': 'all', 'epochs': 2,
+    'optimizer': 'sgd', 'optimizer_kwargs': {'lr': 0.1, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
+    'scheduler': 'step', 'scheduler_kwargs': {'lr_decay_rate': 0.1, 'lr_decay_epochs': [0]}, 'seed': 3,
+}
 
 
 @pytest.fixture(scope='session')
@@ -23,6 +33,24 @@ def shapes_root(tmp_path_factory):
     root = tmp_path_factory.mktemp('datasets')
     draw_shapes(root / 'Shapes', train=12, val=6, size=64)
     return root
+
+
+@pytest.fixture(scope='session')
+def pretrained(tmp_path_factory, shapes_root):
+    """A pre-training checkpoint as main.py leaves it, of a random ResNet-18 whose batch norms know the images of `Shapes`."""
+    torch.manual_seed(0)
+    network = get_model({'backbone': 'resnet18', 'model_kwargs': {'ndim': 8}})
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1
+    dataset = SegmentationDataset(shapes_root / 'Shapes', 'trainaug')
+    images = torch.stack([torch.from_numpy(dataset[index]['image'][:48, :48]) for index in range(len(dataset))])
+    with torch.no_grad():
+        network(images.permute(0, 3, 1, 2) / 64 - 2)
+    state = {f'module.{part}.{key}': value for part in ('model_q', 'model_k') for key, value in network.state_dict().items()}
+    path = tmp_path_factory.mktemp('weights') / 'checkpoint.pth.tar'
+    torch.save({'model': {**state, 'module.queue': torch.zeros(8, 8), 'module.queue_ptr': torch.zeros(1)}, 'epoch': 1}, path)
+    return path
 
 
 @pytest.fixture

@@ -2,25 +2,35 @@
 import json
 
 import cv2
+from conftest import LINEAR
 from test_trees import KMEANS
 
 import demo
+import eval as evaluation_script
 import kmeans
+import linear_finetune
 
 
-def test_table_and_picture(experiment, tmp_path, capsys, user_error):
+def test_table_and_picture(experiment, pretrained, tmp_path, capsys, user_error):
     arguments = experiment(base=KMEANS)
-    env = arguments[:2]
+    env, output = arguments[:2], tmp_path / 'output'
     assert 'make demo' in user_error(lambda: demo.main(env))
-    means = []
-    for seed, (_, _, run) in enumerate(demo.RUNS):
+    for seed, (_, _, run) in enumerate(demo.RUNS[:3]):
         kmeans.main([*experiment(base=KMEANS, name=run), '--num_seeds', '2', '--seed', str(seed)])
-        means.append(sum(json.loads((tmp_path / 'output' / run / 'results.json').read_text())['mIoU_per_seed']) / 2)
+    for _, _, run in demo.RUNS[3:5]:
+        settings = experiment({'epochs': 1, 'pretraining': str(pretrained) if run == 'demo_linear' else None}, run, base=LINEAR)
+        linear_finetune.main(settings)
+    assert 'demo_linear/eval' in user_error(lambda: demo.main(env))
+    evaluation_script.main([*settings, '--state-dict', str(output / 'demo_linear' / 'best_model.pth.tar'), '--crf-postprocess'])
     capsys.readouterr()
     demo.main(env)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(('untrained', 'trained'))]
-    assert [row.split('  ')[-1].split()[0] for row in rows] == [f'{mean:.1f}' for mean in means]
-    assert rows[2].split()[1:3] == ['its', 'own']
-    picture = cv2.imread(str(tmp_path / 'output' / 'demo' / 'segmentations.png'))
+    for row, (network, evaluation, run) in zip(rows, demo.RUNS, strict=True):
+        results = json.loads((output / run / 'results.json').read_text())
+        seeds = results.get('mIoU_per_seed')
+        spread = f' ({min(seeds):.1f} to {max(seeds):.1f})' if seeds else ''
+        assert row.split('  ')[-1].strip() == f'{results["mIoU"]:.1f}{spread}'
+        assert row.startswith(network) and evaluation in row
+    picture = cv2.imread(str(output / 'demo' / 'segmentations.png'))
     assert picture.shape == (2 * demo.CELL[0], demo.COLUMNS * demo.CELL[1], 3)  # six validation images
     assert picture.std() > 10

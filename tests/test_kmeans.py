@@ -198,7 +198,8 @@ def test_results_equal_the_plain_way(run, reference, toys, checkpoint, tmp_path,
     for path in (output / 'visualization').iterdir():
         image = np.asarray(Image.open(toys / 'Toys' / 'images' / f'{path.stem}.jpg'))
         picture, (height, width, _) = np.asarray(Image.open(path)), image.shape
-        assert picture.shape == (height, 3 * width + 8, 3) and np.array_equal(picture[:, :width], image)
+        assert picture.shape[0] > height and picture.shape[1] == 3 * width + 8  # with a legend below
+        assert np.array_equal(picture[:height, :width], image)
 
 
 def test_given_masks_and_random_weights(run, toys, capsys):
@@ -224,7 +225,7 @@ def test_formats_and_workers_make_no_difference(run, checkpoint, tmp_path):
     # `upsample` is about pre-training: masks are made at the input's size anyway.
     changes = {'pretraining': str(tmp_path / 'bare.pth'), 'num_workers': 2, 'model_kwargs.upsample': False}
     assert run(changes, ['--num_visualizations', '0'], name='bare') == {**want, 'weights': str(tmp_path / 'bare.pth')}
-    assert not list((output / 'bare' / 'visualization').iterdir())
+    assert not (output / 'bare' / 'visualization').exists()
 
 
 def test_one_image_at_a_time(run, reference, network, toys):

@@ -42,22 +42,29 @@ def linear_network(p, classes):
                       'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}})
 
 
-def probe_network(p, classes, path):
-    """A `LinearNetwork` for the training of its classifier alone (paper section 4): all else comes from the pre-training
-    checkpoint at `path` (None: random) and is frozen as `freeze_batchnorm` says."""
+def probe_network(p, classes):
+    """A `LinearNetwork` for the training of its classifier alone (paper section 4): all else is frozen as
+    `freeze_batchnorm` says, and still random."""
     network = linear_network(p, classes)
-    if path:
-        saliency = (p.get('model_kwargs') or {}).get('use_classification_head', True)
-        load_exactly(network, query_weights(path), path, missing=CLASSIFIER,
-                     leftover=(*HEADS, SALIENCY_HEAD) if saliency else HEADS)
-    else:
-        _warn_of_random_weights()
     nn.init.normal_(network.classifier.weight, std=DEVIATION)
     nn.init.zeros_(network.classifier.bias)
     network.freeze(p.freeze_batchnorm)
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert sorted(trained) == sorted(CLASSIFIER), trained
     return network
+
+
+def load_frozen_weights(network, p):
+    """Fill all of a `probe_network` but its classifier from the pre-training checkpoint `p.pretraining`; None leaves it random.
+
+    Raises `UserError` where other keys than the classifier's are missing, or other ones than the heads' left over.
+    """
+    if not p.pretraining:
+        _warn_of_random_weights()
+        return
+    saliency = (p.get('model_kwargs') or {}).get('use_classification_head', True)
+    load_exactly(network, query_weights(p.pretraining), p.pretraining, missing=CLASSIFIER,
+                 leftover=(*HEADS, SALIENCY_HEAD) if saliency else HEADS)
 
 
 def finetuned_network(p, classes, path):

@@ -31,7 +31,9 @@ def earlier_state(path):
     if not Path(path).exists():
         return None
     state = load_file(path)
-    if not isinstance(state, dict) or not isinstance(state.get('epoch'), int) or not isinstance(state.get('seed', 0), int):
+    whole = (isinstance(state, dict) and isinstance(state.get('model'), dict) and isinstance(state.get('epoch'), int)
+             and isinstance(state.get('seed', 0), int))
+    if not whole:
         raise UserError(f'{path}: not a checkpoint of a training run: move it away, or start over with --fresh')
     return state
 
