@@ -8,6 +8,7 @@ from conftest import PRETRAINING
 from data.util.mypath import Path as MyPath
 from main import main
 from utils.config import create_config, plain
+from utils.config_keys import EVAL
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,6 +102,25 @@ def test_defaults_of_the_evaluations(tmp_path):
                                    'optimizer_kwargs': {'lr': 0.1}}))
     linear = plain(create_config(env, exp))
     assert (linear['freeze_batchnorm'], linear['kmeans_eval'], linear['optimizer']) == ('all', False, 'sgd')
+    assert linear['train_db_kwargs'] == {'split': 'trainaug', 'batch_size': 16}
+    del common['pretraining']  # all that eval.py needs
+    exp.write_text(yaml.safe_dump(common))
+    assert plain(create_config(env, exp, EVAL))['transformation_kwargs'] == {'resolution': [512, 512]}
+
+
+@pytest.mark.parametrize('kind', ['supervised', 'unsupervised'])
+def test_shipped_linear_files_are_the_published_ones(kind):
+    folder = ROOT / 'segmentation' / 'configs'
+    p = create_config(CONFIGS / 'env.yml', folder / 'linear_finetune' / f'linear_finetune_VOCSegmentation_{kind}_saliency.yml')
+    assert {key: value for key, value in plain(p).items() if key not in ADDED} == {
+        'train_db_name': 'VOCSegmentation', 'val_db_name': 'VOCSegmentation', 'num_workers': 4,
+        'train_db_kwargs': {'split': 'trainaug', 'batch_size': 16}, 'val_db_kwargs': {'batch_size': 16},
+        'backbone': 'resnet50', 'backbone_kwargs': {'dilated': True}, 'head': 'deeplab', 'freeze_batchnorm': 'all',
+        'pretraining': str(ROOT / 'output' / f'VOCSegmentation_{kind}_saliency_model' / 'checkpoint.pth.tar'),
+        'epochs': 60, 'optimizer': 'sgd', 'scheduler': 'step',
+        'optimizer_kwargs': {'lr': 0.1, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
+        'scheduler_kwargs': {'lr_decay_rate': 0.1, 'lr_decay_epochs': [25]}, 'kmeans_eval': False,
+        'transformation_kwargs': {'resolution': [512, 512]}, 'on_bad_image': 'stop', 'seed': None, 'checkpoint_every': None}
 
 
 def test_numbers_in_scientific_notation_and_quotes(experiment):

@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import accuracy_score, adjusted_rand_score, confusion_matrix, normalized_mutual_info_score
 
 from evaluation import confusion as scoring
 from evaluation.clustering import score, whiten
@@ -70,6 +70,26 @@ def test_histograms_count_labels_in_and_out_of_the_mask(classes):
 def test_histograms_by_hand():
     labels, mask = np.array([[0, 2, 255], [2, 2, 1]], np.uint8), np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
     assert scoring.confusion_matrix(mask, labels, 3, 'x', ids=2).tolist() == [[1, 1, 1], [0, 0, 2]]
+
+
+@pytest.mark.parametrize('classes, ids', [(2, 2), (21, 21), (9, 30), (255, 7)])
+def test_confusion_matrix_is_scikit_learns(classes, ids):
+    rng = np.random.default_rng(classes)
+    for size in SIZES:
+        labels = rng.choice([*range(classes), 255], size).astype(np.uint8)
+        prediction = rng.integers(0, ids, size).astype(np.uint8)
+        valid, count = labels != 255, max(classes, ids)
+        plain = confusion_matrix(prediction[valid], labels[valid], labels=range(count)) if valid.any() else 0
+        found = scoring.confusion_matrix(prediction, labels, classes, 'x', None if ids == classes else ids)
+        assert found.dtype == np.int64 and np.array_equal(found, (plain + np.zeros((count, count), int))[:ids, :classes])
+
+
+def test_labels_are_checked_where_nothing_is_counted():
+    for label in (0, 8, 255):
+        scoring.check_labels(np.full((3, 4), label, np.uint8), 9, 'a.png')
+    for label in (9, 254):
+        with pytest.raises(UserError, match=f'^a.png: label {label} in its labels'):
+            scoring.check_labels(np.array([[0, 255, label]], np.uint8), 9, 'a.png')
 
 
 @pytest.mark.parametrize('label, inside', [(4, 0), (4, 1), (254, 0), (254, 1)])

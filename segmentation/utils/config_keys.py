@@ -46,7 +46,7 @@ KEYS = (
     Key('train_db_kwargs.split', 'str', 'trainaug', (LINEAR,)),
     Key('train_db_kwargs.batch_size', 'int', 16, (LINEAR,), minimum=1),
     Key('val_db_kwargs.batch_size', 'int', 10, EVALUATIONS, minimum=1),
-    Key('val_db_kwargs.saliency', 'str', None, EVALUATIONS),
+    Key('val_db_kwargs.saliency', 'str', None, CLUSTERED),
     Key('train_batch_size', 'int', REQUIRED, (PRETRAIN,), minimum=1),
     Key('num_workers', 'int', 4, SCRIPTS, minimum=0),
     Key('transformation_kwargs.crop_size', 'int', 224, (PRETRAIN,), minimum=16),
