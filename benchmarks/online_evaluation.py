@@ -19,11 +19,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
+from data.dataset import VOID  # noqa: E402
 from evaluation.confusion import confusion_matrix  # noqa: E402
 from evaluation.linear import predicted_classes  # noqa: E402
 from models.interpolation import resize  # noqa: E402
 
-CLASSES, CHANNELS, VOID = 21, 256, 255
+CLASSES, CHANNELS = 21, 256
 
 
 def parse_arguments():

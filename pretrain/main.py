@@ -5,7 +5,6 @@
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
 import copy
-import os
 from pathlib import Path
 
 import torch
@@ -41,8 +40,6 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     p = create_config(args.config_env, args.config_exp, PRETRAIN)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise UserError('main.py runs as one process: start it without torchrun')
     device = choose_device(args.device)
     output = Path(p.output_dir)
     aside = set_aside(output) if args.fresh and output.exists() else None
@@ -55,7 +52,7 @@ def main(argv=None):
     if state and state['epoch'] >= p.epochs:
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
         return
-    start = resolve_start(p, state, args, device)
+    start = resolve_start(p, state, args, device, PRETRAIN)
     if state is None:
         require_files(p, args.config_exp, 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision, 'seed': start.seed})

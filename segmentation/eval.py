@@ -9,12 +9,13 @@ PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or a pub
 from pathlib import Path
 
 import torch
+import yaml
 
 from data.dataset import VOC, SegmentationDataset, class_names, dataset_folder
 from evaluation.confusion import class_iou
 from evaluation.folder import ImageFolder
 from evaluation.images import EvaluationImages
-from evaluation.report import print_iou, write_results
+from evaluation.report import add_pictures_flag, print_iou, write_results
 from evaluation.segmenting import evaluate
 from evaluation.weights import finetuned_network
 from utils.command import command, make_parser
@@ -22,6 +23,7 @@ from utils.config import create_config
 from utils.config_keys import EVAL
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError
+from utils.files import set_aside
 from utils.log import start_log, write_config
 
 
@@ -32,7 +34,7 @@ def parse_arguments(argv):
                         help='refine the predictions with a fully connected CRF (default: no)')
     parser.add_argument('--images', help="a folder of images without labels, in place of the data set's val split: "
                                          'predictions and pictures only')
-    parser.add_argument('--num_visualizations', type=int, help='pictures to draw (default: one for every image)')
+    add_pictures_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -42,13 +44,15 @@ def main(argv=None):
     p = create_config(args.config_env, args.config_exp, EVAL)
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
-    if (args.num_visualizations or 0) < 0:
-        raise UserError(f'--num_visualizations must be at least 0, not {args.num_visualizations}')
-    weights = Path(args.state_dict)
+    weights = Path(args.state_dict).absolute()
     if not weights.is_file():
         raise UserError(f'--state-dict names {weights}, which is not there')
-    output = Path(p.output_dir) / 'eval' / (weights.name + '_crf' * args.crf_postprocess)
+    output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
+    subject = {'weights': str(weights), 'images': args.images and str(Path(args.images).absolute())}
+    aside = set_aside(output) if subject_of(output / 'config.yml') not in (None, subject) else None
     log = start_log(output / 'log_file.txt')
+    if aside:
+        log.info('The evaluation of another model or of other images is now in %s', aside)
 
     # Data
     if args.images:
@@ -59,12 +63,12 @@ def main(argv=None):
         folder = dataset_folder(p.db_root, p.val_db_name)
         dataset = SegmentationDataset(folder, 'val', labels=True)
     classes = class_names(folder)
-    images = EvaluationImages(dataset, p.transformation_kwargs.resolution)
+    images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
 
     # Model
     network = finetuned_network(p, len(classes), weights).to(device, memory_format=torch.channels_last)
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'weights': str(weights),
-                                                     'crf': args.crf_postprocess, 'images': args.images})
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
+                                                     'crf': args.crf_postprocess, **subject})
     log.info('%s: %d images, %d classes; weights: %s', args.images or folder, len(images), len(classes), weights)
 
     # Evaluation
@@ -74,8 +78,17 @@ def main(argv=None):
     log.info('Predictions and pictures are in %s', output)
     if confusion is not None:
         iou = class_iou(confusion) * 100
-        write_results(output / 'results.json', 'eval.py', weights, classes, iou, crf=args.crf_postprocess)
+        write_results(output, 'eval.py', weights, classes, iou, crf=args.crf_postprocess)
         print_iou(log, classes, iou)
+
+
+def subject_of(path):
+    """The weights and images of the evaluation whose config.yml is at `path`, or None without a readable one."""
+    try:
+        resolved = yaml.safe_load(path.read_text())['resolved']
+        return {key: resolved[key] for key in ('weights', 'images')}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return None
 
 
 if __name__ == '__main__':

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.batches import make_loader
 from data.dataset import SegmentationDataset, class_names, dataset_folder
@@ -16,7 +15,8 @@ from evaluation import confusion as scoring
 from evaluation.clustering import METRICS, cluster_all
 from evaluation.embedding import embed
 from evaluation.images import EvaluationImages
-from evaluation.report import PredictionWriter, print_iou, write_results
+from evaluation.progress import progress
+from evaluation.report import PredictionWriter, add_pictures_flag, print_iou, write_results
 from evaluation.weights import pretraining_network
 from utils.command import command, make_parser
 from utils.config import create_config, require_files
@@ -34,7 +34,7 @@ def parse_arguments(argv):
     parser.add_argument('--n_clusters', type=int, help="clusters, background counted (default: the experiment's, else the "
                                                        'number of classes)')
     parser.add_argument('--metrics', action='store_true', help='also report accuracy, NMI and ARI (default: no)')
-    parser.add_argument('--num_visualizations', type=int, help='pictures to draw (default: one for every image)')
+    add_pictures_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -46,8 +46,6 @@ def main(argv=None):
     precision = choose_precision(args.amp, device)
     require_files(p, args.config_exp, 'pretraining')
     p.seed = first_seed = _first(args.seed, p.seed, FIRST_SEED)
-    if (args.num_visualizations or 0) < 0:
-        raise UserError(f'--num_visualizations must be at least 0, not {args.num_visualizations}')
     if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
         raise UserError(f'--num_seeds must be at least 1, and all seeds integers from 0 to {MAX_SEED}')
     if not (p.model_kwargs.use_classification_head or p.val_db_kwargs.saliency):
@@ -66,7 +64,7 @@ def main(argv=None):
     if len(dataset) < n_clusters - 1:
         raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
                         'set kmeans_kwargs.n_clusters or --n_clusters lower')
-    images = EvaluationImages(dataset, p.transformation_kwargs.resolution)
+    images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
     loader = make_loader(images, p.num_workers, device, batch_size=p.val_db_kwargs.batch_size)
 
     # Model
@@ -92,11 +90,11 @@ def main(argv=None):
             for name, metric in METRICS.items()} if args.metrics else {}
     for name, value in more.items():
         log.info('%s is %.2f', name, value)
-    write_results(output / 'results.json', 'kmeans.py', p.pretraining, classes, iou.mean(0), n_clusters=n_clusters,
-                  seeds=list(seeds), mIoU_per_seed=iou.mean(1).tolist(), IoU_per_seed=iou.tolist(), **more)
-    with PredictionWriter(output, dataset, classes, args.num_visualizations) as writer:
-        for index, mask in enumerate(tqdm(embedded.masks, desc='Pictures', disable=None)):
+    with PredictionWriter(output, dataset, classes, args.num_visualizations, score=False) as writer:
+        for index, mask in enumerate(progress(embedded.masks, 'Pictures')):
             writer.write(index, clusterings[0].prediction(index, mask.array()))
+    write_results(output, 'kmeans.py', p.pretraining, classes, iou.mean(0), n_clusters=n_clusters,
+                  seeds=list(seeds), mIoU_per_seed=iou.mean(1).tolist(), IoU_per_seed=iou.tolist(), **more)
     log.info('Average mIoU is %.1f', iou.mean())
 
 

@@ -6,7 +6,6 @@
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from evaluation.confusion import class_iou
 from evaluation.features import ValidationFeatures
 from evaluation.images import EvaluationImages
 from evaluation.linear import LinearTrainer, online_iou
-from evaluation.report import print_iou, write_results
+from evaluation.report import RESULTS, check_output, print_iou, write_results
 from evaluation.segmenting import evaluate
 from evaluation.training_views import TrainingViews, view_figure
 from evaluation.weights import finetuned_network, load_frozen_weights, probe_network, refuse_other_weights
@@ -27,12 +26,10 @@ from utils.config import create_config, plain, require_files
 from utils.config_keys import LINEAR
 from utils.device import choose_device
 from utils.errors import UserError
-from utils.files import make_folder, remove_temporaries, set_aside
+from utils.files import remove_temporaries, set_aside
 from utils.log import append_metrics, cut_metrics, start_log, write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
 from utils.resuming import earlier_state, resolve_start
-
-SCRIPT = 'linear_finetune.py'
 
 
 def parse_arguments(argv):
@@ -46,8 +43,6 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     p = create_config(args.config_env, args.config_exp, LINEAR)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise UserError(f'{SCRIPT} runs as one process: start it without torchrun')
     device = choose_device(args.device)
     output = Path(p.output_dir)
     aside = set_aside(output) if args.fresh and output.exists() else None
@@ -57,13 +52,13 @@ def main(argv=None):
 
     # What to go on from
     state = earlier_state(p.checkpoint)
-    start = resolve_start(p, state, args, device)
+    start = resolve_start(p, state, args, device, LINEAR)
     if state is None:
         require_files(p, args.config_exp, 'pretraining')
     elif p.pretraining and Path(p.pretraining).is_file():
         refuse_other_weights(state['model'], p, p.checkpoint)
-    if state and state['epoch'] >= p.epochs and finished(output / 'results.json', state, args.crf_postprocess):
-        log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / 'results.json')
+    if state and state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess):
+        log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
         return
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision, 'seed': start.seed,
                                                      'crf': args.crf_postprocess})
@@ -81,7 +76,8 @@ def main(argv=None):
                         f'{len(dataset)} images')
     views = TrainingViews(dataset, len(classes), start.seed, resolution, p.on_bad_image == 'skip')
     loader = epoch_loader(views, EpochBatches(len(dataset), batch_size, start.seed), p.num_workers, device)
-    images = EvaluationImages(SegmentationDataset(val_folder, 'val', labels=True), resolution)
+    images = EvaluationImages(SegmentationDataset(val_folder, 'val', labels=True), resolution,
+                              len(classes))
     val_loading = {'num_workers': p.num_workers, 'batch_size': p.val_db_kwargs.batch_size}
     log.info('%s: %d images, %d steps an epoch; %d validation images, %d classes', folder, len(dataset),
              len(loader.batch_sampler), len(images), len(classes))
@@ -91,7 +87,8 @@ def main(argv=None):
     network = probe_network(p, len(classes)).to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(network.parameters(), p.optimizer, **p.optimizer_kwargs)
     trainer = LinearTrainer(network, optimizer, loader, device, start.precision, p.checkpoint, p.checkpoint_every,
-                            extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
+                            extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)},
+                            best_model=p.best_model)
     if state:
         trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
@@ -102,53 +99,58 @@ def main(argv=None):
              batch_size, p.pretraining)
 
     # Epochs
-    make_folder(output / 'predictions')  # written at the end: find out now if that is impossible
     remove_temporaries(output)
+    check_output(output)
     cut_metrics(output / 'metrics.jsonl', trainer.epoch)
-    validation = ValidationFeatures(network, make_loader(images, device=device, **val_loading), device, start.precision,
-                                    resolution, output, keep=p.freeze_batchnorm == 'all')
-    with SummaryWriter(output / 'tensorboard', purge_step=trainer.epoch + 1) as writer:
-        while trainer.epoch < p.epochs:
-            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
-            set_learning_rate(optimizer, lr)
-            number = trainer.epoch + 1
-            numbers = trainer.run_epoch(look_at=lambda batch, number=number: writer.add_image(
-                'views', view_figure(batch), number, dataformats='HWC'))
-            numbers['mIoU'] = float(online_iou(network.classifier, validation, len(classes)).mean())
-            append_metrics(output / 'metrics.jsonl', {'epoch': number, 'lr': lr, **numbers})
-            for name, value in {'lr': lr, **numbers}.items():
-                writer.add_scalar(name, value, number)
-            writer.flush()
-            trainer.keep_best(numbers['mIoU'], p.best_model)
-            trainer.save()
-            log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', number, p.epochs,
-                     numbers['loss'], numbers['mIoU'], trainer.extra['best_iou'], lr, numbers['images_per_second'])
-    validation.close()
+    if trainer.epoch < p.epochs:
+        val_loader = make_loader(images, device=device, **val_loading)
+        keep = p.freeze_batchnorm == 'all'  # the features of the validation images never change
+        with ValidationFeatures(network, val_loader, device, start.precision, resolution, output, keep) as validation, \
+                SummaryWriter(output / 'tensorboard', purge_step=trainer.epoch + 1) as writer:
+            while trainer.epoch < p.epochs:
+                lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
+                set_learning_rate(optimizer, lr)
+                numbers = train_and_score(trainer, validation, len(classes), writer)
+                append_metrics(output / 'metrics.jsonl', {'epoch': trainer.epoch, 'lr': lr, **numbers})
+                writer.add_scalar('lr', lr, trainer.epoch)
+                trainer.save_epoch(numbers['mIoU'])
+                log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', trainer.epoch,
+                         p.epochs, numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
 
     # Final evaluation, as eval.py does it
-    if not trainer.extra['best_iou']:
+    if not trainer.best_iou:
         raise UserError(f'{args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels of '
                         f'{p.val_db_name}, and at metrics.jsonl')
-    log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution', trainer.extra['best_iou'],
-             trainer.extra['best_epoch'] + 1)
+    log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution', trainer.best_iou,
+             trainer.best_epoch + 1)
     network = finetuned_network(p, len(classes), p.best_model).to(device, memory_format=torch.channels_last)
     confusion = evaluate(network, images, classes, output, val_loading, device, start.precision, args.crf_postprocess,
                          pictures=0)
     iou = class_iou(confusion) * 100
-    write_results(output / 'results.json', SCRIPT, p.best_model, classes, iou, crf=args.crf_postprocess,
-                  pretraining=p.pretraining, epochs=trainer.epoch, online_mIoU=trainer.extra['best_iou'],
-                  best_epoch=trainer.extra['best_epoch'])
+    write_results(output, LINEAR, p.best_model, classes, iou, crf=args.crf_postprocess, pretraining=p.pretraining,
+                  epochs=trainer.epoch, online_mIoU=trainer.best_iou, best_epoch=trainer.best_epoch)
     print_iou(log, classes, iou)
 
 
-def finished(path, state, crf):
-    """Whether the results at `path` are those of the best model in `state`, the last checkpoint, with or without `crf`."""
+def train_and_score(trainer, validation, classes, writer):
+    """Run an epoch, and return its numbers with the online mIoU in percent, after they went to tensorboard's `writer`."""
+    number = trainer.epoch + 1
+    numbers = trainer.run_epoch(look_at=lambda batch: writer.add_image('views', view_figure(batch), number, dataformats='HWC'))
+    numbers['mIoU'] = float(online_iou(trainer.model.classifier, validation, classes).mean())
+    for name, value in numbers.items():
+        writer.add_scalar(name, value, number)
+    writer.flush()
+    return numbers
+
+
+def finished(output, state, crf):
+    """Whether the results in `output` are those of the best model in `state`, the last checkpoint, with or without `crf`."""
     try:
-        results = json.loads(path.read_text())
-    except (OSError, ValueError):
+        results = json.loads((output / RESULTS).read_text())
+        wanted = {'script': LINEAR, 'crf': crf, 'epochs': state['epoch'], 'online_mIoU': state.get('best_iou')}
+        return wanted.items() <= results.items()
+    except (OSError, ValueError, AttributeError):
         return False
-    wanted = {'script': SCRIPT, 'crf': crf, 'epochs': state['epoch'], 'online_mIoU': state.get('best_iou')}
-    return wanted.items() <= results.items()
 
 
 if __name__ == '__main__':

@@ -18,6 +18,11 @@ PRETRAINING = {
     'optimizer_kwargs': {'lr': 0.01, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
     'transformation_kwargs': {'crop_size': 32}, 'seed': 3,
 }
+KMEANS = {
+    'val_db_name': 'Shapes', 'val_db_kwargs': {'batch_size': 6, 'saliency': 'supervised_model'}, 'num_workers': 0,
+    'transformation_kwargs': {'resolution': [32, 32]}, 'backbone': 'resnet18', 'head': 'deeplab', 'pretraining': None,
+    'kmeans_eval': True, 'kmeans_kwargs': {'n_clusters': 4},
+}
 LINEAR = {
     'train_db_name': 'Shapes', 'val_db_name': 'Shapes', 'train_db_kwargs': {'split': 'trainaug', 'batch_size': 4},
     'val_db_kwargs': {'batch_size': 4}, 'num_workers': 0, 'transformation_kwargs': {'resolution': [40, 32]},
@@ -25,6 +30,23 @@ LINEAR = {
     'optimizer': 'sgd', 'optimizer_kwargs': {'lr': 0.1, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
     'scheduler': 'step', 'scheduler_kwargs': {'lr_decay_rate': 0.1, 'lr_decay_epochs': [0]}, 'seed': 3,
 }
+
+
+def assert_same(a, b, path=''):
+    """Nested dicts and lists of tensors and values are equal bit for bit."""
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f'{path}/{key}')
+    elif isinstance(a, list):
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f'{path}/{i}')
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
 
 
 @pytest.fixture(scope='session')
@@ -57,8 +79,8 @@ def pretrained(tmp_path_factory, shapes_root):
 def experiment(tmp_path, shapes_root):
     """Write env.yml and an experiment file and return the arguments that every script takes.
 
-    experiment(changes, name='small', db_root=None): `changes` maps keys, nested ones with a dot, to values; `...` as a
-    value removes the key. Results are in tmp_path / 'output' / name.
+    experiment(changes, name='small', db_root=None, base=PRETRAINING): `changes` of `base` map keys, nested ones with a dot,
+    to values; `...` as a value removes the key. Results are in tmp_path / 'output' / name.
     """
     def write(changes=None, name='small', db_root=shapes_root, base=PRETRAINING):
         content = copy.deepcopy(base)

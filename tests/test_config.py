@@ -116,6 +116,7 @@ def test_shipped_linear_files_are_the_published_ones(kind):
         'train_db_name': 'VOCSegmentation', 'val_db_name': 'VOCSegmentation', 'num_workers': 4,
         'train_db_kwargs': {'split': 'trainaug', 'batch_size': 16}, 'val_db_kwargs': {'batch_size': 16},
         'backbone': 'resnet50', 'backbone_kwargs': {'dilated': True}, 'head': 'deeplab', 'freeze_batchnorm': 'all',
+        'model_kwargs': {'use_classification_head': True},
         'pretraining': str(ROOT / 'output' / f'VOCSegmentation_{kind}_saliency_model' / 'checkpoint.pth.tar'),
         'epochs': 60, 'optimizer': 'sgd', 'scheduler': 'step',
         'optimizer_kwargs': {'lr': 0.1, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},

@@ -2,8 +2,7 @@
 import json
 
 import cv2
-from conftest import LINEAR
-from test_trees import KMEANS
+from conftest import KMEANS, LINEAR
 
 import demo
 import eval as evaluation_script
@@ -15,10 +14,10 @@ def test_table_and_picture(experiment, pretrained, tmp_path, capsys, user_error)
     arguments = experiment(base=KMEANS)
     env, output = arguments[:2], tmp_path / 'output'
     assert 'make demo' in user_error(lambda: demo.main(env))
-    for seed, (_, _, run) in enumerate(demo.RUNS[:3]):
+    for seed, run in enumerate(('demo_kmeans_untrained', 'demo_kmeans_given_masks', 'demo_kmeans')):
         kmeans.main([*experiment(base=KMEANS, name=run), '--num_seeds', '2', '--seed', str(seed)])
-    for _, _, run in demo.RUNS[3:5]:
-        settings = experiment({'epochs': 1, 'pretraining': str(pretrained) if run == 'demo_linear' else None}, run, base=LINEAR)
+    for run, weights in (('demo_linear_untrained', None), ('demo_linear', str(pretrained))):
+        settings = experiment({'epochs': 1, 'pretraining': weights}, run, base=LINEAR)
         linear_finetune.main(settings)
     assert 'demo_linear/eval' in user_error(lambda: demo.main(env))
     evaluation_script.main([*settings, '--state-dict', str(output / 'demo_linear' / 'best_model.pth.tar'), '--crf-postprocess'])

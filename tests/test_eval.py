@@ -23,14 +23,16 @@ IDS = [f'val_{index:04d}' for index in range(6)]
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, shapes_root, pretrained):
-    """Folder of a finished linear_finetune.py with CRF, whose classifier has learnt something."""
+    """Folder of a finished linear_finetune.py with CRF, whose classifier has learnt something; beside it `plain`, without."""
     root = tmp_path_factory.mktemp('trained')
     (root / 'env.yml').write_text(yaml.safe_dump({'root_dir': str(root / 'output'), 'db_root': str(shapes_root)}))
     (root / 'small.yml').write_text(yaml.safe_dump({
         **LINEAR, 'pretraining': str(pretrained), 'epochs': 10, 'optimizer': 'adam', 'optimizer_kwargs': {'lr': 0.1},
         'scheduler': 'constant'}))
-    linear_finetune.main(['--config_env', str(root / 'env.yml'), '--config_exp', str(root / 'small.yml'), '--device', 'cpu',
-                          '--crf-postprocess'])
+    arguments = ['--config_env', str(root / 'env.yml'), '--config_exp', str(root / 'small.yml'), '--device', 'cpu']
+    linear_finetune.main(arguments)
+    shutil.copytree(root / 'output' / 'small', root / 'output' / 'plain')
+    linear_finetune.main([*arguments, '--crf-postprocess'])  # the final evaluation alone
     return root / 'output' / 'small'
 
 
@@ -52,11 +54,12 @@ def test_same_score_as_the_final_line_of_the_training(evaluate, trained, capsys)
     refined = evaluate('--crf-postprocess')
     printed = capsys.readouterr().out.splitlines()
     plain = evaluate()
-    final = results_of(trained)
-    assert final['crf'] is True and final['mIoU'] > 10
+    final, final_plain = results_of(trained), results_of(trained.parent / 'plain')
+    assert final['crf'] is True and final['mIoU'] > 10 and final_plain['crf'] is False
     assert results_of(refined)['mIoU'] == final['mIoU'] and results_of(refined)['IoU'] == final['IoU']
+    assert results_of(plain)['mIoU'] == final_plain['mIoU'] and results_of(plain)['IoU'] == final_plain['IoU']
+    assert final['IoU'] != final_plain['IoU']
     assert results_of(refined) | {'script': 'eval.py', 'crf': True} == results_of(refined)
-    assert results_of(plain)['crf'] is False and results_of(plain)['IoU'] != final['IoU']
     assert printed[-10] == f'mIoU is {final["mIoU"]:.2f}' and printed[-1].startswith('IoU class capsule is ')
     assert plain.name == 'best_model.pth.tar' and refined.name == 'best_model.pth.tar_crf'
     for name in IDS:
@@ -116,8 +119,11 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
     (folder / 'notes.txt').write_text('no image')
     want = evaluate('--crf-postprocess')
     predictions = [np.array(Image.open(want / 'predictions' / f'{name}.png')) for name in IDS[:3]]
-    shutil.rmtree(want)
     found = evaluate('--crf-postprocess', '--images', str(folder))
+    aside = found.with_name(f'{found.name}.old-1')  # the evaluation of the val split
+    assert found == want and (aside / 'results.json').is_file() and len(list((aside / 'predictions').iterdir())) == 6
+    evaluate('--crf-postprocess', '--images', str(folder))
+    assert {path.name for path in found.parent.iterdir()} == {found.name, aside.name}
     assert {path.name for path in (found / 'predictions').iterdir()} == {
         'photo 0.png', 'photo 1.png', 'photo 2.png', 'drawing.png'}
     for number, prediction in enumerate(predictions):
@@ -197,7 +203,7 @@ def test_folders_that_can_not_be_made(fails, tmp_path, flags):
     folder = tmp_path / 'output' / 'small' / 'eval' / ('best_model.pth.tar' + '_crf' * len(flags))
     folder.mkdir(parents=True)
     (folder / 'predictions').write_text('a file')
-    assert fails(*flags).startswith(f'the folder {folder / "predictions"} could not be made (File exists)')
+    assert fails(*flags).startswith(f'the folder {folder / "predictions"} could not be made, as a file has this name')
     assert (folder / 'predictions').read_text() == 'a file'
 
 
@@ -214,7 +220,7 @@ def test_an_unreadable_image_among_many(fails, shapes_root, tmp_path, flags, wor
     labels = folder / 'SegmentationClass' / f'{IDS[5]}.png'
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(labels)
     line = fails(*flags, changes=changes, db_root=folder.parent)
-    assert line.startswith(f'{IDS[5]}: label 77 in its labels, but there are only 9 classes')
+    assert line.startswith(f'{labels}: label 77 in its labels, but there are only 9 classes')
 
 
 def test_other_mistakes(fails, shapes_root, tmp_path):
@@ -224,6 +230,6 @@ def test_other_mistakes(fails, shapes_root, tmp_path):
     for name in ('a.jpg', 'a.k.jpg', 'a.png'):
         (tmp_path / 'none' / name).write_bytes(b'')
     assert fails('--images', str(tmp_path / 'none')).startswith(f'{tmp_path / "none" / "a.jpg"} and a.png would have')
-    assert '--num_visualizations must be at least 0' in fails('--num_visualizations', '-1')
+    assert '--num_visualizations: must be an integer of at least 0, not -1' in fails('--num_visualizations', '-1')
     assert 'needs the linear network' in fails(changes={'kmeans_eval': True})
     assert '--state-dict' in fails('--state-dict')

@@ -129,7 +129,7 @@ def plain_embedding(network, folder, saliency=None):
 
 def product_prototypes(network, root, saliency=None, batch_size=5):
     dataset = SegmentationDataset(root / 'Toys', 'val', saliency=saliency, labels=True)
-    loader = make_loader(EvaluationImages(dataset, RESOLUTION), 0, torch.device('cpu'), batch_size=batch_size)
+    loader = make_loader(EvaluationImages(dataset, RESOLUTION, 10), 0, torch.device('cpu'), batch_size=batch_size)
     return embed(network.to(memory_format=torch.channels_last), loader, torch.device('cpu'), 'none', 10).prototypes
 
 
@@ -296,6 +296,6 @@ def test_damaged_data(fails, toys, tmp_path, workers):
     image.write_bytes(content)
     Image.fromarray(np.full((70, 60), 10, np.uint8)).save(labels)
     line = fails(changes, root=tmp_path / 'own')
-    assert line.startswith('val_0010: label 10 in its labels, but there are only 10 classes')
+    assert line.startswith(f'{labels}: label 10 in its labels, but there are only 10 classes')
     labels.unlink()
     assert fails(changes, root=tmp_path / 'own').startswith(f'{labels} could not be read')

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import assert_same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
 
@@ -23,23 +24,6 @@ MAIN = Path(__file__).resolve().parents[1] / 'pretrain' / 'main.py'
 
 def load(folder):
     return torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
-
-
-def assert_same(a, b, path=''):
-    """Nested dicts and lists of tensors and values are equal bit for bit."""
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f'{path}/{key}')
-    elif isinstance(a, list):
-        assert len(a) == len(b), path
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f'{path}/{i}')
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, path
 
 
 def test_what_a_run_leaves(experiment, tmp_path, capsys):

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import KMEANS
 
 ROOT = Path(__file__).resolve().parents[1]
-KMEANS = {'val_db_name': 'Shapes', 'val_db_kwargs': {'batch_size': 6, 'saliency': 'supervised_model'}, 'num_workers': 0,
-          'transformation_kwargs': {'resolution': [32, 32]}, 'backbone': 'resnet18', 'head': 'deeplab', 'pretraining': None,
-          'kmeans_eval': True, 'kmeans_kwargs': {'n_clusters': 4}}
 READ_CONFIGS = '''
 import json, sys
 from utils.config import create_config

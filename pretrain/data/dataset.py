@@ -93,7 +93,7 @@ class SegmentationDataset:
             path = self.masks / f'{name}.png'
             sample['saliency'] = read_saliency(path)
             if sample['saliency'].shape != size:
-                raise UserError(f'{path} is {_size(sample["saliency"])}, but its image is {_size(sample["image"])}: '
+                raise UserError(f'{path} is {size_text(sample["saliency"])}, but its image is {size_text(sample["image"])}: '
                                 'make the mask again at the size of the image')
         if self.labels:
             labels = read_labels(self.labels / f'{name}.png')
@@ -117,7 +117,8 @@ def _stems(folder, suffix):
     return found
 
 
-def _size(array):
+def size_text(array):
+    """Width and height of an image, for messages."""
     return f'{array.shape[1]} x {array.shape[0]}'
 
 

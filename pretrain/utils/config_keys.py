@@ -64,7 +64,7 @@ KEYS = (
     Key('model_kwargs.ndim', 'int', 32, (PRETRAIN, *CLUSTERED), minimum=1),
     Key('model_kwargs.head', 'str', 'linear', (PRETRAIN, *CLUSTERED), choices=('linear',)),
     Key('model_kwargs.upsample', 'bool', True, (PRETRAIN, *CLUSTERED)),
-    Key('model_kwargs.use_classification_head', 'bool', True, (PRETRAIN, *CLUSTERED)),
+    Key('model_kwargs.use_classification_head', 'bool', True, (*TRAINED, *CLUSTERED)),
     Key('freeze_layers', 'bool', False, (PRETRAIN,)),
     Key('freeze_layer', 'bool', False, NOBODY),
     Key('freeze_batchnorm', 'str', 'all', (LINEAR,), choices=('all', 'backbone', 'none')),

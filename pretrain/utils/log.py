@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.files import atomic_file, make_folder
 
 COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
-PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn')
+PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn', 'pydensecrf2')
 
 
 class _Console(logging.Handler):

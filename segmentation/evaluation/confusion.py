@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
-from data.dataset import VOID
+from data.dataset import VOID, size_text
 from utils.errors import UserError
 
 
@@ -20,30 +20,21 @@ def confusion_matrix(prediction, labels, classes, name, ids=None):
     that differ.
     """
     if labels.shape != prediction.shape:
-        raise UserError(f'{name}: the labels are {_size(labels)} and the prediction {_size(prediction)}')
+        raise UserError(f'{name}: the labels are {size_text(labels)} and the prediction {size_text(prediction)}')
     ids = ids or classes
     joint = labels.ravel() + (prediction.ravel().astype(np.uint16) << 8)
     counts = np.bincount(joint, minlength=ids * 256).reshape(ids, 256)
-    _refuse(counts[:, classes:VOID].sum(0), classes, name)
+    if counts[:, classes:VOID].any():
+        check_labels(labels, classes, name)
     return counts[:, :classes]
 
 
 def check_labels(labels, classes, name):
-    """Raise the `UserError` of `confusion_matrix` for labels that are no class, where nothing is counted."""
-    if int(np.where(labels == VOID, 0, labels).max(initial=0)) >= classes:
-        _refuse(np.bincount(labels.ravel(), minlength=256)[classes:VOID], classes, name)
-
-
-def _refuse(counts, classes, name):
-    """counts: of the labels from `classes` to 254."""
-    wrong = counts.nonzero()[0]
-    if len(wrong):
-        raise UserError(f'{name}: label {wrong[0] + classes} in its labels, but there are only {classes} classes '
+    """Raise a `UserError` for labels that are neither void nor below `classes`. name: the image or file."""
+    wrong = labels[(labels >= classes) & (labels != VOID)]
+    if wrong.size:
+        raise UserError(f'{name}: label {wrong.min()} in its labels, but there are only {classes} classes '
                         f'(0 to {classes - 1}, and {VOID} for void): correct the file, or classes.txt')
-
-
-def _size(array):
-    return f'{array.shape[1]} x {array.shape[0]}'
 
 
 def clustering_confusion(histograms, clusters, n_clusters):

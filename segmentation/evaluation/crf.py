@@ -21,7 +21,11 @@ ITERATIONS = 10
 GAUSSIAN = {'sxy': 1, 'compat': 3}
 BILATERAL = {'sxy': 67, 'srgb': 3, 'compat': 4}
 SMALLEST = 1e-5  # probability
-PRELOADED = ['cv2', 'numpy', 'torch', 'pydensecrf.densecrf']  # once, in the process that the workers are forked from
+KILLED = 'a process of the CRF was killed, probably for want of memory: make room and start again'
+# What workers need, or the script that they import because the main process runs it. It is imported once, in the process
+# that they are forked from: seconds and some 200 MB for each worker saved.
+PRELOADED = ['cv2', 'numpy', 'torch', 'pydensecrf.densecrf', 'torchvision.models.segmentation.deeplabv3', 'scipy.optimize',
+             'scipy.stats', 'sklearn.metrics', 'torch.utils.tensorboard']
 
 
 def dense_crf(image, probabilities):
@@ -69,8 +73,13 @@ class CrfPool:
         self.pool.shutdown(cancel_futures=True)
 
     def submit(self, index, grid, resolution):
-        """Start on image `index` of the data set; give what is returned to `result`. grid: C x h x w logits."""
-        return self.pool.submit(_refine, index, grid.float().cpu().numpy(), resolution)
+        """Start on image `index` of the data set; give what is returned to `result`. grid: C x h x w logits.
+
+        Raises `UserError` when a worker was killed."""
+        try:
+            return self.pool.submit(_refine, index, grid.float().cpu().numpy(), resolution)
+        except BrokenProcessPool as error:
+            raise UserError(KILLED) from error
 
     @staticmethod
     def result(job):
@@ -78,8 +87,7 @@ class CrfPool:
         try:
             return job.result()
         except BrokenProcessPool as error:
-            raise UserError('a process of the CRF was killed, which is what happens when memory is short: '
-                            'make room and start again') from error
+            raise UserError(KILLED) from error
 
 
 _worker = {}  # of a worker process: its data set

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.batches import to_images
 from evaluation.confusion import confusion_matrix
 from evaluation.images import resize_labels
+from evaluation.progress import progress
 from evaluation.prototypes import CompressedMask, object_weights, prototypes
 from utils.device import autocast
 from utils.errors import UserError
@@ -35,7 +35,7 @@ def embed(network, loader, device, precision, classes):
     Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
     """
     ids, vectors, masks, histograms = [], [], [], []
-    for batch in tqdm(loader, desc='Embedding', disable=None):
+    for batch in progress(loader, 'Embedding'):
         with autocast(device, precision):
             grid, saliency = network.grid(to_images(batch['image'], device))
         given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None

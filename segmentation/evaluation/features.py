@@ -1,35 +1,47 @@
 """The validation images as the linear classifier sees them: computed once, then read from a file."""
 import logging
+import shutil
 import tempfile
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from evaluation.images import resize_labels
 from evaluation.linear import frozen_features
+from evaluation.progress import progress
 from utils.errors import UserError
+
+RESERVE = 2 * 2 ** 30  # bytes that stay free on the disk, for checkpoints
 
 log = logging.getLogger('maskcontrast')
 
 
 class ValidationFeatures:
-    """Iterates over (ids, features, labels) of the batches of a loader of `EvaluationImages` with labels.
+    """Iterates over (ids, features, labels) of the batches of a loader of `EvaluationImages` with labels. A context manager.
 
     features: B x 256 x h x w float32 on `device`. labels: B x H x W uint8 array at `resolution`, 255 = void.
-    With `keep`, the first pass writes both to an unnamed file in `folder`, which vanishes with the process, however that
-    ends, and later passes read it: equal bit for bit, as long as the network below the classifier doesn't change. Where there
-    is no room for the file (4 MB an image at 512 x 512), every pass computes.
+    With `keep`, both are computed when the context is entered and written to an unnamed file in `folder`, which vanishes with
+    the process, however that ends; every pass reads it: equal bit for bit, as long as the network below the classifier doesn't
+    change. Where there is no room for the file (4 MB an image at 512 x 512), and without `keep`, every pass computes.
     """
 
     def __init__(self, network, loader, device, precision, resolution, folder, keep):
         self.network, self.loader, self.device, self.precision = network, loader, device, precision
-        self.resolution = tuple(resolution)
-        self.file = tempfile.TemporaryFile(dir=folder) if keep else None  # noqa: SIM115 - lives as long as this object
-        self.batches = []  # (ids, shape of the features as B x h x w x 256), once all are in the file
+        self.resolution, self.folder, self.keep = tuple(resolution), folder, keep
+        self.file, self.batches = None, []  # batches: (ids, shape of the features as B x h x w x 256) of what is in the file
 
-    def __iter__(self):
-        return self._read() if self.batches else self._compute()
+    def __enter__(self):
+        if self.keep:
+            try:
+                self._fill()
+            except OSError as error:
+                log.warning('No room to keep the features of the validation images (%s): the network runs in every epoch',
+                            error)
+                self.close()
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
         """Give the room on the disk back."""
@@ -37,26 +49,27 @@ class ValidationFeatures:
             self.file.close()
         self.file, self.batches = None, []
 
+    def __iter__(self):
+        return self._read() if self.file else self._compute()
+
     def _compute(self):
         self.network.eval()
-        batches = []
-        for batch in tqdm(self.loader, desc='Validation', disable=None, leave=False):
+        for batch in progress(self.loader, 'Validation'):
             features = frozen_features(self.network, batch['image'], self.device, self.precision)
-            labels = np.stack([resize_labels(labels, self.resolution) for labels in batch['labels']])
-            if self.file:
-                batches.append((batch['id'], self._write(features, labels)))
-            yield batch['id'], features, labels
-        self.batches = batches if self.file else []
+            yield batch['id'], features, np.stack([resize_labels(labels, self.resolution) for labels in batch['labels']])
 
-    def _write(self, features, labels):
-        array = features.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # no copy where the layout is channels_last
-        try:
+    def _fill(self):
+        self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - lives as long as this object
+        for ids, features, labels in self._compute():
+            array = features.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # no copy where the layout is channels_last
+            if not self.batches:
+                needed = (array.nbytes + labels.nbytes) * len(self.loader)
+                free = shutil.disk_usage(self.folder).free
+                if needed + RESERVE > free:
+                    raise OSError(f'{needed >> 20} MiB are needed, {free >> 20} MiB are free')
             array.tofile(self.file)
             labels.tofile(self.file)
-        except OSError as error:
-            log.warning('No room to keep the features of the validation images (%s): the network runs in every epoch', error)
-            self.close()
-        return array.shape
+            self.batches.append((ids, array.shape))
 
     def _read(self):
         self.file.seek(0)

@@ -18,7 +18,10 @@ class ImageFolder:
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f'{folder}: there is no such folder of images')
-        self.paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        try:
+            self.paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        except OSError as error:
+            raise UserError(f'{folder} could not be read ({error.strerror})') from error
         if not self.paths:
             raise UserError(f'{folder}: no images in this folder ({", ".join(SUFFIXES)})')
         by_id = {}

@@ -2,6 +2,8 @@
 import cv2
 import torch
 
+from evaluation.confusion import check_labels
+
 
 class EvaluationImages(torch.utils.data.Dataset):
     """The images of a `SegmentationDataset` or an `ImageFolder` at one resolution, in the order of its ids.
@@ -9,10 +11,11 @@ class EvaluationImages(torch.utils.data.Dataset):
     resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
     (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; and, where the data set reads them,
     `labels` (uint8 array at the image's own size) and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
+    classes: how many there are. Raises `UserError` for unreadable files, and for labels that are no class.
     """
 
-    def __init__(self, dataset, resolution):
-        self.dataset, self.resolution = dataset, tuple(resolution)
+    def __init__(self, dataset, resolution, classes):
+        self.dataset, self.resolution, self.classes = dataset, tuple(resolution), classes
 
     def __len__(self):
         return len(self.dataset)
@@ -22,6 +25,7 @@ class EvaluationImages(torch.utils.data.Dataset):
         item = {'id': sample['id'], 'size': sample['image'].shape[:2],
                 'image': torch.from_numpy(resize_image(sample['image'], self.resolution))}
         if 'labels' in sample:
+            check_labels(sample['labels'], self.classes, self.dataset.labels / f'{sample["id"]}.png')
             item['labels'] = sample['labels']
         if 'saliency' in sample:
             item['saliency'] = resize_labels(sample['saliency'], self.resolution)

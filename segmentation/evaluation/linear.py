@@ -12,6 +12,7 @@ from evaluation.confusion import class_iou, confusion_matrix
 from models.interpolation import resize
 from utils.checkpoint import save_checkpoint
 from utils.device import autocast
+from utils.errors import UserError
 from utils.training import Trainer
 
 
@@ -46,11 +47,21 @@ def predicted_classes(grid, size):
 
 
 @torch.no_grad()
+def class_logits(classifier, features, ids):
+    """B x 256 x h x w -> B x C x h x w, float32. ids: B names, for messages. Raises `UserError` when they are not finite."""
+    grid = classifier(features)
+    finite = torch.isfinite(grid).flatten(1).all(1)
+    if not finite.all():
+        raise UserError(f'the network gives no finite logits for {ids[int(finite.int().argmin())]}: try --amp none, or other '
+                        'weights')
+    return grid
+
+
 def online_iou(classifier, batches, classes):
     """IoU of each class in percent, at the network's resolution. batches: `ValidationFeatures`."""
     confusion = np.zeros((classes, classes), np.int64)
     for ids, features, labels in batches:
-        predictions = predicted_classes(classifier(features), labels.shape[-2:])
+        predictions = predicted_classes(class_logits(classifier, features, ids), labels.shape[-2:])
         for name, prediction, label in zip(ids, predictions, labels, strict=True):
             confusion += confusion_matrix(prediction, label, classes, name)
     return class_iou(confusion) * 100
@@ -59,16 +70,21 @@ def online_iou(classifier, batches, classes):
 class LinearTrainer(Trainer):
     """Trains the classifier of a frozen `LinearNetwork` on batches of `TrainingViews`, and keeps the best one.
 
-    Its checkpoints also hold `best_epoch` (counted from 0) and `best_iou` (percent).
+    best_model: path of its plain state dict. best_epoch (counted from 0) and best_iou (percent) are in the checkpoints too.
     """
 
-    def __init__(self, *arguments, **named):
+    def __init__(self, *arguments, best_model, **named):
         super().__init__(*arguments, **named)
-        self.extra.update(best_epoch=0, best_iou=0.0)
+        self.best_model, self.best_epoch, self.best_iou = best_model, 0, 0.0
+
+    def own_state(self):
+        return {'best_epoch': self.best_epoch, 'best_iou': self.best_iou}
 
     def resume(self, state, source, **options):
         super().resume(state, source, **options)
-        self.extra.update({key: state.get(key, start) for key, start in (('best_epoch', 0), ('best_iou', 0.0))})
+        self.best_epoch, self.best_iou = state.get('best_epoch', 0), state.get('best_iou', 0.0)
+        if self.step == 0 and self.best_iou and self.best_epoch == self.epoch - 1:
+            self._save_best()  # it may have been killed just before that
 
     def train_step(self, batch):
         features = frozen_features(self.model, batch['image'], self.device, self.precision)
@@ -78,9 +94,17 @@ class LinearTrainer(Trainer):
         self.optimizer.step()
         return loss.unsqueeze(0)
 
-    def keep_best(self, iou, path):
-        """Write the plain state dict to `path` if `iou` (percent) is higher than that of all epochs before. Call it after
-        `run_epoch`, and save the checkpoint after it: whoever is killed between the two does the epoch again."""
-        if iou > self.extra['best_iou']:
-            save_checkpoint(self.model.state_dict(), path)
-            self.extra.update(best_epoch=self.epoch - 1, best_iou=iou)
+    def save_epoch(self, iou):
+        """Write the checkpoint after `run_epoch`, and the best model if `iou` (percent) is higher than in all epochs before.
+
+        In this order: of a best model that was not written, the checkpoint has the weights.
+        """
+        better = iou > self.best_iou
+        if better:
+            self.best_epoch, self.best_iou = self.epoch - 1, iou
+        self.save()
+        if better:
+            self._save_best()
+
+    def _save_best(self):
+        save_checkpoint(self.model.state_dict(), self.best_model)

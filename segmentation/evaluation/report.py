@@ -1,6 +1,8 @@
 """What an evaluation prints and leaves: IoU of each class, results.json, predictions and pictures."""
+import argparse
 import json
 import os
+import shutil
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,11 +11,22 @@ import numpy as np
 
 from evaluation.confusion import confusion_matrix
 from evaluation.pictures import contact_sheet, save_picture, save_prediction, side_by_side, thumbnail, with_legend
+from utils.errors import UserError
 from utils.files import atomic_file, make_folder
 
-SHEET = 24       # pictures on the contact sheet
-COLUMNS = 3
-CELL = (150, 420)  # height and width
+RESULTS, PREDICTIONS, PICTURES, SHEET = 'results.json', 'predictions', 'visualization', 'contact_sheet.png'
+SHEET_PICTURES, COLUMNS, CELL = 24, 3, (150, 420)  # of the contact sheet; CELL: height and width
+THREADS = len(os.sched_getaffinity(0))
+
+
+def add_pictures_flag(parser):
+    parser.add_argument('--num_visualizations', type=_count, help='pictures to draw (default: one for every image)')
+
+
+def _count(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 0, not {text}')
+    return int(text)
 
 
 def print_iou(log, classes, iou):
@@ -23,11 +36,11 @@ def print_iou(log, classes, iou):
         log.info('IoU class %s is %.2f', name, value)
 
 
-def write_results(path, script, weights, classes, iou, crf=False, **more):
+def write_results(output, script, weights, classes, iou, crf=False, **more):
     """Write results.json. weights: path of the network's weights, or None for random ones. iou: C values in percent."""
     results = {'script': script, 'weights': weights and str(weights), 'crf': crf, 'mIoU': float(iou.mean()),
                'IoU': {name: float(value) for name, value in zip(classes, iou, strict=True)}, **more}
-    with atomic_file(path, 'w') as file:
+    with atomic_file(Path(output) / RESULTS, 'w') as file:
         json.dump(results, file, indent=1)
 
 
@@ -35,54 +48,84 @@ class PredictionWriter:
     """Writes predictions/<id>.png of every image, visualization/<id>.png of the first `pictures` (None: all), and the
     first of these on contact_sheet.png; counts the predictions against the labels. A context manager.
 
-    output: folder. dataset: a `SegmentationDataset` or an `ImageFolder`; without labels pictures lack ground truth, and
-    nothing is counted. classes: names. Once it has ended, `confusion` is the C x C int64 matrix of all images, or None.
+    They take the place of those of an earlier evaluation in `output`, and of its results.json, when all are there; when
+    something fails before, the earlier ones stay.
+    dataset: a `SegmentationDataset` or an `ImageFolder`; without labels pictures lack ground truth, and nothing is counted.
+    classes: names. score: whether to count. At the end `confusion` is the C x C int64 matrix of all images, or None.
     Raises `UserError` as `confusion_matrix` does, and when something can't be read or written.
     """
 
-    def __init__(self, output, dataset, classes, pictures=None):
-        self.output, self.dataset, self.classes = Path(output), dataset, classes
+    def __init__(self, output, dataset, classes, pictures=None, score=True):
+        self.output, self.dataset, self.classes, self.score = Path(output), dataset, classes, score
         self.pictures = len(dataset) if pictures is None else pictures
         self.confusion, self.thumbnails, self.jobs = None, [], deque()
-        for folder in ('predictions', *(['visualization'] if self.pictures else [])):
-            make_folder(self.output / folder)
-        threads = len(os.sched_getaffinity(0))
-        self.most = 4 * threads  # predictions in memory
-        self.pool = ThreadPoolExecutor(threads)
+        check_output(self.output)
+        self.fresh = self.output / '.evaluation.tmp'  # one at a time: each evaluation has its own output
+        shutil.rmtree(self.fresh, ignore_errors=True)
+        make_folder(self.fresh / PREDICTIONS)
+        self.pool = ThreadPoolExecutor(THREADS)
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_):
         try:
-            while self.jobs and kind is None:
-                self._finish()
+            if kind is None:
+                while self.jobs:
+                    self._finish()
+                self._replace()
         finally:
             self.pool.shutdown(cancel_futures=True)  # what one failed at, a full disk, say, the others would too
-        if kind is None and self.thumbnails:
-            save_picture(self.output / 'contact_sheet.png', contact_sheet(self.thumbnails, COLUMNS, CELL))
+            shutil.rmtree(self.fresh, ignore_errors=True)
 
     def write(self, index, prediction):
         """Take image `index`'s prediction, H x W uint8 classes at the image's own size. Images come in order."""
         self.jobs.append(self.pool.submit(self._write, index, prediction))
-        if len(self.jobs) > self.most:
+        if len(self.jobs) > 4 * THREADS:  # predictions in memory
             self._finish()
 
     def _write(self, index, prediction):
-        name, sample = self.dataset.ids[index], self.dataset[index]
-        labels, small = sample.get('labels'), None
-        save_prediction(self.output / 'predictions' / f'{name}.png', prediction)
-        if index < self.pictures:
+        name, drawn = self.dataset.ids[index], index < self.pictures
+        save_prediction(self.fresh / PREDICTIONS / f'{name}.png', prediction)
+        if not (drawn or self.score):
+            return None, None
+        sample, confusion, thumb = self.dataset[index], None, None
+        labels = sample.get('labels')
+        if labels is not None and self.score:
+            confusion = confusion_matrix(prediction, labels, len(self.classes), name)
+        if drawn:
             shown = [prediction] if labels is None else [labels, prediction]
             picture = with_legend(side_by_side(sample['image'], *shown), self.classes, *shown)
-            save_picture(self.output / 'visualization' / f'{name}.png', picture)
-            small = thumbnail(picture, CELL) if index < SHEET else None
-        confusion = None if labels is None else confusion_matrix(prediction, labels, len(self.classes), name)
-        return confusion, small
+            save_picture(self.fresh / PICTURES / f'{name}.png', picture)
+            thumb = thumbnail(picture, CELL) if index < SHEET_PICTURES else None
+        return confusion, thumb
 
     def _finish(self):
-        confusion, small = self.jobs.popleft().result()
+        confusion, thumb = self.jobs.popleft().result()
         if confusion is not None:
             self.confusion = confusion + (np.zeros_like(confusion) if self.confusion is None else self.confusion)
-        if small is not None:
-            self.thumbnails.append(small)
+        if thumb is not None:
+            self.thumbnails.append(thumb)
+
+    def _replace(self):
+        if self.thumbnails:
+            save_picture(self.fresh / SHEET, contact_sheet(self.thumbnails, COLUMNS, CELL))
+        try:
+            for name in (RESULTS, PREDICTIONS, PICTURES, SHEET):  # the score first: it is that of what goes next
+                path = self.output / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                if (self.fresh / name).exists():
+                    os.rename(self.fresh / name, path)
+        except OSError as error:
+            raise UserError(f'{path} could not be replaced ({error.strerror}): move it away and start again') from error
+
+
+def check_output(output):
+    """Raise a `UserError` where the files of `PredictionWriter` could not go, which long work had better find out before."""
+    for name in (PREDICTIONS, PICTURES):
+        path = Path(output) / name
+        if path.exists() and not path.is_dir():
+            raise UserError(f'the folder {path} could not be made, as a file has this name: move it away')

@@ -2,13 +2,11 @@
 import contextlib
 from collections import deque
 
-import torch
-from tqdm import tqdm
-
 from data.batches import make_loader
 from evaluation.crf import CrfPool
 from evaluation.images import resize_labels
-from evaluation.linear import frozen_features, predicted_classes
+from evaluation.linear import class_logits, frozen_features, predicted_classes
+from evaluation.progress import progress
 from evaluation.report import PredictionWriter
 
 
@@ -24,33 +22,32 @@ def evaluate(network, images, classes, output, loading, device, precision, crf=F
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(PredictionWriter(output, images.dataset, classes, pictures))
         pool = stack.enter_context(CrfPool(images.dataset)) if crf else None
-        predictions = segment(network, loader, device, precision, pool)
-        for index, prediction in enumerate(tqdm(predictions, desc='CRF' if crf else 'Evaluation', total=len(images),
-                                                disable=None)):
+        # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
+        ahead = 2 * pool.processes if crf and device.type != 'cpu' else 0
+        predictions = segment(network, loader, device, precision, pool, ahead)
+        for index, prediction in enumerate(progress(predictions, 'CRF' if crf else 'Evaluation', len(images))):
             writer.write(index, prediction)
     return writer.confusion
 
 
-def segment(network, loader, device, precision, pool=None):
+def segment(network, loader, device, precision, pool=None, ahead=0):
     """Predictions at the images' own size, H x W uint8 each, in order.
 
-    Without a `pool`: argmax at the network's resolution, then OpenCV nearest. With one, a `CrfPool`: CRF at the image's size.
+    Without a `pool`: argmax at the network's resolution, then OpenCV nearest. With one, a `CrfPool`: CRF at the image's size;
+    when the network goes on to the next batch, at most `ahead` images are still unfinished.
     """
-    waiting, index = deque(), 0
-    # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
-    most = 2 * pool.processes if pool and device.type != 'cpu' else 0
+    pending, index = deque(), 0
     for batch in loader:
-        with torch.no_grad():
-            grid = network.classifier(frozen_features(network, batch['image'], device, precision))
+        grid = class_logits(network.classifier, frozen_features(network, batch['image'], device, precision), batch['id'])
         resolution = tuple(batch['image'].shape[1:3])
         if not pool:
             for size, prediction in zip(batch['size'], predicted_classes(grid, resolution), strict=True):
                 yield resize_labels(prediction, size)
             continue
         for one in grid:
-            waiting.append(pool.submit(index, one, resolution))
+            pending.append(pool.submit(index, one, resolution))
             index += 1
-        while len(waiting) > most:
-            yield pool.result(waiting.popleft())
-    while waiting:
-        yield pool.result(waiting.popleft())
+        while len(pending) > ahead:
+            yield pool.result(pending.popleft())
+    while pending:
+        yield pool.result(pending.popleft())

@@ -1,6 +1,7 @@
 """Networks for the evaluations, with weights from files."""
 import logging
 
+import torch
 from torch import nn
 
 from models.factory import get_model
@@ -62,9 +63,8 @@ def load_frozen_weights(network, p):
     if not p.pretraining:
         _warn_of_random_weights()
         return
-    saliency = (p.get('model_kwargs') or {}).get('use_classification_head', True)
-    load_exactly(network, query_weights(p.pretraining), p.pretraining, missing=CLASSIFIER,
-                 leftover=(*HEADS, SALIENCY_HEAD) if saliency else HEADS)
+    leftover = (*HEADS, SALIENCY_HEAD) if p.model_kwargs.use_classification_head else HEADS
+    load_exactly(network, query_weights(p.pretraining), p.pretraining, missing=CLASSIFIER, leftover=leftover)
 
 
 def finetuned_network(p, classes, path):
@@ -82,12 +82,12 @@ def finetuned_network(p, classes, path):
 
 
 def refuse_other_weights(state, p, source):
-    """Raise a `UserError` when `p.pretraining` is there and holds other frozen weights than those in `state`, a state dict
-    of a `LinearNetwork` that was trained from it: a new pre-training, say. source: the file of `state`, for messages."""
+    """Raise a `UserError` when the file `p.pretraining` holds other frozen weights than `state`, a state dict of a
+    `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`, for messages."""
     fresh = query_weights(p.pretraining)
     common = [key for key in fresh if key in state and not key.endswith(('running_mean', 'running_var', 'batches_tracked'))]
-    if any(not fresh[key].equal(state[key]) for key in common):
-        raise UserError(f'{p.pretraining} has changed since {source} was trained from it: start over with --fresh')
+    if any(not (torch.is_tensor(state[key]) and state[key].equal(fresh[key])) for key in common):
+        raise UserError(f'{p.pretraining} does not hold the weights that {source} was trained from: start over with --fresh')
 
 
 def _state(path):

@@ -1,6 +1,7 @@
 """What the scripts' command lines have in common: flags, and how a run ends."""
 import argparse
 import functools
+import os
 
 from utils.config_keys import MAX_SEED
 from utils.errors import UserError
@@ -18,6 +19,8 @@ def command(main):
     @functools.wraps(main)
     def run(argv=None):
         try:
+            if os.environ.get('WORLD_SIZE', '1') not in ('', '1'):
+                raise UserError('this script runs as one process: start it without torchrun')
             return main(argv)
         except UserError as error:
             log_error(error.line())

@@ -57,9 +57,9 @@ def require_files(p, file, *keys):
             raise UserError(f'{file}: {key} names {path}, which is not there: make it first, or correct the path')
 
 
-def differing_keys(p, other, ignored=()):
-    """Names of the experiment keys, nested ones with a dot, whose values differ between two configurations."""
-    names = [key.name for key in KEYS if key.name not in ignored]
+def differing_keys(p, other, script, ignored=()):
+    """Names of the keys that `script` reads, nested ones with a dot, whose values differ between two configurations."""
+    names = [key.name for key in KEYS if script in key.readers and key.name not in ignored]
     return [name for name in names if _get(p, name) != _get(other, name)]
 
 

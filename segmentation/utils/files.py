@@ -3,6 +3,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from utils.errors import UserError
@@ -18,7 +19,7 @@ def atomic_file(path, mode='wb', flush=True):
     """
     path = Path(path)
     make_folder(path.parent)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
     try:
         with open(temporary, mode) as file:
             yield file
@@ -56,9 +57,12 @@ def atomic_folder(path):
 
 
 def remove_temporaries(folder):
-    """Delete what killed writers of `atomic_file` left in `folder`. Only for a folder that nobody else writes to."""
+    """Delete what killed writers of temporary files and folders left in `folder`, where nobody else may be writing."""
     for path in Path(folder).glob('.*.tmp'):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def make_folder(path):

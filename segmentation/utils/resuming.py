@@ -9,15 +9,16 @@ from utils.config import differing_keys
 from utils.device import choose_precision
 from utils.errors import UserError
 
-FREE = ('num_workers', 'checkpoint_every', 'on_bad_image', 'backbone_kwargs.moco_state_dict',
-        'backbone_kwargs.state_dict')  # experiment keys that may change between two halves of a run
+# Experiment keys that may change between two halves of a run: no number depends on them, or only the initial weights do.
+FREE = ('num_workers', 'checkpoint_every', 'on_bad_image', 'val_db_kwargs.batch_size', 'pretraining',
+        'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
 
 log = logging.getLogger('maskcontrast')
 
 
 @dataclass
 class Start:
-    """seed, precision: of this run. changed: experiment keys that differ from the run that it goes on from."""
+    """changed: experiment keys that differ from the run that it goes on from. seed, precision: of this run."""
     changed: list
     seed: int
     precision: str
@@ -38,28 +39,29 @@ def earlier_state(path):
     return state
 
 
-def resolve_start(p, state, args, device):
-    """Where a run starts: `args` (the training flags) win over `p`, which gets the seed, and both over `state`."""
+def resolve_start(p, state, args, device, script):
+    """Where a run of `script` starts. The training flags in `args` win over the experiment `p`, and that over `state`, the
+    earlier checkpoint's or None. `p.seed` becomes the seed that was asked for, now or at the first start."""
     if args.seed is not None:
         p.seed = args.seed
     elif p.seed is None and state:
-        p.seed = state.get('config', {}).get('seed')  # that of the first start's --seed
-    changed = changed_keys(p, state, args.config_exp, args.override)
+        p.seed = state.get('config', {}).get('seed')
+    changed = changed_keys(p, state, args.config_exp, args.override, script)
     drawn = (state or {}).get('seed', secrets.randbelow(2 ** 31))
-    precision = choose_precision(args.amp, device)
-    if args.amp == 'auto' and state and 'precision' in state:
-        precision = state['precision']
-    elif state and state.get('precision', precision) != precision:
-        log.warning('The precision was %s before, and is %s from here on', state['precision'], precision)
+    before = (state or {}).get('precision')
+    precision = choose_precision(before if args.amp == 'auto' and before else args.amp, device)
+    if before and before != precision:
+        log.warning('The precision was %s before, and is %s from here on', before, precision)
     return Start(changed, p.seed if p.seed is not None else drawn, precision)
 
 
-def changed_keys(p, state, exp_file, override):
-    """Keys of the experiment that differ from the run that wrote `state`. Raises `UserError` for any, unless `override`.
+def changed_keys(p, state, exp_file, override, script):
+    """Keys that `script` reads whose values differ from those of the run that wrote `state`. Raises `UserError` for any,
+    unless `override`.
 
     Published checkpoints carry no configuration and are taken as they are.
     """
-    changed = differing_keys(p, state['config'], ignored=FREE) if state and 'config' in state else []
+    changed = differing_keys(p, state['config'], script, ignored=FREE) if state and 'config' in state else []
     if changed and not override:
         raise UserError(f"{exp_file}: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run that wrote "
                         f'{p.checkpoint}: give --override to go on all the same, or --fresh to start over')

@@ -38,6 +38,10 @@ class Trainer:
         """Forward, backward and update. Returns the values of NUMBERS as one tensor."""
         raise NotImplementedError
 
+    def own_state(self):
+        """What a subclass's checkpoints hold besides, as a dict."""
+        return {}
+
     def resume(self, state, source, same_optimizer=True, same_batches=True):
         """Go on from a checkpoint's `state`. source: its path, for messages.
 
@@ -82,7 +86,7 @@ class Trainer:
             'model': {self.PREFIX + key: value for key, value in self.model.state_dict().items()},
             'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(),
             'epoch': self.epoch, 'step': self.step, 'totals': self.totals, 'skipped': self.skipped, 'random': random,
-            **self.extra}, self.checkpoint)
+            **self.own_state(), **self.extra}, self.checkpoint)
 
     def _what_to_do(self):
         exists = Path(self.checkpoint).exists()
