@@ -17,7 +17,7 @@ from data.batches import EpochBatches, epoch_loader
 from data.dataset import SegmentationDataset, dataset_folder
 from models.resnet import output_stride
 from utils.command import command, make_parser
-from utils.config import create_config, plain, require_files
+from utils.config import create_config, plain
 from utils.config_keys import PRETRAIN
 from utils.device import choose_device
 from utils.errors import UserError
@@ -25,6 +25,7 @@ from utils.files import remove_temporaries, set_aside
 from utils.log import append_metrics, cut_metrics, start_log, write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
 from utils.resuming import earlier_state, resolve_start
+from utils.sources import require_files
 
 
 def parse_arguments(argv):

@@ -3,7 +3,8 @@
     python eval.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml --state-dict PATH
 
-PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or a published model. Results are under
+PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or the zoo:// name of a published model (see
+python -m utils.model_zoo). Results are under
 <root_dir>/<experiment file's name>/eval/<PATH's file name>/, with _crf at its end where the CRF is used.
 """
 from pathlib import Path
@@ -25,11 +26,12 @@ from utils.device import choose_device, choose_precision
 from utils.errors import UserError
 from utils.files import set_aside
 from utils.log import start_log, write_config
+from utils.model_zoo import local_file
 
 
 def parse_arguments(argv):
     parser = make_parser(__doc__, amp='none')
-    parser.add_argument('--state-dict', required=True, help='weights of the fine-tuned network')
+    parser.add_argument('--state-dict', required=True, help='weights of the fine-tuned network: a path, or zoo://<name>')
     parser.add_argument('--crf-postprocess', action='store_true',
                         help='refine the predictions with a fully connected CRF (default: no)')
     parser.add_argument('--images', help="a folder of images without labels, in place of the data set's val split: "
@@ -44,7 +46,7 @@ def main(argv=None):
     p = create_config(args.config_env, args.config_exp, EVAL)
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
-    weights = Path(args.state_dict).absolute()
+    weights = Path(local_file(args.state_dict, p.root_dir)).absolute()
     if not weights.is_file():
         raise UserError(f'--state-dict names {weights}, which is not there')
     output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))

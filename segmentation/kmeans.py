@@ -16,14 +16,15 @@ from evaluation.clustering import METRICS, cluster_all
 from evaluation.embedding import embed
 from evaluation.images import EvaluationImages
 from evaluation.progress import progress
-from evaluation.report import PredictionWriter, add_pictures_flag, print_iou, write_results
-from evaluation.weights import pretraining_network
+from evaluation.report import add_pictures_flag, print_iou, write_predictions, write_results
+from evaluation.weights import embedding_network, require_masks
 from utils.command import command, make_parser
-from utils.config import create_config, require_files
+from utils.config import create_config
 from utils.config_keys import KMEANS, MAX_SEED
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError
 from utils.log import start_log, write_config
+from utils.sources import require_files
 
 FIRST_SEED = 1234
 
@@ -48,9 +49,7 @@ def main(argv=None):
     p.seed = first_seed = _first(args.seed, p.seed, FIRST_SEED)
     if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
         raise UserError(f'--num_seeds must be at least 1, and all seeds integers from 0 to {MAX_SEED}')
-    if not (p.model_kwargs.use_classification_head or p.val_db_kwargs.saliency):
-        raise UserError(f'{args.config_exp}: without a saliency head (model_kwargs.use_classification_head: False) '
-                        "val_db_kwargs.saliency must name the data set's masks")
+    require_masks(p, args.config_exp, 'val_db_kwargs.saliency')
     output = Path(p.output_dir)
     log = start_log(output / 'log_file.txt')
 
@@ -69,7 +68,7 @@ def main(argv=None):
 
     # Model
     torch.manual_seed(first_seed)
-    network = pretraining_network(p, p.pretraining).to(device, memory_format=torch.channels_last).eval()
+    network = embedding_network(p, p.pretraining).to(device, memory_format=torch.channels_last).eval()
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
                                                      'num_seeds': args.num_seeds, 'n_clusters': n_clusters})
     log.info('%s: %d validation images, %d classes, %d clusters; masks: %s; weights: %s', folder, len(dataset), len(classes),
@@ -90,9 +89,9 @@ def main(argv=None):
             for name, metric in METRICS.items()} if args.metrics else {}
     for name, value in more.items():
         log.info('%s is %.2f', name, value)
-    with PredictionWriter(output, dataset, classes, args.num_visualizations, score=False) as writer:
-        for index, mask in enumerate(progress(embedded.masks, 'Pictures')):
-            writer.write(index, clusterings[0].prediction(index, mask.array()))
+    predictions = (clusterings[0].prediction(index, mask.array()) for index, mask in enumerate(embedded.masks))
+    write_predictions(output, dataset, progress(predictions, 'Pictures', len(dataset)), classes, args.num_visualizations,
+                      score=False)
     write_results(output, 'kmeans.py', p.pretraining, classes, iou.mean(0), n_clusters=n_clusters,
                   seeds=list(seeds), mIoU_per_seed=iou.mean(1).tolist(), IoU_per_seed=iou.tolist(), **more)
     log.info('Average mIoU is %.1f', iou.mean())

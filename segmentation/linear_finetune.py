@@ -12,9 +12,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from data.batches import EpochBatches, epoch_loader, make_loader
-from data.dataset import SegmentationDataset, class_names, dataset_folder
+from data.dataset import SegmentationDataset
 from evaluation.confusion import class_iou
 from evaluation.features import ValidationFeatures
+from evaluation.folders import data_folders
 from evaluation.images import EvaluationImages
 from evaluation.linear import LinearTrainer, online_iou
 from evaluation.report import RESULTS, check_output, print_iou, write_results
@@ -22,7 +23,7 @@ from evaluation.segmenting import evaluate
 from evaluation.training_views import TrainingViews, view_figure
 from evaluation.weights import finetuned_network, load_frozen_weights, probe_network, refuse_other_weights
 from utils.command import command, make_parser
-from utils.config import create_config, plain, require_files
+from utils.config import create_config, plain
 from utils.config_keys import LINEAR
 from utils.device import choose_device
 from utils.errors import UserError
@@ -30,6 +31,7 @@ from utils.files import remove_temporaries, set_aside
 from utils.log import append_metrics, cut_metrics, start_log, write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
 from utils.resuming import earlier_state, resolve_start
+from utils.sources import require_files
 
 
 def parse_arguments(argv):
@@ -64,11 +66,7 @@ def main(argv=None):
                                                      'crf': args.crf_postprocess})
 
     # Data
-    folder = dataset_folder(p.db_root, p.train_db_name)
-    classes = class_names(folder)
-    val_folder = dataset_folder(p.db_root, p.val_db_name)
-    if class_names(val_folder) != classes:
-        raise UserError(f'{args.config_exp}: {p.train_db_name} and {p.val_db_name} do not have the same classes')
+    folder, val_folder, classes = data_folders(p, args.config_exp)
     dataset = SegmentationDataset(folder, p.train_db_kwargs.split, labels=True)
     batch_size, resolution = p.train_db_kwargs.batch_size, p.transformation_kwargs.resolution
     if len(dataset) < batch_size:

@@ -7,124 +7,30 @@ import json
 import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.decomposition import PCA
-from sklearn.metrics import accuracy_score, adjusted_rand_score, normalized_mutual_info_score
+from toys import EMPTY, IDS, NETWORK, RESOLUTION, D, plain_embedding, plain_score
 
 from data.batches import make_loader
 from data.dataset import SegmentationDataset
-from data.shapes import draw_shapes
 from evaluation.embedding import embed
 from evaluation.images import EvaluationImages
 from kmeans import main
 from models.factory import get_model
-from models.interpolation import resize
 
-RESOLUTION = (48, 40)
-IDS, D = [f'val_{index:04d}' for index in reversed(range(18))], 8
-EMPTY = IDS[0]  # its masks are empty, predicted and given
-NETWORK = {'backbone': 'resnet18', 'model_kwargs': {'ndim': D}, 'kmeans_eval': True}
 KMEANS = {**NETWORK, 'val_db_name': 'Toys', 'val_db_kwargs': {'batch_size': 5}, 'num_workers': 0, 'head': 'deeplab',
           'backbone_kwargs': {'dilated': True}, 'transformation_kwargs': {'resolution': list(RESOLUTION)}}
 
 
-@pytest.fixture(scope='module')
-def toys(tmp_path_factory):
-    """A db_root with `Toys`: Shapes whose last class never occurs, with labels of other sizes and an all-void image."""
-    folder = tmp_path_factory.mktemp('toys') / 'Toys'
-    draw_shapes(folder, train=2, val=len(IDS), size=64)
-    (folder / 'classes.txt').write_text((folder / 'classes.txt').read_text() + 'unicorn\n')
-    (folder / 'sets' / 'val.txt').write_text('\n'.join(IDS))
-    for number, change in ((1, lambda image: image.resize((150, 111), Image.NEAREST)),
-                           (2, lambda image: image.resize((30, 41), Image.NEAREST)),
-                           (3, lambda image: image.point(lambda _: 255)),
-                           (4, lambda image: Image.fromarray(np.array(image)))):  # gray instead of palette
-        path = folder / 'SegmentationClass' / f'val_000{number}.png'
-        change(Image.open(path)).save(path)
-    empty = folder / 'saliency_supervised_model' / f'{EMPTY}.png'
-    Image.open(empty).point(lambda value: 0).save(empty)
-    return folder.parent
-
-
-def plain_input(folder, name):
-    """1 x 3 x 48 x 40 float32, normalised."""
-    image = cv2.resize(np.asarray(Image.open(folder / 'images' / f'{name}.jpg')), (40, 48), interpolation=cv2.INTER_CUBIC)
-    image = (torch.tensor(image) / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    return image.permute(2, 0, 1).unsqueeze(0)
-
-
-@pytest.fixture(scope='module')
-def network(toys):
-    """A network whose saliency head is fitted to the data set's masks, so that masks are partial, and one is empty."""
-    torch.manual_seed(0)
-    network, folder = get_model(NETWORK), toys / 'Toys'
-    images = torch.cat([plain_input(folder, name) for name in IDS])
-    masks = [Image.open(folder / 'saliency_supervised_model' / f'{name}.png').resize((5, 6), Image.BOX) for name in IDS]
-    target = torch.tensor(np.stack(masks).reshape(-1, 1) / 255).float()
-    weight = torch.tensor([100.0 if name == EMPTY else 1.0 for name in IDS]).repeat_interleave(5 * 6).unsqueeze(1)
-    for module in filter(lambda module: hasattr(module, 'momentum'), network.modules()):
-        module.momentum = 1
-    with torch.no_grad():
-        network(images)  # in train mode: batch norm takes the statistics of the images
-        network.eval()
-        features = network.decoder(network.backbone(images)).permute(0, 2, 3, 1)
-        A = features.reshape(-1, 256)
-        fitted = torch.linalg.solve(A.T @ (weight * A) + torch.eye(256), A.T @ (weight * target))
-        # Scale the logits so that the threshold lies in the widest gap near it: rounding then flips no pixel.
-        logits = resize((features @ fitted).permute(0, 3, 1, 2), RESOLUTION)
-        near = logits[(logits > 0.3) & (logits < 0.4)].sort().values
-        threshold = near[:-1][near.diff().argmax()] + near.diff().max() / 2
-        network.classification_head.weight.copy_((0.5 / threshold * fitted).view(1, 256, 1, 1))
-    return network
-
-
-@pytest.fixture(scope='module')
-def checkpoint(network, tmp_path_factory):
-    """As main.py leaves it."""
-    state = {'module.model_k.head.bias': torch.zeros(D), 'module.queue': torch.zeros(D, 8), 'module.queue_ptr': torch.zeros(1),
-             **{f'module.model_q.{key}': value for key, value in network.state_dict().items()}}
-    path = tmp_path_factory.mktemp('weights') / 'checkpoint.pth.tar'
-    torch.save({'model': state, 'optimizer': {}, 'epoch': 3}, path)
-    return path
-
-
 @pytest.fixture
-def run(experiment, toys, checkpoint, tmp_path):
+def run(experiment, toys, toy_checkpoint, tmp_path):
     """run(changes, flags, ...) runs main and returns the content of results.json."""
     def call(changes=None, flags=(), name='small', root=toys):
-        main([*experiment({'pretraining': str(checkpoint), **(changes or {})}, name, root, KMEANS), *flags])
+        main([*experiment({'pretraining': str(toy_checkpoint), **(changes or {})}, name, root, KMEANS), *flags])
         return json.loads((tmp_path / 'output' / name / 'results.json').read_text())
     return call
-
-
-@torch.no_grad()
-def plain_embedding(network, folder, saliency=None):
-    """Per image: prototype (D float64), mask and labels, both at the labels' size."""
-    found = []
-    for name in IDS:
-        embedding, logit = network(plain_input(folder, name))
-        if saliency:
-            given = np.array(Image.open(folder / saliency / f'{name}.png'))
-            mask = torch.tensor(cv2.resize(given, (40, 48), interpolation=cv2.INTER_NEAREST)) == 255
-        else:
-            mask = logit[0] > 0.5
-        prototype = torch.zeros(D, dtype=torch.float64)
-        for row, column in mask.nonzero().tolist():
-            prototype += embedding[0, :, row, column].double() * (1 if saliency else logit[0, row, column].double())
-        prototype /= max(prototype.norm(), 1e-12)
-        labels = np.array(Image.open(folder / 'SegmentationClass' / f'{name}.png'))
-        size = Image.open(folder / 'images' / f'{name}.jpg').size
-        if labels.shape != size[::-1]:
-            labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-        mask = cv2.resize(mask.numpy().astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-        found.append((prototype, mask == 1, labels))
-    return found
 
 
 def product_prototypes(network, root, saliency=None, batch_size=5):
@@ -133,29 +39,9 @@ def product_prototypes(network, root, saliency=None, batch_size=5):
     return embed(network.to(memory_format=torch.channels_last), loader, torch.device('cpu'), 'none', 10).prototypes
 
 
-def plain_score(embedding, prototypes, n_clusters, seed, classes=10):
-    """Predicted classes of every image, IoU of each class, and accuracy, NMI and ARI, all from full predictions."""
-    whitened = PCA(min(32, *prototypes.shape), whiten=True, svd_solver='full').fit_transform(prototypes)
-    clusters = MiniBatchKMeans(n_clusters - 1, batch_size=1000, n_init=3, random_state=seed).fit_predict(whitened)
-    ids = [np.where(mask, cluster + 1, 0) for (_, mask, _), cluster in zip(embedding, clusters, strict=True)]
-    pixels = np.concatenate([p[labels != 255] for p, (_, _, labels) in zip(ids, embedding, strict=True)])
-    truth = np.concatenate([labels[labels != 255] for _, _, labels in embedding])
-
-    def iou(predicted, c):
-        union = (predicted | (truth == c)).sum()
-        return (predicted & (truth == c)).sum() / union if union else 0.0
-
-    pairs = np.array([[iou(pixels == i, c) for c in range(classes)] for i in range(n_clusters)])
-    vote = np.array([min(c for c in range(classes) if row[c] == max(row)) for row in pairs])
-    classes_of = linear_sum_assignment(-pairs)[1] if n_clusters == classes else vote
-    measures = [accuracy_score(truth, classes_of[pixels]), normalized_mutual_info_score(truth, pixels),
-                adjusted_rand_score(truth, pixels)]
-    return [classes_of[p] for p in ids], [100 * iou(classes_of[pixels] == c, c) for c in range(classes)], measures
-
-
 @pytest.fixture(scope='module')
-def reference(network, toys):
-    return plain_embedding(network, toys / 'Toys'), product_prototypes(network, toys)
+def reference(toy_network, toys):
+    return plain_embedding(toy_network, toys / 'Toys'), product_prototypes(toy_network, toys)
 
 
 def test_prototypes_are_the_plain_ones(reference, toys):
@@ -170,14 +56,14 @@ def test_prototypes_are_the_plain_ones(reference, toys):
     ({}, [], 10), ({}, ['--n_clusters', '4'], 4), ({'kmeans_kwargs': {'n_clusters': 16}}, [], 16),
     ({'kmeans_kwargs': {'n_clusters': 3}, 'seed': 99}, ['--n_clusters', '10'], 10),
     ({}, ['--n_clusters', '2', '--seed', '7'], 2)], ids=['as classes', 'fewer', 'more', 'flag over YAML', 'one object'])
-def test_results_equal_the_plain_way(run, reference, toys, checkpoint, tmp_path, capsys, changes, flags, n_clusters):
+def test_results_equal_the_plain_way(run, reference, toys, toy_checkpoint, tmp_path, capsys, changes, flags, n_clusters):
     results = run(changes, [*flags, '--num_seeds', '3', '--num_visualizations', '2', '--metrics'])
     printed = capsys.readouterr().out.splitlines()
     first = 7 if '--seed' in flags else changes.get('seed', 1234)
     scores = [plain_score(*reference, n_clusters, first + i) for i in range(3)]
     iou = np.array([row for _, row, _ in scores])
     assert iou.max() > 20 and not iou[:, 9].any()
-    assert results['script'] == 'kmeans.py' and results['weights'] == str(checkpoint) and results['crf'] is False
+    assert results['script'] == 'kmeans.py' and results['weights'] == str(toy_checkpoint) and results['crf'] is False
     assert results['n_clusters'] == n_clusters and results['seeds'] == [first, first + 1, first + 2]
     assert list(results['IoU']) == (toys / 'Toys' / 'classes.txt').read_text().split()
     measures = 100 * np.mean([row for _, _, row in scores], axis=0)
@@ -216,11 +102,11 @@ def test_given_masks_and_random_weights(run, toys, capsys):
     assert results['weights'] is None and 'NMI' not in results and 'random weights' in capsys.readouterr().out
 
 
-def test_formats_and_workers_make_no_difference(run, checkpoint, tmp_path):
+def test_formats_and_workers_make_no_difference(run, toy_checkpoint, tmp_path):
     want, output = run(), tmp_path / 'output'
     assert want['seeds'] == [1234, 1235, 1236, 1237, 1238]
     assert len(list((output / 'small' / 'visualization').iterdir())) == len(IDS)
-    bare = {key: value for key, value in torch.load(checkpoint)['model'].items() if key.startswith('module.model_q.')}
+    bare = {key: value for key, value in torch.load(toy_checkpoint)['model'].items() if key.startswith('module.model_q.')}
     torch.save(bare, tmp_path / 'bare.pth')
     # `upsample` is about pre-training: masks are made at the input's size anyway.
     changes = {'pretraining': str(tmp_path / 'bare.pth'), 'num_workers': 2, 'model_kwargs.upsample': False}
@@ -228,8 +114,8 @@ def test_formats_and_workers_make_no_difference(run, checkpoint, tmp_path):
     assert not (output / 'bare' / 'visualization').exists()
 
 
-def test_one_image_at_a_time(run, reference, network, toys):
-    prototypes = product_prototypes(network, toys, batch_size=1)
+def test_one_image_at_a_time(run, reference, toy_network, toys):
+    prototypes = product_prototypes(toy_network, toys, batch_size=1)
     assert np.abs(prototypes - reference[1]).max() < 1e-4
     results = run({'val_db_kwargs.batch_size': 1}, ['--num_seeds', '2'])
     iou = [plain_score(reference[0], prototypes, 10, seed)[1] for seed in (1234, 1235)]
@@ -251,13 +137,13 @@ def fails(run, user_error, tmp_path):
     return call
 
 
-def test_checkpoints_that_do_not_fit(fails, network, checkpoint, tmp_path):
+def test_checkpoints_that_do_not_fit(fails, toy_network, toy_checkpoint, tmp_path):
     path, trace = tmp_path / 'weights.pth', tmp_path / 'code-was-run'
     changes, hostile = {'pretraining': str(path)}, type('Hostile', (), {'__reduce__': lambda _: (Path.touch, (trace,))})()
     assert fails(changes).endswith(f'pretraining names {path}, which is not there: make it first, or correct the path')
-    path.write_bytes(checkpoint.read_bytes()[:10 ** 6])
+    path.write_bytes(toy_checkpoint.read_bytes()[:10 ** 6])
     assert fails(changes).startswith(f'{path}: damaged, or not a PyTorch checkpoint')
-    good = torch.load(checkpoint)['model']
+    good = torch.load(toy_checkpoint)['model']
     broken = {**good, 'module.model_q.head.bias': torch.full((D,), float('nan'))}
     for content, words in (
             ({'model': good, 'epoch': hostile}, 'refused, since loading it would run code'),
@@ -269,7 +155,8 @@ def test_checkpoints_that_do_not_fit(fails, network, checkpoint, tmp_path):
         line = fails(changes)
         assert words in line and (content is broken or line.startswith(f'{path}: '))
     assert not trace.exists()
-    assert fails({'backbone': 'resnet50'}).startswith(f'{checkpoint}: its weights do not fit this network: missing backbone.')
+    line = fails({'backbone': 'resnet50'})
+    assert line.startswith(f'{toy_checkpoint}: its weights do not fit this network: missing backbone.')
     assert fails({'model_kwargs.ndim': 4}).endswith('network: of another shape head.bias, head.weight')
 
 

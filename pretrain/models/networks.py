@@ -48,24 +48,40 @@ class PretrainingNetwork(nn.Module):
         return resize(embeddings, size), saliency
 
 
-class LinearNetwork(nn.Module):
-    """Backbone and DeepLab decoder whose last 1x1 convolution, `decoder.4`, predicts `num_classes` (background too)."""
+class BackboneNetwork(nn.Module):
+    """A backbone alone, for baselines: its grid is the embedding."""
 
-    def __init__(self, backbone, num_classes):
+    def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
-        self.decoder = _decoder(backbone.channels, num_classes)
+
+    def grid(self, images):
+        """As `PretrainingNetwork.grid`: B x 3 x H x W -> embeddings B x channels x h x w, and no saliency: None."""
+        return self.backbone(images), None
+
+
+class LinearNetwork(nn.Module):
+    """Backbone, DeepLab decoder if `decoder`, and a last 1x1 convolution that predicts `num_classes` (background too): it is
+    `decoder.4`, or without decoder `linear`."""
+
+    def __init__(self, backbone, num_classes, decoder=True):
+        super().__init__()
+        self.backbone = backbone
+        if decoder:
+            self.decoder = _decoder(backbone.channels, num_classes)
+        else:
+            self.linear = nn.Conv2d(backbone.channels, num_classes, 1)
         self.eval_parts = ()
 
     @property
     def classifier(self):
-        """The last 1x1 convolution: B x 256 x h x w -> class logits B x C x h x w."""
-        return self.decoder[-1]
+        """The last 1x1 convolution: features -> class logits B x C x h x w."""
+        return self.decoder[-1] if hasattr(self, 'decoder') else self.linear
 
     def features(self, images):
-        """What the classifier sees: B x 3 x H x W normalised images -> B x 256 x h x w."""
+        """What the classifier sees: B x 3 x H x W normalised images -> B x 256 (without decoder: channels) x h x w."""
         features = self.backbone(images)
-        for part in list(self.decoder)[:-1]:
+        for part in list(self.decoder)[:-1] if hasattr(self, 'decoder') else ():
             features = part(features)
         return features
 
@@ -78,7 +94,7 @@ class LinearNetwork(nn.Module):
         dropout: 'all' of the network, its 'backbone', or 'none'."""
         self.requires_grad_(False)
         self.classifier.requires_grad_(True)
-        self.eval_parts = {'all': (self.backbone, self.decoder), 'backbone': (self.backbone,), 'none': ()}[batchnorm]
+        self.eval_parts = {'all': tuple(self.children()), 'backbone': (self.backbone,), 'none': ()}[batchnorm]
         return self.train(self.training)
 
     def train(self, mode=True):

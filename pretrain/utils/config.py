@@ -23,13 +23,11 @@ def create_config(env_file, exp_file, script=None):
     Raises `UserError`, in one line with file, key and the nearest valid name, for an unreadable file, an unknown or
     missing key, a wrong type or an impossible value.
     """
-    env = _read_yaml(env_file)
+    env = read_env(env_file)
     exp = _read_yaml(exp_file)
     script = script or _script_of(exp)
     p = EasyDict(_checked(exp, KEYS, exp_file, script))
-    p.update(_checked(env, ENV_KEYS, env_file, script))
-    if p.db_root is None:
-        p.db_root = MyPath.db_root_dir()
+    p.update(env)
     p.name = Path(exp_file).name.removesuffix('.yml').removesuffix('.yaml')
     p.output_dir = str(Path(p.root_dir) / p.name)
     p.checkpoint = str(Path(p.output_dir) / 'checkpoint.pth.tar')
@@ -45,16 +43,12 @@ def create_config(env_file, exp_file, script=None):
     return p
 
 
-def require_files(p, file, *keys):
-    """Raise a `UserError` for the first of `keys` (nested ones with a dot) that names a file which is not there.
-
-    Apart from `create_config`, since a run that goes on from a checkpoint needs no initial weights any more.
-    """
-    for key in keys:
-        group, _, inner = key.rpartition('.')
-        path = (p[group] if group else p)[inner]
-        if path and not Path(path).is_file():
-            raise UserError(f'{file}: {key} names {path}, which is not there: make it first, or correct the path')
+def read_env(file):
+    """Read and check env.yml: an EasyDict with the absolute paths `root_dir` and `db_root`. Raises as `create_config` does."""
+    env = EasyDict(_checked(_read_yaml(file), ENV_KEYS, file, config_keys.SCRIPTS[0]))
+    if env.db_root is None:
+        env.db_root = MyPath.db_root_dir()
+    return env
 
 
 def differing_keys(p, other, script, ignored=()):
@@ -228,6 +222,8 @@ def _check_training(p, file):
 
 def _check_pretraining(p, file):
     kwargs = p.backbone_kwargs
+    if p.head == 'none':
+        raise UserError(f'{file}: head: none is for evaluations of a backbone alone: main.py needs head: deeplab')
     if p.moco_kwargs.K % p.train_batch_size:
         raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
                         f'train_batch_size ({p.train_batch_size})')

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from data.download import fetch_voc
 from data.reading import read_image, read_labels, read_saliency
@@ -56,6 +57,7 @@ class SegmentationDataset:
     folder: the data set's folder. split: `sets/<split>.txt` lists the ids.
     saliency: masks come from `saliency_<saliency>/`; None for no masks. labels: whether to read labels, which are in
     `SegmentationClassAug/` for the split trainaug and in `SegmentationClass/` for every other.
+    ignored: class indices that become void in the labels.
     drop_missing: leave out the ids that lack their image or mask (pre-training), instead of failing when they are read.
 
     Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object; with labels
@@ -63,7 +65,7 @@ class SegmentationDataset:
     Raises `UserError` for missing folders, files and an empty split.
     """
 
-    def __init__(self, folder, split, saliency=None, labels=False, drop_missing=False):
+    def __init__(self, folder, split, saliency=None, labels=False, drop_missing=False, ignored=()):
         self.folder = Path(folder)
         self.images = self.folder / 'images'
         self.masks = self.folder / f'saliency_{saliency}' if saliency else None
@@ -72,6 +74,8 @@ class SegmentationDataset:
         for part in (self.images, self.masks, self.labels):
             if part and not part.is_dir():
                 raise UserError(f'{part}: the folder is missing from the data set')
+        self.replacement = np.arange(256, dtype=np.uint8)  # of each label
+        self.replacement[list(ignored)] = VOID
         self.split_file = self.folder / 'sets' / f'{split}.txt'
         self.ids = [line.strip() for line in _text(self.split_file).splitlines() if line.strip()]
         listed = len(self.ids)
@@ -96,7 +100,7 @@ class SegmentationDataset:
                 raise UserError(f'{path} is {size_text(sample["saliency"])}, but its image is {size_text(sample["image"])}: '
                                 'make the mask again at the size of the image')
         if self.labels:
-            labels = read_labels(self.labels / f'{name}.png')
+            labels = self.replacement[read_labels(self.labels / f'{name}.png')]
             if labels.shape != size:
                 labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
             sample['labels'] = labels

@@ -2,22 +2,20 @@
 import gzip
 import logging
 import os
-import sys
 import tarfile
 import tempfile
 import zlib
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import atomic_file
+from utils.fetch import by_hand, fetch, one_line
 
 VOC_URL = 'https://drive.google.com/file/d/1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH/view'
 ARCHIVE = 'PASCAL_VOC.tgz'
 FOLDER = 'VOCSegmentation'
 
-TIMEOUT = 60  # seconds without a byte; gdown's own default waits for ever
-CHUNK = 2 ** 20  # bytes
-QUOTA = ('too many users have viewed or downloaded this file recently', 'quota exceeded')
+GZIP = b'\x1f\x8b'  # how such files begin
+CHUNK = 2 ** 20      # bytes
 
 log = logging.getLogger('maskcontrast')
 
@@ -49,53 +47,24 @@ def fetch_voc(db_root, url=VOC_URL):
         return folder
     if os.path.lexists(folder):
         raise UserError(f'{folder} is a file or a link to nowhere instead of the data: remove it and run again')
-    by_hand = archive.exists()
-    if not by_hand:
-        _download(url, archive)
+    given = archive.exists()
+    if not given:
+        fetch(url, archive, (GZIP,), 'a gzip archive', 'db_root in env.yml')
     log.info('unpacking %s to %s', archive, folder)
     try:
         _unpack(archive, folder)
     except _BadArchive as error:
-        if by_hand:
-            raise UserError(f'{archive} is not usable ({_line(error)}): delete it and run again') from error
+        if given:
+            raise UserError(f'{archive} is not usable ({one_line(error)}): delete it and run again') from error
         archive.unlink(missing_ok=True)
-        raise UserError(f'{archive} as it came from {url} is not usable ({_line(error)}) and was deleted: run again, '
-                        f'or {_by_hand(url, archive)}') from error
+        raise UserError(f'{archive} as it came from {url} is not usable ({one_line(error)}) and was deleted: run again, '
+                        f'or {by_hand(url, archive)}') from error
     except OSError as error:
-        raise UserError(f'{archive} could not be unpacked to {folder} ({_line(error)}): '
+        raise UserError(f'{archive} could not be unpacked to {folder} ({one_line(error)}): '
                         'make room there or choose another db_root in env.yml, and run again') from error
-    if not by_hand:
+    if not given:
         archive.unlink(missing_ok=True)
     return folder
-
-
-def _download(url, archive):
-    """Fetch `url` to `archive`, which gets its name only when all of it has come and it is a gzip file."""
-    import gdown  # here, because it takes a third of a second and only the first run needs it
-    import requests  # gdown's own; its exceptions are OSErrors, so they must be told from those of the disk
-
-    log.info('fetching %s to %s', url, archive)
-    with atomic_file(archive, 'w+b') as file:
-        try:
-            # Into an open file: given a path, gdown leaves a partial file beside it after a failure. Cookies would be
-            # kept in the user's home folder. A length other than the announced one is an error.
-            gdown.download(url, output=file, quiet=not sys.stderr.isatty(), use_cookies=False, timeout=TIMEOUT,
-                           log_messages={'start': '', 'output': f'To: {archive}\n'})
-            file.seek(0)
-            start = file.read(CHUNK)
-        except (gdown.exceptions.DownloadError, requests.RequestException) as error:
-            if _is_quota(str(error)):
-                raise _quota_error(url, archive) from error
-            raise UserError(f'{url} could not be fetched ({_line(error)}): run again, '
-                            f'or {_by_hand(url, archive)}') from error
-        except OSError as error:
-            raise UserError(f'{archive} could not be written ({_line(error)}): '
-                            'make room there or choose another db_root in env.yml') from error
-        if not start.startswith(b'\x1f\x8b'):
-            if _is_quota(start.decode(errors='replace')):
-                raise _quota_error(url, archive)
-            what = 'a web page' if start.lstrip().startswith(b'<') else 'something else'
-            raise UserError(f'{url} gave {what} instead of a gzip archive: {_by_hand(url, archive)}')
 
 
 def _unpack(archive, folder):
@@ -116,7 +85,7 @@ def _unpack(archive, folder):
                 return
             raise
         except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise _BadArchive(_line(error)) from error
+            raise _BadArchive(one_line(error)) from error
         missing = [name for name in ('', 'images', 'sets') if not (source / name).is_dir()]
         if missing:
             raise _BadArchive(f'it has no folder {(Path(FOLDER) / missing[0]).as_posix()}/')
@@ -132,22 +101,3 @@ def _member_filter(member, folder):
     if member.name.startswith('/'):
         raise tarfile.AbsolutePathError(member)
     return tarfile.data_filter(member, folder)
-
-
-def _is_quota(text):
-    text = ' '.join(text.lower().split())  # pages and gdown's messages are wrapped
-    return any(sentence in text for sentence in QUOTA)
-
-
-def _quota_error(url, archive):
-    return UserError(f'Google Drive refuses {archive.name} for now because its download quota is used up: '
-                     f'wait a day, or {_by_hand(url, archive)}')
-
-
-def _by_hand(url, archive):
-    return f'open {url} in a browser, save the file as {archive} and run again'
-
-
-def _line(error):
-    """An exception's message in one line."""
-    return ' '.join(str(error).split()) or type(error).__name__

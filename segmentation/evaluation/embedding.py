@@ -19,8 +19,9 @@ from utils.errors import UserError
 
 @dataclass
 class Embedded:
-    """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s at the labels'
-    size. histograms: M x 2 x C int64, pixels outside and inside the mask by label, at the labels' size."""
+    """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s.
+    histograms: M x 2 x C int64, pixels outside and inside the mask by label. Masks and histograms are at the labels' size, or
+    at the network's resolution."""
     ids: list
     prototypes: np.ndarray
     masks: list
@@ -28,8 +29,9 @@ class Embedded:
 
 
 @torch.no_grad()
-def embed(network, loader, device, precision, classes):
-    """Run `network` (a `PretrainingNetwork` in eval mode) once over a loader of `EvaluationImages` with labels.
+def embed(network, loader, device, precision, classes, at_input=False):
+    """Run `network` (a `PretrainingNetwork` or `BackboneNetwork` in eval mode) once over a loader of `EvaluationImages` with
+    labels. at_input: masks and histograms at the network's resolution instead of the labels' own size.
 
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
     Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
@@ -42,7 +44,10 @@ def embed(network, loader, device, precision, classes):
         inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
         vectors.append(prototypes(grid, weights).cpu().numpy())
         for name, mask, labels in zip(batch['id'], inside.to(torch.uint8).cpu().numpy(), batch['labels'], strict=True):
-            mask = resize_labels(mask, labels.shape)
+            if at_input:
+                labels = resize_labels(labels, mask.shape)
+            else:
+                mask = resize_labels(mask, labels.shape)
             histograms.append(confusion_matrix(mask, labels, classes, name, ids=2))
             masks.append(CompressedMask(mask))
         ids += batch['id']

@@ -12,6 +12,7 @@ from evaluation.progress import progress
 from utils.errors import UserError
 
 RESERVE = 2 * 2 ** 30  # bytes that stay free on the disk, for checkpoints
+MOST = 16 * 2 ** 30  # bytes: reading more takes longer than computing it on a GPU
 
 log = logging.getLogger('maskcontrast')
 
@@ -64,9 +65,9 @@ class ValidationFeatures:
             array = features.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # no copy where the layout is channels_last
             if not self.batches:
                 needed = (array.nbytes + labels.nbytes) * len(self.loader)
-                free = shutil.disk_usage(self.folder).free
-                if needed + RESERVE > free:
-                    raise OSError(f'{needed >> 20} MiB are needed, {free >> 20} MiB are free')
+                free = min(shutil.disk_usage(self.folder).free - RESERVE, MOST)
+                if needed > free:
+                    raise OSError(f'{needed >> 20} MiB are needed, {max(free, 0) >> 20} MiB may be used')
             array.tofile(self.file)
             labels.tofile(self.file)
             self.batches.append((ids, array.shape))

@@ -1,5 +1,6 @@
 """What an evaluation prints and leaves: IoU of each class, results.json, predictions and pictures."""
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -7,10 +8,9 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from evaluation.confusion import confusion_matrix
 from evaluation.pictures import contact_sheet, save_picture, save_prediction, side_by_side, thumbnail, with_legend
+from evaluation.progress import progress
 from utils.errors import UserError
 from utils.files import atomic_file, make_folder
 
@@ -44,87 +44,112 @@ def write_results(output, script, weights, classes, iou, crf=False, **more):
         json.dump(results, file, indent=1)
 
 
-class PredictionWriter:
-    """Writes predictions/<id>.png of every image, visualization/<id>.png of the first `pictures` (None: all), and the
-    first of these on contact_sheet.png; counts the predictions against the labels. A context manager.
+def write_predictions(output, dataset, predictions, classes, pictures=None, score=True):
+    """Write predictions/<id>.png of every image, visualization/<id>.png of the first `pictures` (None: all), and the first of
+    these on contact_sheet.png, as `fresh_output` does it; count the predictions against the labels.
 
-    They take the place of those of an earlier evaluation in `output`, and of its results.json, when all are there; when
-    something fails before, the earlier ones stay.
-    dataset: a `SegmentationDataset` or an `ImageFolder`; without labels pictures lack ground truth, and nothing is counted.
-    classes: names. score: whether to count. At the end `confusion` is the C x C int64 matrix of all images, or None.
+    output: folder. dataset: a `SegmentationDataset` or an `ImageFolder`; without labels pictures lack ground truth, and
+    nothing is counted. predictions: iterable of H x W uint8 classes, one an image in their order, at the image's own size.
+    classes: names. score: whether to count. Returns the C x C int64 confusion matrix of all images, or None.
     Raises `UserError` as `confusion_matrix` does, and when something can't be read or written.
     """
+    pictures = len(dataset) if pictures is None else pictures
+    confusion, thumbnails = None, []
 
-    def __init__(self, output, dataset, classes, pictures=None, score=True):
-        self.output, self.dataset, self.classes, self.score = Path(output), dataset, classes, score
-        self.pictures = len(dataset) if pictures is None else pictures
-        self.confusion, self.thumbnails, self.jobs = None, [], deque()
-        check_output(self.output)
-        self.fresh = self.output / '.evaluation.tmp'  # one at a time: each evaluation has its own output
-        shutil.rmtree(self.fresh, ignore_errors=True)
-        make_folder(self.fresh / PREDICTIONS)
-        self.pool = ThreadPoolExecutor(THREADS)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        try:
-            if kind is None:
-                while self.jobs:
-                    self._finish()
-                self._replace()
-        finally:
-            self.pool.shutdown(cancel_futures=True)  # what one failed at, a full disk, say, the others would too
-            shutil.rmtree(self.fresh, ignore_errors=True)
-
-    def write(self, index, prediction):
-        """Take image `index`'s prediction, H x W uint8 classes at the image's own size. Images come in order."""
-        self.jobs.append(self.pool.submit(self._write, index, prediction))
-        if len(self.jobs) > 4 * THREADS:  # predictions in memory
-            self._finish()
-
-    def _write(self, index, prediction):
-        name, drawn = self.dataset.ids[index], index < self.pictures
-        save_prediction(self.fresh / PREDICTIONS / f'{name}.png', prediction)
-        if not (drawn or self.score):
+    def write(item):
+        (index, prediction), counts = item, None
+        name, drawn = dataset.ids[index], index < pictures
+        save_prediction(folder / PREDICTIONS / f'{name}.png', prediction)
+        if not (drawn or score):
             return None, None
-        sample, confusion, thumb = self.dataset[index], None, None
+        sample = dataset[index]
         labels = sample.get('labels')
-        if labels is not None and self.score:
-            confusion = confusion_matrix(prediction, labels, len(self.classes), name)
-        if drawn:
-            shown = [prediction] if labels is None else [labels, prediction]
-            picture = with_legend(side_by_side(sample['image'], *shown), self.classes, *shown)
-            save_picture(self.fresh / PICTURES / f'{name}.png', picture)
-            thumb = thumbnail(picture, CELL) if index < SHEET_PICTURES else None
-        return confusion, thumb
+        if labels is not None and score:
+            counts = confusion_matrix(prediction, labels, len(classes), name)
+        if not drawn:
+            return counts, None
+        shown = [prediction] if labels is None else [labels, prediction]
+        return counts, save_thumbnail(folder, name, with_legend(side_by_side(sample['image'], *shown), classes, *shown))
 
-    def _finish(self):
-        confusion, thumb = self.jobs.popleft().result()
-        if confusion is not None:
-            self.confusion = confusion + (np.zeros_like(confusion) if self.confusion is None else self.confusion)
-        if thumb is not None:
-            self.thumbnails.append(thumb)
+    with fresh_output(output) as folder:
+        for counts, thumb in in_threads(write, enumerate(predictions)):
+            if counts is not None:
+                confusion = counts if confusion is None else confusion + counts
+            thumbnails.append(thumb)
+        save_contact_sheet(folder, thumbnails)
+    return confusion
 
-    def _replace(self):
-        if self.thumbnails:
-            save_picture(self.fresh / SHEET, contact_sheet(self.thumbnails, COLUMNS, CELL))
+
+def write_pictures(output, ids, draw, pictures=None):
+    """Write visualization/<id>.png of the first `pictures` (None: all) of `ids` and contact_sheet.png, as `fresh_output` does.
+
+    draw: gives picture i, H x W x 3 uint8 RGB. Raises `UserError` when something can't be read or written.
+    """
+    indices = range(len(ids) if pictures is None else min(pictures, len(ids)))
+    with fresh_output(output) as folder:
+        thumbnails = in_threads(lambda index: save_thumbnail(folder, ids[index], draw(index)), indices)
+        save_contact_sheet(folder, list(progress(thumbnails, 'Pictures', len(indices))))
+
+
+def save_thumbnail(folder, name, picture):
+    """Write the picture to visualization/<name>.png, and return it as small as a contact sheet has it."""
+    save_picture(folder / PICTURES / f'{name}.png', picture)
+    return thumbnail(picture, CELL)
+
+
+def save_contact_sheet(folder, thumbnails):
+    """Write contact_sheet.png of the first thumbnails that are not None, if there is any."""
+    first = [thumb for thumb in thumbnails if thumb is not None][:SHEET_PICTURES]
+    if first:
+        save_picture(folder / SHEET, contact_sheet(first, COLUMNS, CELL))
+
+
+def in_threads(function, items):
+    """Yield `function(item)` of each item in order, computed in as many threads as there are cores. The first error is raised,
+    and what has not begun is left."""
+    jobs = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
         try:
-            for name in (RESULTS, PREDICTIONS, PICTURES, SHEET):  # the score first: it is that of what goes next
-                path = self.output / name
+            for item in items:
+                jobs.append(pool.submit(function, item))
+                if len(jobs) > 4 * THREADS:  # of their results in memory
+                    yield jobs.popleft().result()
+            while jobs:
+                yield jobs.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # what one failed at, a full disk, say, the others would too
+
+
+@contextlib.contextmanager
+def fresh_output(output):
+    """A folder to fill, whose predictions/, visualization/ and contact_sheet.png take the place of those in `output`, and of
+    its results.json, when the block ends well. When it doesn't, the earlier ones stay.
+
+    Raises `UserError` when something can't be written or replaced.
+    """
+    check_output(output)
+    folder = Path(output) / '.evaluation.tmp'  # one at a time: each evaluation has its own output
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    try:
+        yield folder
+        for name in (RESULTS, PREDICTIONS, PICTURES, SHEET):  # the score first: it is that of what goes next
+            path = Path(output) / name
+            try:
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-                if (self.fresh / name).exists():
-                    os.rename(self.fresh / name, path)
-        except OSError as error:
-            raise UserError(f'{path} could not be replaced ({error.strerror}): move it away and start again') from error
+                if (folder / name).exists():
+                    os.rename(folder / name, path)
+            except OSError as error:
+                raise UserError(f'{path} could not be replaced ({error.strerror}): move it away and start again') from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(output):
-    """Raise a `UserError` where the files of `PredictionWriter` could not go, which long work had better find out before."""
+    """Raise a `UserError` where the files of an evaluation could not go, which long work had better find out before."""
     for name in (PREDICTIONS, PICTURES):
         path = Path(output) / name
         if path.exists() and not path.is_dir():

@@ -7,7 +7,7 @@ from evaluation.crf import CrfPool
 from evaluation.images import resize_labels
 from evaluation.linear import class_logits, frozen_features, predicted_classes
 from evaluation.progress import progress
-from evaluation.report import PredictionWriter
+from evaluation.report import write_predictions
 
 
 def evaluate(network, images, classes, output, loading, device, precision, crf=False, pictures=None):
@@ -19,15 +19,12 @@ def evaluate(network, images, classes, output, loading, device, precision, crf=F
     """
     network.eval()
     loader = make_loader(images, device=device, **loading)
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(PredictionWriter(output, images.dataset, classes, pictures))
-        pool = stack.enter_context(CrfPool(images.dataset)) if crf else None
+    with CrfPool(images.dataset) if crf else contextlib.nullcontext() as pool:
         # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
         ahead = 2 * pool.processes if crf and device.type != 'cpu' else 0
         predictions = segment(network, loader, device, precision, pool, ahead)
-        for index, prediction in enumerate(progress(predictions, 'CRF' if crf else 'Evaluation', len(images))):
-            writer.write(index, prediction)
-    return writer.confusion
+        return write_predictions(output, images.dataset, progress(predictions, 'CRF' if crf else 'Evaluation', len(images)),
+                                 classes, pictures)
 
 
 def segment(network, loader, device, precision, pool=None, ahead=0):

@@ -5,13 +5,15 @@ import torch
 from torch import nn
 
 from models.factory import get_model
+from models.weights import backbone_weights
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
 
 log = logging.getLogger('maskcontrast')
 
 PREFIX = 'module.model_q.'
-CLASSIFIER = ('decoder.4.weight', 'decoder.4.bias')  # all that the linear classifier trains
+CLASSIFIER = {'deeplab': ('decoder.4.weight', 'decoder.4.bias'),  # all that the linear classifier trains, by `head`
+              'none': ('linear.weight', 'linear.bias')}
 HEADS = ('head.weight', 'head.bias')                 # of the pre-training network, and with them:
 SALIENCY_HEAD = 'classification_head.weight'
 DEVIATION = 0.01  # of the classifier's initial weights
@@ -26,15 +28,40 @@ def query_weights(path):
     return weights
 
 
-def pretraining_network(p, path):
-    """The `PretrainingNetwork` that `p` describes, with exactly the weights of the checkpoint at `path`, or random ones
-    where that is None. Initial weights of its backbone are no business of an evaluation."""
+def embedding_network(p, path):
+    """The network whose prototypes are clustered or retrieved, with exactly the weights at `path` (None: random ones).
+
+    A `PretrainingNetwork` as `p` describes it, from a pre-training checkpoint; with `head: none` a `BackboneNetwork`, from
+    what `backbone_weights` reads. Initial weights of the backbone are no business of an evaluation.
+    """
     network = get_model({**p, 'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}})
     if path:
-        load_exactly(network, query_weights(path), path)
+        load_exactly(network, frozen_weights(p, path), path)
     else:
         _warn_of_random_weights()
     return network
+
+
+def frozen_weights(p, path):
+    """Pre-trained weights at `path`, under the names that they have in the networks that `p` describes."""
+    if p.head == 'none':
+        return {f'backbone.{key}': value for key, value in backbone_weights(path, p.backbone).items()}
+    return query_weights(path)
+
+
+def require_masks(p, file, *keys):
+    """Raise a `UserError` where the network has no saliency head and one of `keys` doesn't name the data set's masks either.
+
+    file: the experiment's, for messages."""
+    for key in keys:
+        group, _, inner = key.partition('.')
+        if not (_has_saliency_head(p) or p[group][inner]):
+            raise UserError(f'{file}: without a saliency head (head: none, or model_kwargs.use_classification_head: False) '
+                            f"{key} must name the data set's masks")
+
+
+def _has_saliency_head(p):
+    return p.head != 'none' and p.model_kwargs.use_classification_head
 
 
 def linear_network(p, classes):
@@ -51,20 +78,20 @@ def probe_network(p, classes):
     nn.init.zeros_(network.classifier.bias)
     network.freeze(p.freeze_batchnorm)
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    assert sorted(trained) == sorted(CLASSIFIER), trained
+    assert sorted(trained) == sorted(CLASSIFIER[p.head]), trained
     return network
 
 
 def load_frozen_weights(network, p):
-    """Fill all of a `probe_network` but its classifier from the pre-training checkpoint `p.pretraining`; None leaves it random.
+    """Fill all of a `probe_network` but its classifier with the weights at `p.pretraining`; None leaves it random.
 
     Raises `UserError` where other keys than the classifier's are missing, or other ones than the heads' left over.
     """
     if not p.pretraining:
         _warn_of_random_weights()
         return
-    leftover = (*HEADS, SALIENCY_HEAD) if p.model_kwargs.use_classification_head else HEADS
-    load_exactly(network, query_weights(p.pretraining), p.pretraining, missing=CLASSIFIER, leftover=leftover)
+    leftover = () if p.head == 'none' else (*HEADS, SALIENCY_HEAD) if _has_saliency_head(p) else HEADS
+    load_exactly(network, frozen_weights(p, p.pretraining), p.pretraining, missing=CLASSIFIER[p.head], leftover=leftover)
 
 
 def finetuned_network(p, classes, path):
@@ -73,7 +100,7 @@ def finetuned_network(p, classes, path):
     state = _state(path)
     if any(str(key).startswith(PREFIX) for key in state):
         raise UserError(f'{path}: a pre-training checkpoint has no classifier: train one with linear_finetune.py first')
-    bias = state.get(CLASSIFIER[1])
+    bias = state.get(CLASSIFIER[p.head][1])
     if getattr(bias, 'ndim', 0) == 1 and len(bias) != classes:
         raise UserError(f'{path}: its classifier has {len(bias)} classes, but the data set {p.val_db_name} has {classes}')
     network = linear_network(p, classes)
@@ -84,7 +111,7 @@ def finetuned_network(p, classes, path):
 def refuse_other_weights(state, p, source):
     """Raise a `UserError` when the file `p.pretraining` holds other frozen weights than `state`, a state dict of a
     `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`, for messages."""
-    fresh = query_weights(p.pretraining)
+    fresh = frozen_weights(p, p.pretraining)
     common = [key for key in fresh if key in state and not key.endswith(('running_mean', 'running_var', 'batches_tracked'))]
     if any(not (torch.is_tensor(state[key]) and state[key].equal(fresh[key])) for key in common):
         raise UserError(f'{p.pretraining} does not hold the weights that {source} was trained from: start over with --fresh')

@@ -1,8 +1,11 @@
-"""Initial weights of the backbone."""
+"""Weights of the backbone."""
+import sys
+
 import torchvision
 
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
+from utils.sources import TORCHVISION
 
 WEIGHTS = {'resnet18': torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
            'resnet50': torchvision.models.ResNet50_Weights.IMAGENET1K_V1}
@@ -20,21 +23,37 @@ def load_initial_weights(backbone, name, pretraining=None, moco_state_dict=None,
     if pretraining == 'imagenet_moco':
         if not moco_state_dict:
             raise UserError('pretraining: imagenet_moco needs backbone_kwargs.moco_state_dict, a MoCo v2 checkpoint')
-        weights, source = _moco(moco_state_dict), moco_state_dict
+        weights, source = _moco(load_file(moco_state_dict), moco_state_dict), moco_state_dict
     elif state_dict:
         weights, source = load_file(state_dict), state_dict
     elif pretraining == 'imagenet_classification':
         weights, source = _torchvision(WEIGHTS[name])
     else:
         return None
-    if not isinstance(weights, dict):
-        raise UserError(f'{source}: expected a ResNet state dict (names and tensors), found {type(weights).__name__}')
-    load_exactly(backbone, {key: value for key, value in weights.items() if not str(key).startswith('fc.')}, source)
+    load_exactly(backbone, _without_classifier(weights, source), source)
     return source
 
 
-def _moco(path):
-    content = load_file(path)
+def backbone_weights(source, name):
+    """State dict, without `fc.*`, of a ResNet called `name`: from a file with a MoCo v2 checkpoint or a plain ResNet state
+    dict, or torchvision's own (`torchvision://resnet50-IMAGENET1K_V1`). Raises `UserError` as `load_initial_weights` does.
+    """
+    if source.startswith(TORCHVISION):
+        weights = _torchvision(_torchvision_weights(source, name))[0]
+    else:
+        weights = load_file(source)
+        if isinstance(weights, dict) and isinstance(weights.get('state_dict'), dict):
+            weights = _moco(weights, source)
+    return _without_classifier(weights, source)
+
+
+def _without_classifier(weights, source):
+    if not isinstance(weights, dict):
+        raise UserError(f'{source}: expected a ResNet state dict (names and tensors), found {type(weights).__name__}')
+    return {key: value for key, value in weights.items() if not str(key).startswith('fc.')}
+
+
+def _moco(content, path):
     state = content.get('state_dict') if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f"{path}: not a MoCo v2 checkpoint: it has no 'state_dict'")
@@ -44,9 +63,17 @@ def _moco(path):
     return weights
 
 
+def _torchvision_weights(source, name):
+    """The member of torchvision's enumeration that `torchvision://<name>-<member>` names."""
+    members = {f'{TORCHVISION}{name}-{member}': weights for member, weights in type(WEIGHTS[name]).__members__.items()}
+    if source not in members:
+        raise UserError(f"{source}: for backbone: {name} torchvision has {', '.join(members)}")
+    return members[source]
+
+
 def _torchvision(weights):
     try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True), weights.url
+        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True), weights.url
     except (OSError, RuntimeError) as error:
-        raise UserError(f'{weights.url} could not be fetched ({error}): download it by hand and name the file in '
-                        'backbone_kwargs.state_dict') from error
+        raise UserError(f'{weights.url} could not be fetched ({error}): download it by hand and name the file in the '
+                        'experiment (backbone_kwargs.state_dict in pre-training, pretraining in evaluations)') from error

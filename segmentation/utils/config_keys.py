@@ -40,7 +40,7 @@ class Key:
 
 KEYS = (
     # Data
-    Key('train_db_name', 'str', REQUIRED, TRAINED),
+    Key('train_db_name', 'str', REQUIRED, (*TRAINED, RETRIEVAL)),
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
     Key('train_db_kwargs.split', 'str', 'trainaug', (LINEAR,)),
@@ -60,7 +60,7 @@ KEYS = (
     Key('backbone_kwargs.moco_state_dict', 'path', None, (PRETRAIN,)),
     Key('backbone_kwargs.state_dict', 'path', None, (PRETRAIN,)),
     Key('backbone_kwargs.pretrained', 'bool', False, NOBODY),
-    Key('head', 'str', REQUIRED, SCRIPTS, choices=('deeplab',)),
+    Key('head', 'str', REQUIRED, SCRIPTS, choices=('deeplab', 'none')),
     Key('model_kwargs.ndim', 'int', 32, (PRETRAIN, *CLUSTERED), minimum=1),
     Key('model_kwargs.head', 'str', 'linear', (PRETRAIN, *CLUSTERED), choices=('linear',)),
     Key('model_kwargs.upsample', 'bool', True, (PRETRAIN, *CLUSTERED)),

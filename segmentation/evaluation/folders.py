@@ -1,0 +1,29 @@
+"""The data sets of an evaluation that trains or looks up on one and is scored on another."""
+import difflib
+
+from data.dataset import class_names, dataset_folder
+from utils.errors import UserError
+
+
+def data_folders(p, file):
+    """Folders of `train_db_name` and `val_db_name`, made first if need be, and their classes' names.
+
+    Raises `UserError` when the classes differ. file: the experiment's, for messages."""
+    folder, val_folder = (dataset_folder(p.db_root, name) for name in (p.train_db_name, p.val_db_name))
+    classes = class_names(folder)
+    if class_names(val_folder) != classes:
+        raise UserError(f'{file}: {p.train_db_name} and {p.val_db_name} do not have the same classes')
+    return folder, val_folder, classes
+
+
+def ignored_classes(names, classes, file):
+    """Indices of the class names in `retrieval_kwargs.ignore_classes`. Raises `UserError`, with the nearest name, for one that
+    is none of `classes`, and when none would be left but background."""
+    for name in names:
+        if name not in classes:
+            near = difflib.get_close_matches(name.lower(), classes, n=1, cutoff=0)
+            raise UserError(f"{file}: retrieval_kwargs.ignore_classes: no class is called '{name}' (nearest: '{near[0]}')")
+    ignored = sorted({classes.index(name) for name in names})
+    if len({0, *ignored}) == len(classes):
+        raise UserError(f'{file}: retrieval_kwargs.ignore_classes leaves no class to retrieve')
+    return ignored

@@ -1,0 +1,30 @@
+"""Segment retrieval: nearest neighbours in a database of object masks, and the classes that they carry over (paper section 4).
+
+Axes: M images of a split, N of the database, Q queries, D embedding, C classes (0 is background).
+"""
+import numpy as np
+
+CHUNK = 256  # queries at a time
+
+
+def mask_classes(histograms):
+    """The class of each mask: the most frequent one inside, background and void left out, the highest of equally frequent ones.
+
+    histograms: M x 2 x C, pixels outside and inside the masks by label. Returns M integers; 0 for an empty mask, and where
+    no labelled object is inside it.
+    """
+    objects = histograms[:, 1, 1:]
+    highest = objects.shape[1] - objects[:, ::-1].argmax(1)
+    return np.where(objects.any(1), highest, 0)
+
+
+def nearest(queries, database, count):
+    """Indices of the `count` (or all N) database prototypes of largest inner product, best first: Q x count.
+
+    queries: Q x D, database: N x D, float32. Products that are equal in float32 count as equal: the lower index comes first.
+    """
+    found = []
+    for first in range(0, len(queries), CHUNK):
+        products = queries[first:first + CHUNK].astype(np.float64) @ database.astype(np.float64).T
+        found.append(np.argsort(-products.astype(np.float32), axis=1, kind='stable')[:, :count])
+    return np.concatenate(found)
