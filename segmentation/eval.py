@@ -26,7 +26,7 @@ from utils.device import choose_device, choose_precision
 from utils.errors import UserError
 from utils.files import set_aside
 from utils.log import start_log, write_config
-from utils.model_zoo import local_file
+from utils.model_zoo import local_file, sha256
 
 
 def parse_arguments(argv):
@@ -46,37 +46,34 @@ def main(argv=None):
     p = create_config(args.config_env, args.config_exp, EVAL)
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
-    weights = Path(local_file(args.state_dict, p.root_dir)).absolute()
+    weights = Path(local_file(args.state_dict, p.root_dir)).resolve()
     if not weights.is_file():
-        raise UserError(f'--state-dict names {weights}, which is not there')
+        raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
+    given = ImageFolder(args.images) if args.images is not None else None
     output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
-    subject = {'weights': str(weights), 'images': args.images and str(Path(args.images).absolute())}
-    aside = set_aside(output) if subject_of(output / 'config.yml') not in (None, subject) else None
+    subject = {'weights_sha256': sha256(weights), 'images': str(given.folder) if given else None}
+    aside = set_aside(output) if subject_of(output) not in (None, subject) else None
     log = start_log(output / 'log_file.txt')
     if aside:
         log.info('The evaluation of another model or of other images is now in %s', aside)
 
     # Data
-    if args.images:
-        # VOC's class names are known without its 2 GB.
-        folder = Path(p.db_root) / VOC if p.val_db_name == VOC else dataset_folder(p.db_root, p.val_db_name)
-        dataset = ImageFolder(args.images)
-    else:
-        folder = dataset_folder(p.db_root, p.val_db_name)
-        dataset = SegmentationDataset(folder, 'val', labels=True)
+    only_names = given and p.val_db_name == VOC  # which are known without its 2 GB
+    folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
+    dataset = given or SegmentationDataset(folder, 'val', labels=True)
     classes = class_names(folder)
     images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
 
     # Model
     network = finetuned_network(p, len(classes), weights).to(device, memory_format=torch.channels_last)
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
-                                                     'crf': args.crf_postprocess, **subject})
-    log.info('%s: %d images, %d classes; weights: %s', args.images or folder, len(images), len(classes), weights)
+    log.info('%s: %d images, %d classes; weights: %s', given.folder if given else folder, len(images), len(classes), weights)
 
     # Evaluation
     loading = {'num_workers': p.num_workers, 'batch_size': p.val_db_kwargs.batch_size}
     confusion = evaluate(network, images, classes, output, loading, device, precision, args.crf_postprocess,
                          args.num_visualizations)
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'weights': str(weights),
+                                                     'crf': args.crf_postprocess, **subject})
     log.info('Predictions and pictures are in %s', output)
     if confusion is not None:
         iou = class_iou(confusion) * 100
@@ -84,11 +81,11 @@ def main(argv=None):
         print_iou(log, classes, iou)
 
 
-def subject_of(path):
-    """The weights and images of the evaluation whose config.yml is at `path`, or None without a readable one."""
+def subject_of(output):
+    """The model and images of the evaluation in `output`, or None without a whole one."""
     try:
-        resolved = yaml.safe_load(path.read_text())['resolved']
-        return {key: resolved[key] for key in ('weights', 'images')}
+        resolved = yaml.safe_load((output / 'config.yml').read_text())['resolved']
+        return {key: resolved[key] for key in ('weights_sha256', 'images')}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
 

@@ -61,9 +61,9 @@ def main(argv=None):
         refuse_other_weights(state['model'], p, p.checkpoint)
     if state and state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess):
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
+        remove_temporaries(output)
         return
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision, 'seed': start.seed,
-                                                     'crf': args.crf_postprocess})
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision, 'seed': start.seed})
 
     # Data
     folder, val_folder, classes = data_folders(p, args.config_exp)
@@ -119,8 +119,8 @@ def main(argv=None):
     if not trainer.best_iou:
         raise UserError(f'{args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels of '
                         f'{p.val_db_name}, and at metrics.jsonl')
-    log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution', trainer.best_iou,
-             trainer.best_epoch + 1)
+    log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution%s', trainer.best_iou,
+             trainer.best_epoch + 1, ', with CRF' if args.crf_postprocess else '')
     network = finetuned_network(p, len(classes), p.best_model).to(device, memory_format=torch.channels_last)
     confusion = evaluate(network, images, classes, output, val_loading, device, start.precision, args.crf_postprocess,
                          pictures=0)

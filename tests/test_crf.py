@@ -4,10 +4,7 @@ Axes: C classes, N pixels.
 """
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,18 +16,6 @@ from torch.nn import functional as F
 from data.dataset import SegmentationDataset
 from evaluation.crf import CrfPool, dense_crf, refine
 from utils.errors import UserError
-
-SEGMENTATION = Path(__file__).resolve().parents[1] / 'segmentation'
-HANGING_MAIN = '''
-import sys, time, torch
-from data.dataset import SegmentationDataset
-from evaluation.crf import CrfPool
-if __name__ == '__main__':
-    pool = CrfPool(SegmentationDataset(sys.argv[1], 'val'), 2)
-    pool.result(pool.submit(0, torch.zeros(3, 4, 4), (32, 32)))
-    print(*pool.pool._processes, flush=True)
-    time.sleep(600)
-'''
 
 
 @pytest.fixture
@@ -144,26 +129,3 @@ def test_an_unreadable_image_and_a_killed_process(tmp_path, dataset):
             time.sleep(seconds)
             with pytest.raises(UserError, match='a process of the CRF was killed'):
                 pool.result(pool.submit(1, torch.zeros(3, 4, 4), (32, 32)))
-
-
-def test_workers_end_with_a_killed_main_process(shapes_root, tmp_path):
-    script = tmp_path / 'hanging.py'
-    script.write_text(HANGING_MAIN)
-    process = subprocess.Popen([sys.executable, script, shapes_root / 'Shapes'], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, 'PYTHONPATH': str(SEGMENTATION)})
-    workers = [int(word) for word in process.stdout.readline().split()]
-    assert workers
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 20
-    while any(alive(pid) for pid in workers):
-        assert time.monotonic() < deadline, 'orphans'
-        time.sleep(0.05)
-
-
-def alive(pid):
-    """Whether a process runs; one that nobody has waited for yet doesn't."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
-        return False

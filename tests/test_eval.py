@@ -121,6 +121,8 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
     predictions = [np.array(Image.open(want / 'predictions' / f'{name}.png')) for name in IDS[:3]]
     found = evaluate('--crf-postprocess', '--images', str(folder))
     aside = found.with_name(f'{found.name}.old-1')  # the evaluation of the val split
+    with pytest.raises(SystemExit):
+        evaluate('--crf-postprocess', '--images', str(folder / 'notes.txt'))  # moves nothing
     assert found == want and (aside / 'results.json').is_file() and len(list((aside / 'predictions').iterdir())) == 6
     evaluate('--crf-postprocess', '--images', str(folder))
     assert {path.name for path in found.parent.iterdir()} == {found.name, aside.name}
@@ -224,7 +226,10 @@ def test_an_unreadable_image_among_many(fails, shapes_root, tmp_path, flags, wor
 
 
 def test_other_mistakes(fails, shapes_root, tmp_path):
-    assert fails('--images', str(tmp_path / 'none')) == f'{tmp_path / "none"}: there is no such folder of images'
+    for images in (tmp_path / 'none', shapes_root / 'Shapes' / 'classes.txt'):
+        assert fails('--images', str(images)) == f'{images} is no folder of images'
+    assert fails('--images', '').endswith('is no folder of images')
+    assert fails(weights=tmp_path) == f'--state-dict names {tmp_path}, which is no file'
     (tmp_path / 'none').mkdir()
     assert fails('--images', str(tmp_path / 'none')).startswith(f'{tmp_path / "none"}: no images in this folder')
     for name in ('a.jpg', 'a.k.jpg', 'a.png'):

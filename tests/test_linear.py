@@ -50,7 +50,7 @@ def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys)
     scores = [row['mIoU'] for row in rows]
     assert state['best_iou'] == max(scores) and state['best_epoch'] == scores.index(max(scores))
     for name, tensor in state['model'].items():  # frozen, bit for bit
-        if name in CLASSIFIER:
+        if name in CLASSIFIER['deeplab']:
             assert tensor.shape[0] == CLASSES
         else:
             assert torch.equal(tensor, before[f'module.model_q.{name}']) and torch.equal(best[name], tensor), name
@@ -83,7 +83,7 @@ def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys)
     assert [event.step for event in events.Images('views')] == [1, 2]
     assert [event.value for event in events.Scalars('mIoU')] == pytest.approx(scores)
     config = yaml.safe_load((folder / 'config.yml').read_text())
-    assert config['resolved'] == {'device': 'cpu', 'precision': 'none', 'seed': 3, 'crf': False}
+    assert config['resolved'] == {'device': 'cpu', 'precision': 'none', 'seed': 3}
     assert {path.name for path in folder.iterdir()} == {
         'best_model.pth.tar', 'checkpoint.pth.tar', 'config.yml', 'log_file.txt', 'metrics.jsonl', 'predictions',
         'results.json', 'tensorboard'}
@@ -107,7 +107,7 @@ def test_partly_frozen_batch_norm(arguments, pretrained, tmp_path, freeze):
     state, before = (torch.load(path, weights_only=True)['model'] for path in (
         tmp_path / 'output' / 'small' / 'checkpoint.pth.tar', pretrained))
     for name, tensor in state.items():
-        if name in CLASSIFIER:
+        if name in CLASSIFIER['deeplab']:
             continue
         moves = name.endswith(('running_mean', 'running_var', 'batches_tracked')) and (
             freeze == 'none' or name.startswith('decoder.'))

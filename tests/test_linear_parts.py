@@ -18,7 +18,7 @@ from evaluation.crf import CrfPool
 from evaluation.features import ValidationFeatures
 from evaluation.images import EvaluationImages
 from evaluation.linear import LinearTrainer, backward_loss, class_logits, frozen_features, online_iou, predicted_classes
-from evaluation.report import PredictionWriter
+from evaluation.report import write_predictions
 from evaluation.segmenting import segment
 from evaluation.weights import CLASSIFIER, load_frozen_weights, probe_network
 from utils.config import create_config
@@ -78,7 +78,7 @@ def test_only_the_classifier_has_a_graph(network, images):
     features = frozen_features(network.train(), batch, CPU, 'none')
     assert not features.requires_grad and features.grad_fn is None
     backward_loss(network.classifier, features, torch.zeros(2, *RESOLUTION, dtype=torch.long))
-    assert [name for name, parameter in network.named_parameters() if parameter.grad is not None] == list(CLASSIFIER)
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is not None] == list(CLASSIFIER['deeplab'])
 
 
 def test_predictions_are_those_of_the_plain_order(network, images, shapes_root):
@@ -213,10 +213,9 @@ def test_an_evaluation_takes_the_place_of_an_earlier_one_only_when_it_is_whole(i
     shapes = [dataset[index]['labels'].shape for index in range(6)]
 
     def run(value, pictures, fails=False):
-        with PredictionWriter(tmp_path, dataset, classes, pictures) as writer:
-            for index, shape in enumerate(shapes):
-                writer.write(index, np.full((2, 2) if fails and index == 4 else shape, value, np.uint8))
-        return writer.confusion
+        predictions = (np.full((2, 2) if fails and index == 4 else shape, value, np.uint8)
+                       for index, shape in enumerate(shapes))
+        return write_predictions(tmp_path, dataset, predictions, classes, pictures)
 
     def content():
         return {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
@@ -237,7 +236,5 @@ def test_an_evaluation_takes_the_place_of_an_earlier_one_only_when_it_is_whole(i
 def test_one_id_twice(images, tmp_path):
     images.dataset.ids = [images.dataset.ids[0]] * 40
     shape = images.dataset[0]['labels'].shape
-    with PredictionWriter(tmp_path, images.dataset, ['x'] * CLASSES, 0) as writer:
-        for index in range(40):
-            writer.write(index, np.zeros(shape, np.uint8))
+    write_predictions(tmp_path, images.dataset, [np.zeros(shape, np.uint8)] * 40, ['x'] * CLASSES, 0)
     assert os.listdir(tmp_path / 'predictions') == [f'{images.dataset.ids[0]}.png']

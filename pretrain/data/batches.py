@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import torch
 
+from utils.processes import end_with_parent
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, for values in [0, 1]
 
 
@@ -58,7 +60,7 @@ def make_loader(dataset, num_workers, device, **options):
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='This DataLoader will create')
         return torch.utils.data.DataLoader(dataset, num_workers=num_workers, pin_memory=device.type == 'cuda',
-                                           worker_init_fn=_one_thread, generator=torch.Generator(), collate_fn=_collate,
+                                           worker_init_fn=_start_worker, generator=torch.Generator(), collate_fn=_collate,
                                            **options)
 
 
@@ -72,6 +74,6 @@ def _collate(items):
     return {key: torch.stack(values) if torch.is_tensor(values[0]) else values for key, values in batch.items()}
 
 
-def _one_thread(_):
-    """Workers are the parallelism: OpenCV's threads inside them would only fight for the cores (torch sets its own)."""
-    cv2.setNumThreads(0)
+def _start_worker(_):
+    end_with_parent()
+    cv2.setNumThreads(0)  # workers are the parallelism: OpenCV's threads would only fight for the cores (torch sets its own)

@@ -74,5 +74,5 @@ def _open(path, data):
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = 'of no known format' if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f'{path} is not a whole image ({reason}): replace it, or remove its id from the split') from error
+        raise UserError(f'{path} is not a whole image ({reason}): replace it, or leave it out') from error
     return image

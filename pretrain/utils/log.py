@@ -1,6 +1,7 @@
 """What a run leaves behind: the log, its configuration, and one JSON line an epoch."""
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -26,8 +27,11 @@ class _Console(logging.Handler):
         text = self.format(record)
         if record.levelno in COLOURS:
             text = colored(text, COLOURS[record.levelno])
-        tqdm.write(text, file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(text, file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # as after `| head`: the work goes on, and so does the log file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_log(log_file):

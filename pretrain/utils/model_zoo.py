@@ -5,6 +5,7 @@
 lists them, and which are on disk. They are fetched when they are first needed, into <root_dir>/model_zoo/.
 """
 import argparse
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,16 +75,20 @@ def local_file(path, root_dir):
     entry = ZOO[path.removeprefix(SCHEME)]
     if not file.exists():
         fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml',
-              check=lambda stream: _compare(stream, file, f'{entry.url} gives another file than it did at first'))
-    with open(file, 'rb') as stream:
-        _compare(stream, file, f'{file} has changed since it was fetched')
+              check=lambda stream: _compare(sha256(stream), file, f'{entry.url} gives another file than it did at first'))
+    _compare(sha256(file), file, f'{file} has changed since it was fetched')
     return str(file)
 
 
-def _compare(stream, file, words):
+def sha256(file):
+    """The hexadecimal sha256 of a path's or an open file's content."""
+    with contextlib.nullcontext(file) if hasattr(file, 'seek') else open(file, 'rb') as stream:
+        stream.seek(0)
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def _compare(digest, file, words):
     """Compare the sha256 of a zoo file's content with the recorded one, or record it. words: what a difference means."""
-    stream.seek(0)
-    digest = hashlib.file_digest(stream, 'sha256').hexdigest()
     record = file.with_name(f'{file.name}.sha256')
     if not record.exists():
         with atomic_file(record, 'w') as output:

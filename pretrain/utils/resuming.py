@@ -63,6 +63,6 @@ def changed_keys(p, state, exp_file, override, script):
     """
     changed = differing_keys(p, state['config'], script, ignored=FREE) if state and 'config' in state else []
     if changed and not override:
-        raise UserError(f"{exp_file}: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run that wrote "
+        raise UserError(f"{exp_file} and flags: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run that wrote "
                         f'{p.checkpoint}: give --override to go on all the same, or --fresh to start over')
     return changed

@@ -5,10 +5,8 @@ Axes: C classes, H W the image's height and width, h w the network's grid.
 import multiprocessing
 import os
 import signal
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from pydensecrf import densecrf
 
 from models.interpolation import resize
 from utils.errors import UserError
+from utils.processes import end_with_parent
 
 ITERATIONS = 10
 GAUSSIAN = {'sxy': 1, 'compat': 3}
@@ -94,16 +93,10 @@ _worker = {}  # of a worker process: its data set
 
 
 def _start_worker(dataset):
+    end_with_parent()
     _worker['dataset'] = dataset
     torch.set_num_threads(1)  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    """A main process that was killed can't end its workers, which would wait for work for ever."""
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
 
 
 def _refine(index, grid, resolution):

@@ -15,9 +15,10 @@ class ImageFolder:
     """
 
     def __init__(self, folder):
-        folder = Path(folder)
+        folder = Path(folder or 'an empty name').resolve()
         if not folder.is_dir():
-            raise UserError(f'{folder}: there is no such folder of images')
+            raise UserError(f'{folder} is no folder of images')
+        self.folder = folder
         try:
             self.paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         except OSError as error:

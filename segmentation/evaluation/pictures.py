@@ -7,6 +7,7 @@ from data.palette import VOC_COLOURS, save_labels
 from utils.files import atomic_file
 
 OPACITY = 0.6  # of the class colours over the image
+GAP = 4  # pixels between images
 FONT, TEXT_SCALE, LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 18  # of the legend; LINE: its height in pixels
 
 
@@ -25,20 +26,21 @@ def overlay(image, labels):
 
 def side_by_side(image, *labels):
     """The image and its overlays, of one height, in one picture."""
-    gap = np.full((image.shape[0], 4, 3), 255, np.uint8)
+    gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
     parts = [image]
     for one in labels:
         parts += [gap, overlay(image, one)]
     return np.concatenate(parts, axis=1)
 
 
-def with_legend(picture, classes, *labels):
-    """The picture, and below it colour and name of each class that occurs in `labels`, background aside.
+def with_legend(picture, captions, classes, *labels):
+    """A picture of `side_by_side`, below each part its caption, and below them colour and name of each class that occurs in
+    `labels`, background aside.
 
-    classes: names. labels: H x W uint8 arrays. The picture's size but for the height, which grows by a line or more.
+    classes: names. labels: H x W uint8 arrays. The picture's size but for the height, which grows by two lines or more.
     """
     width, present = picture.shape[1], np.unique(np.concatenate([np.unique(one) for one in labels]))
-    lines, x, y = [], 4, 0
+    lines, x, y = [], 4, LINE
     for index in present[(present > 0) & (present < len(classes))]:
         length = 18 + cv2.getTextSize(classes[index], FONT, TEXT_SCALE, 1)[0][0]
         if x > 4 and x + length > width:
@@ -46,6 +48,9 @@ def with_legend(picture, classes, *labels):
         lines.append((index, x, y))
         x += length + 12
     strip = np.full((y + LINE, width, 3), 255, np.uint8)
+    for number, caption in enumerate(captions):
+        cv2.putText(strip, caption, (number * (labels[0].shape[1] + GAP) + 4, 13), FONT, TEXT_SCALE, (90, 90, 90), 1,
+                    cv2.LINE_AA)
     for index, left, top in lines:
         cv2.rectangle(strip, (left, top + 4), (left + 11, top + 14), VOC_COLOURS[index].tolist(), cv2.FILLED)
         cv2.putText(strip, classes[index], (left + 16, top + 13), FONT, TEXT_SCALE, (0, 0, 0), 1, cv2.LINE_AA)

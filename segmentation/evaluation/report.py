@@ -68,8 +68,11 @@ def write_predictions(output, dataset, predictions, classes, pictures=None, scor
             counts = confusion_matrix(prediction, labels, len(classes), name)
         if not drawn:
             return counts, None
-        shown = [prediction] if labels is None else [labels, prediction]
-        return counts, save_thumbnail(folder, name, with_legend(side_by_side(sample['image'], *shown), classes, *shown))
+        shown, captions = [prediction], [name, 'prediction']
+        if labels is not None:
+            shown, captions = [labels, prediction], [name, 'ground truth', 'prediction']
+        picture = with_legend(side_by_side(sample['image'], *shown), captions, classes, *shown)
+        return counts, save_thumbnail(folder, name, picture)
 
     with fresh_output(output) as folder:
         for counts, thumb in in_threads(write, enumerate(predictions)):

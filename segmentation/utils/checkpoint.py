@@ -35,6 +35,8 @@ def load_file(path):
             raise UserError(f'{path}: refused, since loading it would run code that it carries: '
                             'save it again as a plain state dict of tensors') from error
         reason = (str(error).splitlines() or [''])[0] or type(error).__name__
+        if 'weights_only' in reason:  # PyTorch's advice is to run what the file says
+            reason = 'its content is not one of torch.save'
         raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): fetch or make it again') from error
 
 
