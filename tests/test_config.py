@@ -240,7 +240,7 @@ def test_null_where_a_value_is_needed(mistake, key):
     ('optimizer', 'SGD', 'sgd, adam', 'sgd'),
     ('scheduler', 'Poly', 'poly, step, cosine, constant', 'poly'), ('on_bad_image', 'skipp', 'stop, skip', 'skip'),
     (BACKBONE, 'moco', 'imagenet_classification, imagenet_moco, null', None),
-    ('model_kwargs.head', 'mlp', 'linear', None), ('head', 'deeplabv3', 'deeplab', 'deeplab')])
+    ('model_kwargs.head', 'mlp', 'linear', None), ('head', 'deeplabv3', 'deeplab, none', 'deeplab')])
 def test_values_outside_the_choices(mistake, key, value, valid, nearest):
     hint = f" (nearest: '{nearest}')" if nearest else ''
     assert mistake({key: value}) == f"{key} must be one of {valid}, not '{value}'{hint}"

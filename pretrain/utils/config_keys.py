@@ -40,7 +40,7 @@ class Key:
 
 KEYS = (
     # Data
-    Key('train_db_name', 'str', REQUIRED, (*TRAINED, RETRIEVAL)),
+    Key('train_db_name', 'str', REQUIRED, TRAINED),
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
     Key('train_db_kwargs.split', 'str', 'trainaug', (LINEAR,)),

@@ -6,13 +6,13 @@ from utils.errors import UserError
 
 
 def data_folders(p, file):
-    """Folders of `train_db_name` and `val_db_name`, made first if need be, and their classes' names.
-
-    Raises `UserError` when the classes differ. file: the experiment's, for messages."""
-    folder, val_folder = (dataset_folder(p.db_root, name) for name in (p.train_db_name, p.val_db_name))
+    """Folders of `train_db_name` (without that key, `val_db_name`) and `val_db_name`, made first if need be, and their
+    classes' names. Raises `UserError` when the classes differ. file: the experiment's, for messages."""
+    train = p.get('train_db_name', p.val_db_name)
+    folder, val_folder = (dataset_folder(p.db_root, name) for name in (train, p.val_db_name))
     classes = class_names(folder)
     if class_names(val_folder) != classes:
-        raise UserError(f'{file}: {p.train_db_name} and {p.val_db_name} do not have the same classes')
+        raise UserError(f'{file}: {train} and {p.val_db_name} do not have the same classes')
     return folder, val_folder, classes
 
 
