@@ -1,6 +1,7 @@
 # demo   draw data, pre-train, evaluate: one table, one picture (CPU, a few minutes)
 # test   whole test suite            sync   copy data/ models/ utils/ from pretrain/ to segmentation/
-# lint   ruff                        clean  remove what the commands above made (never datasets/ or output/)
+# lint   ruff                        reproduce  the published tables, given PASCAL VOC (ARGS="--fetch" gets the weights)
+# clean  remove what the commands above made (never datasets/ or output/)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ TWINS := data models utils
 PY := ../$(BIN)/python
 ENV := --config_env configs/env.yml
 
-.PHONY: demo test lint sync clean
+.PHONY: demo reproduce test lint sync clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last, so that an installation that broke off is begun again.
@@ -24,11 +25,16 @@ demo: .venv/installed
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans_untrained.yml
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans_given_masks.yml
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans.yml
+	cd segmentation && $(PY) retrieval.py $(ENV) --amp auto --config_exp configs/demo/demo_retrieval_untrained.yml
+	cd segmentation && $(PY) retrieval.py $(ENV) --amp auto --config_exp configs/demo/demo_retrieval.yml
 	cd segmentation && $(PY) linear_finetune.py $(ENV) --amp auto --config_exp configs/demo/demo_linear_untrained.yml
 	cd segmentation && $(PY) linear_finetune.py $(ENV) --amp auto --config_exp configs/demo/demo_linear.yml
 	cd segmentation && $(PY) eval.py $(ENV) --amp auto --config_exp configs/demo/demo_linear.yml \
 	  --state-dict ../output/demo_linear/best_model.pth.tar --crf-postprocess --num_visualizations 24
 	cd segmentation && $(PY) demo.py $(ENV)
+
+reproduce: .venv/installed
+	cd segmentation && $(PY) reproduce.py $(ENV) $(ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

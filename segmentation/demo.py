@@ -4,7 +4,6 @@
 
 Reads results.json of the runs named in RUNS below <root_dir>, and the predictions of K-means with the trained network.
 """
-import argparse
 import json
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import cv2
 from data.dataset import SegmentationDataset, dataset_folder
 from data.reading import read_labels
 from evaluation.pictures import contact_sheet, save_picture, side_by_side
-from utils.command import command
+from utils.command import command, make_env_parser
 from utils.config import create_config
 from utils.errors import UserError
 from utils.log import start_log
@@ -21,6 +20,8 @@ from utils.log import start_log
 RUNS = (('untrained', "K-means, the data set's masks", 'demo_kmeans_untrained'),
         ('trained', "K-means, the data set's masks", 'demo_kmeans_given_masks'),
         ('trained', 'K-means, its own masks', 'demo_kmeans'),
+        ('untrained', "retrieval, the data set's masks", 'demo_retrieval_untrained'),
+        ('trained', 'retrieval, its own masks', 'demo_retrieval'),
         ('untrained', 'linear classifier', 'demo_linear_untrained'),
         ('trained', 'linear classifier', 'demo_linear'),
         ('trained', 'linear classifier, CRF', 'demo_linear/eval/best_model.pth.tar_crf'))
@@ -43,18 +44,16 @@ def score(results):
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config_env', required=True, help='YAML file with root_dir and db_root')
-    args = parser.parse_args(argv)
+    args = make_env_parser(__doc__).parse_args(argv)
     tree = Path(__file__).resolve().parent
     p = create_config(args.config_env, tree / 'configs' / 'demo' / 'demo_kmeans.yml')
     output = Path(p.root_dir) / 'demo'
     log = start_log(output / 'log_file.txt')
 
     log.info('')
-    log.info('%-10s  %-30s  %s', 'network', 'evaluation', 'mIoU (K-means: mean of 5 seeds, lowest and highest)')
+    log.info('%-10s  %-31s  %s', 'network', 'evaluation', 'mIoU (K-means: mean of 5 seeds, lowest and highest)')
     for network, evaluation, run in RUNS:
-        log.info('%-10s  %-30s  %s', network, evaluation, score(results_of(p.root_dir, run)))
+        log.info('%-10s  %-31s  %s', network, evaluation, score(results_of(p.root_dir, run)))
 
     dataset = SegmentationDataset(dataset_folder(p.db_root, p.val_db_name), 'val', labels=True)
     pictures = []

@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 from toys import toy_checkpoint, toy_network, toys  # noqa: F401 - fixtures
+from web import drive, server  # noqa: F401 - fixtures
 
 from data.dataset import SegmentationDataset
 from data.shapes import draw_shapes

@@ -8,6 +8,7 @@ import demo
 import eval as evaluation_script
 import kmeans
 import linear_finetune
+import retrieval
 
 
 def test_table_and_picture(experiment, pretrained, tmp_path, capsys, user_error):
@@ -16,6 +17,8 @@ def test_table_and_picture(experiment, pretrained, tmp_path, capsys, user_error)
     assert 'make demo' in user_error(lambda: demo.main(env))
     for seed, run in enumerate(('demo_kmeans_untrained', 'demo_kmeans_given_masks', 'demo_kmeans')):
         kmeans.main([*experiment(base=KMEANS, name=run), '--num_seeds', '2', '--seed', str(seed)])
+    for run in ('demo_retrieval_untrained', 'demo_retrieval'):
+        retrieval.main(experiment({'retrieval_kwargs': {'saliency': 'supervised_model'}}, run, base=KMEANS))
     for run, weights in (('demo_linear_untrained', None), ('demo_linear', str(pretrained))):
         settings = experiment({'epochs': 1, 'pretraining': weights}, run, base=LINEAR)
         linear_finetune.main(settings)

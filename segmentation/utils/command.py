@@ -42,10 +42,16 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f'{message} (see --help)')
 
 
+def make_env_parser(description, **options):
+    """A parser with --config_env alone. options: of its argument, `default`, say."""
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--config_env', help='YAML file with root_dir and db_root', **(options or {'required': True}))
+    return parser
+
+
 def make_parser(description, amp, trains=False):
     """A parser with the flags that every script has, and those of training. amp: the default of --amp."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config_env', required=True, help='YAML file with root_dir and db_root')
+    parser = make_env_parser(description)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
                         help='where to compute (default: auto, the first there is of cuda, mps and cpu)')

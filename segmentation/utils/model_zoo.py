@@ -4,13 +4,12 @@
 
 lists them, and which are on disk. They are fetched when they are first needed, into <root_dir>/model_zoo/.
 """
-import argparse
 import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.command import command
+from utils.command import command, make_env_parser
 from utils.config import TREE, read_env
 from utils.errors import UserError
 from utils.fetch import fetch
@@ -100,11 +99,8 @@ def _compare(digest, file, words):
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog='python -m utils.model_zoo', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config_env', default=str(TREE / 'configs' / 'env.yml'),
-                        help='YAML file with root_dir (default: configs/env.yml)')
-    root_dir = read_env(parser.parse_args(argv).config_env).root_dir
+    args = make_env_parser(__doc__, default=str(TREE / 'configs' / 'env.yml')).parse_args(argv)
+    root_dir = read_env(args.config_env).root_dir
     for name, entry in ZOO.items():
         file = zoo_file(name, root_dir)
         print(f'{SCHEME}{name}', entry.kind, f'from {entry.url}', f'published mIoU on PASCAL VOC 2012 val: {entry.expected}',

@@ -1,0 +1,141 @@
+"""Run the rows of the paper's tables on PASCAL VOC, and print what was published beside what is measured.
+
+    make reproduce [ARGS="--fetch --rows kmeans_supervised"]
+
+Weights come from the model zoo or, by the zoo's names, from files of one's own. Each row's results are under
+<root_dir>/reproduce_<row>/, the table's under <root_dir>/reproduce/.
+"""
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from data.dataset import VOC
+from utils.command import command, make_env_parser
+from utils.config import read_env
+from utils.errors import UserError
+from utils.files import atomic_file
+from utils.log import start_log
+from utils.model_zoo import ZOO, local_file, zoo_file
+
+TREE = Path(__file__).resolve().parent
+MOCO_INITIALISED = 'voc_supervised_moco_pretrained'  # was never published, see MOCO_CONFIG
+MOCO_CONFIG = 'pretrain/configs/VOCSegmentation_supervised_saliency_model_moco.yml'
+
+
+@dataclass(frozen=True)
+class Row:
+    """script: what measures it. config: the experiment file below configs/. weights: their name. published: mIoU in percent."""
+    script: str
+    config: str
+    weights: str
+    published: float
+    crf: bool = False
+
+
+def _linear(kind):
+    return f'linear_finetune/linear_finetune_VOCSegmentation_{kind}_saliency.yml'
+
+
+def _retrieval(kind, classes):
+    return f'retrieval/retrieval_VOCSegmentation_{kind}{"_21_classes" * (classes == 21)}.yml'
+
+
+ROWS = {
+    'linear_supervised': Row('eval.py', _linear('supervised'), 'voc_supervised_linear', 63.9),
+    'linear_supervised_crf': Row('eval.py', _linear('supervised'), 'voc_supervised_linear', 65.5, crf=True),
+    'linear_unsupervised': Row('eval.py', _linear('unsupervised'), 'voc_unsupervised_linear', 58.4),
+    'linear_unsupervised_crf': Row('eval.py', _linear('unsupervised'), 'voc_unsupervised_linear', 59.5, crf=True),
+    'kmeans_supervised': Row('kmeans.py', 'kmeans/kmeans_VOCSegmentation_supervised_saliency.yml',
+                             'voc_supervised_pretrained', 44.2),
+    'kmeans_unsupervised': Row('kmeans.py', 'kmeans/kmeans_VOCSegmentation_unsupervised_saliency.yml',
+                               'voc_unsupervised_pretrained', 35.0),
+    'retrieval_supervised_7': Row('retrieval.py', _retrieval('supervised_saliency', 7), MOCO_INITIALISED, 62.3),
+    'retrieval_supervised_21': Row('retrieval.py', _retrieval('supervised_saliency', 21), MOCO_INITIALISED, 49.6),
+    'retrieval_unsupervised_7': Row('retrieval.py', _retrieval('unsupervised_saliency', 7), 'voc_unsupervised_pretrained',
+                                    53.4),
+    'retrieval_unsupervised_21': Row('retrieval.py', _retrieval('unsupervised_saliency', 21), 'voc_unsupervised_pretrained',
+                                     43.3),
+    'retrieval_moco_v2_7': Row('retrieval.py', _retrieval('moco_v2', 7), 'moco_v2_800ep', 48.0),
+    'retrieval_moco_v2_21': Row('retrieval.py', _retrieval('moco_v2', 21), 'moco_v2_800ep', 39.0),
+}
+
+
+def parse_arguments(argv):
+    parser = make_env_parser(__doc__)
+    parser.add_argument('--rows', nargs='+', metavar='ROW', default=list(ROWS), help=f'of {", ".join(ROWS)} (default: all)')
+    parser.add_argument('--weights', nargs='+', metavar='NAME=PATH', default=[],
+                        help=f'files of your own for the names {", ".join((*ZOO, MOCO_INITIALISED))}')
+    parser.add_argument('--fetch', action='store_true', help='fetch the weights that the zoo has (default: only those on disk)')
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    args = parse_arguments(argv)
+    env = read_env(args.config_env)
+    own = own_files(args.weights)
+    for name in args.rows:
+        if name not in ROWS:
+            raise UserError(f'--rows: there is no row {name}, only {", ".join(ROWS)}')
+    output = Path(env.root_dir) / 'reproduce'
+    log = start_log(output / 'log_file.txt')
+
+    measured = {}
+    for name in args.rows:
+        log.info('%s', name)
+        measured[name] = run(name, ROWS[name], env, own, args)
+        with atomic_file(output / 'results.json', 'w') as file:  # after each row: they take long
+            json.dump({row: {'published': ROWS[row].published, **found} for row, found in measured.items()}, file, indent=1)
+    log.info('')
+    log.info('%-26s  %9s  %8s', 'row', 'published', 'measured')
+    for name, found in measured.items():
+        log.info('%-26s  %9.1f  %8s  %s', name, ROWS[name].published,
+                 f'{found["measured"]:.2f}' if 'measured' in found else '-', found.get('missing', ''))
+
+
+def own_files(pairs):
+    """{name: absolute path} of NAME=PATH arguments."""
+    files = {}
+    for pair in pairs:
+        name, _, path = pair.partition('=')
+        if name not in (*ZOO, MOCO_INITIALISED) or not Path(path).is_file():
+            raise UserError(f'--weights {pair}: must be NAME=PATH of a file, with one of the names '
+                            f'{", ".join((*ZOO, MOCO_INITIALISED))}')
+        files[name] = str(Path(path).absolute())
+    return files
+
+
+def run(name, row, env, own, args):
+    """Measure one row in a process of its own: {'measured': mIoU in percent, 'weights': path}, or {'missing': why not}."""
+    if not (Path(env.db_root) / VOC).is_dir():
+        return {'missing': f'the data set {Path(env.db_root) / VOC} (any other script fetches it)'}
+    weights = own.get(row.weights)
+    if weights is None and row.weights not in ZOO:
+        return {'missing': f'a pre-training with {MOCO_CONFIG}: give it as --weights {row.weights}=PATH'}
+    if weights is None and not (args.fetch or zoo_file(row.weights, env.root_dir).exists()):
+        return {'missing': f'zoo://{row.weights}: give --fetch, or --weights {row.weights}=PATH'}
+    try:
+        weights = weights or local_file(f'zoo://{row.weights}', env.root_dir)
+    except UserError as error:
+        return {'missing': error.line()}
+    experiment = Path(env.root_dir) / 'reproduce' / f'reproduce_{name}.yml'
+    content = yaml.safe_load((TREE / 'configs' / row.config).read_text())
+    with atomic_file(experiment, 'w') as file:
+        yaml.safe_dump({**content, 'pretraining': weights}, file, sort_keys=False)
+    words = [sys.executable, str(TREE / row.script), '--config_env', args.config_env, '--config_exp', str(experiment)]
+    folder = Path(env.root_dir) / experiment.stem
+    if row.script == 'eval.py':
+        words += ['--state-dict', weights, *(['--crf-postprocess'] if row.crf else [])]
+        folder = folder / 'eval' / (Path(weights).name + ('_crf' if row.crf else ''))
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return {'missing': (done.stderr.strip().splitlines() or [f'{row.script} ended with {done.returncode}'])[-1]}
+    return {'measured': json.loads((folder / 'results.json').read_text())['mIoU'], 'weights': weights}
+
+
+if __name__ == '__main__':
+    main()
