@@ -252,6 +252,7 @@ def test_values_out_of_range(mistake, key, value, bound):
 
 
 def test_values_that_do_not_go_together(mistake):
+    assert mistake({'head': 'none'}) == 'head: none is for evaluations of a backbone alone: main.py needs head: deeplab'
     assert mistake({MOCO_K: 10}) == 'moco_kwargs.K (10) must be a multiple of train_batch_size (4)'
     assert "'backbone_kwargs.moco_state_dict' is missing" in mistake({BACKBONE: 'imagenet_moco'})
     two = {BACKBONE: 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(CONFIGS / 'env.yml'),
