@@ -50,13 +50,6 @@ def main(argv=None):
     if not weights.is_file():
         raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
     given = ImageFolder(args.images) if args.images is not None else None
-    output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
-    subject = {'weights_sha256': sha256(weights), 'images': str(given.folder) if given else None}
-    aside = set_aside(output) if subject_of(output) not in (None, subject) else None
-    log = start_log(output / 'log_file.txt')
-    if aside:
-        log.info('The evaluation of another model or of other images is now in %s', aside)
-
     # Data
     only_names = given and p.val_db_name == VOC  # which are known without its 2 GB
     folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
@@ -66,6 +59,14 @@ def main(argv=None):
 
     # Model
     network = finetuned_network(p, len(classes), weights).to(device, memory_format=torch.channels_last)
+
+    # Output
+    output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
+    subject = {'weights_sha256': sha256(weights), 'images': str(given.folder) if given else None}
+    aside = set_aside(output) if subject_of(output) not in (None, subject) else None
+    log = start_log(output / 'log_file.txt')
+    if aside:
+        log.info('The evaluation of another model or of other images is now in %s', aside)
     log.info('%s: %d images, %d classes; weights: %s', given.folder if given else folder, len(images), len(classes), weights)
 
     # Evaluation

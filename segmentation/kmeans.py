@@ -45,11 +45,11 @@ def main(argv=None):
     p = create_config(args.config_env, args.config_exp, KMEANS)
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
-    require_files(p, args.config_exp, 'pretraining')
     p.seed = first_seed = _first(args.seed, p.seed, FIRST_SEED)
     if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
         raise UserError(f'--num_seeds must be at least 1, and all seeds integers from 0 to {MAX_SEED}')
     require_masks(p, args.config_exp, 'val_db_kwargs.saliency')
+    require_files(p, args.config_exp, 'pretraining')
     output = Path(p.output_dir)
     log = start_log(output / 'log_file.txt')
 

@@ -57,7 +57,7 @@ def main(argv=None):
     start = resolve_start(p, state, args, device, LINEAR)
     if state is None:
         require_files(p, args.config_exp, 'pretraining')
-    elif p.pretraining and Path(p.pretraining).is_file():
+    else:
         refuse_other_weights(state['model'], p, p.checkpoint)
     if state and state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess):
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)

@@ -84,17 +84,29 @@ def main(argv=None):
     output = Path(env.root_dir) / 'reproduce'
     log = start_log(output / 'log_file.txt')
 
-    measured = {}
+    measured = earlier_rows(output / 'results.json')
     for name in args.rows:
         log.info('%s', name)
-        measured[name] = run(name, ROWS[name], env, own, args)
+        measured[name] = {'published': ROWS[name].published, **run(name, ROWS[name], env, own, args)}
         with atomic_file(output / 'results.json', 'w') as file:  # after each row: they take long
-            json.dump({row: {'published': ROWS[row].published, **found} for row, found in measured.items()}, file, indent=1)
+            json.dump(measured, file, indent=1)
     log.info('')
     log.info('%-26s  %9s  %8s', 'row', 'published', 'measured')
-    for name, found in measured.items():
-        log.info('%-26s  %9.1f  %8s  %s', name, ROWS[name].published,
-                 f'{found["measured"]:.2f}' if 'measured' in found else '-', found.get('missing', ''))
+    for name in args.rows:
+        found = measured[name]
+        log.info('%-26s  %9.1f  %8s  %s', name, found['published'],
+                 f'{found["measured"]:.2f}' if 'measured' in found else '-', found.get('missing', found.get('error', '')))
+    failed = [name for name in args.rows if 'error' in measured[name]]
+    if failed:
+        raise UserError(f'these rows failed: {", ".join(failed)} (see {output}/<row>.stderr)')
+
+
+def earlier_rows(path):
+    """What earlier runs measured, of the rows that there are."""
+    try:
+        return {name: found for name, found in json.loads(path.read_text()).items() if name in ROWS}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def own_files(pairs):
@@ -105,12 +117,13 @@ def own_files(pairs):
         if name not in (*ZOO, MOCO_INITIALISED) or not Path(path).is_file():
             raise UserError(f'--weights {pair}: must be NAME=PATH of a file, with one of the names '
                             f'{", ".join((*ZOO, MOCO_INITIALISED))}')
-        files[name] = str(Path(path).absolute())
+        files[name] = str(Path(path).resolve())
     return files
 
 
 def run(name, row, env, own, args):
-    """Measure one row in a process of its own: {'measured': mIoU in percent, 'weights': path}, or {'missing': why not}."""
+    """Measure one row in a process of its own: {'measured': mIoU in percent, 'weights': path}, {'missing': what it needs}, or
+    {'error': the last line of what went wrong}."""
     if not (Path(env.db_root) / VOC).is_dir():
         return {'missing': f'the data set {Path(env.db_root) / VOC} (any other script fetches it)'}
     weights = own.get(row.weights)
@@ -131,9 +144,11 @@ def run(name, row, env, own, args):
     if row.script == 'eval.py':
         words += ['--state-dict', weights, *(['--crf-postprocess'] if row.crf else [])]
         folder = folder / 'eval' / (Path(weights).name + ('_crf' if row.crf else ''))
-    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        return {'missing': (done.stderr.strip().splitlines() or [f'{row.script} ended with {done.returncode}'])[-1]}
+    errors = Path(env.root_dir) / 'reproduce' / f'{name}.stderr'
+    with open(errors, 'w') as stream:
+        code = subprocess.run(words, stderr=stream, check=False).returncode
+    if code:
+        return {'error': (errors.read_text().strip().splitlines() or [f'{row.script} ended with {code}'])[-1]}
     return {'measured': json.loads((folder / 'results.json').read_text())['mIoU'], 'weights': weights}
 
 

@@ -43,8 +43,8 @@ def main(argv=None):
     p = create_config(args.config_env, args.config_exp, RETRIEVAL)
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
-    require_files(p, args.config_exp, 'pretraining')
     require_masks(p, args.config_exp, 'val_db_kwargs.saliency', 'retrieval_kwargs.saliency')
+    require_files(p, args.config_exp, 'pretraining')
     output = Path(p.output_dir)
     log = start_log(output / 'log_file.txt')
 
@@ -69,7 +69,7 @@ def main(argv=None):
     for name, dataset in splits.items():
         images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
         loader = make_loader(images, p.num_workers, device, batch_size=p.val_db_kwargs.batch_size)
-        embedded[name] = embed(network, loader, device, precision, len(classes), at_input=True)
+        embedded[name] = embed(network, loader, device, precision, len(classes), at_resolution=True)
     database, queries = embedded['database'], embedded['queries']
 
     # Neighbours

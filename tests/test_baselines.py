@@ -68,10 +68,10 @@ def upsampled(network):
     return lambda image: (F.interpolate(network.backbone(image), RESOLUTION, mode='bilinear', align_corners=False), None)
 
 
-def product_embedding(network, root, split, at_input):
+def product_embedding(network, root, split, at_resolution):
     dataset = SegmentationDataset(root / 'Toys', split, MASKS, labels=True)
     loader = make_loader(EvaluationImages(dataset, RESOLUTION, 10), 0, CPU, batch_size=5)
-    return embed(network, loader, CPU, 'none', 10, at_input)
+    return embed(network, loader, CPU, 'none', 10, at_resolution)
 
 
 @pytest.mark.parametrize('kind', ['moco', 'plain', 'torchvision'])
@@ -88,8 +88,8 @@ def test_retrieval(experiment, toys, network, source, tmp_path):
     retrieval.main([*experiment({'pretraining': source('moco')}, 'small', toys, BASELINE), '--num_visualizations', '1'])
     folder = toys / 'Toys'
     ids = (folder / 'sets' / 'trainaug.txt').read_text().split()
-    database = plain_embedding(upsampled(network), folder, f'saliency_{MASKS}', ids, 'SegmentationClassAug', at_input=True)
-    queries = plain_embedding(upsampled(network), folder, f'saliency_{MASKS}', at_input=True)
+    database = plain_embedding(upsampled(network), folder, f'saliency_{MASKS}', ids, 'SegmentationClassAug', at_resolution=True)
+    queries = plain_embedding(upsampled(network), folder, f'saliency_{MASKS}', at_resolution=True)
     found = {split: product_embedding(network, toys, split, True).prototypes for split in ('trainaug', 'val')}
     iou, _ = plain_scores(database, queries, found['trainaug'], found['val'], range(10))
     results = json.loads((tmp_path / 'output' / 'small' / 'results.json').read_text())

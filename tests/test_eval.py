@@ -123,6 +123,12 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
     aside = found.with_name(f'{found.name}.old-1')  # the evaluation of the val split
     with pytest.raises(SystemExit):
         evaluate('--crf-postprocess', '--images', str(folder / 'notes.txt'))  # moves nothing
+    other = tmp_path / 'other' / 'best_model.pth.tar'
+    other.parent.mkdir()
+    torch.save(get_model({'backbone': 'resnet18', 'num_classes': 3}).state_dict(), other)
+    with pytest.raises(SystemExit):
+        evaluate('--crf-postprocess', weights=other)  # nor does a model that does not fit
+    assert (found / 'contact_sheet.png').is_file() and not list(found.parent.glob('*.old-2'))
     assert found == want and (aside / 'results.json').is_file() and len(list((aside / 'predictions').iterdir())) == 6
     evaluate('--crf-postprocess', '--images', str(folder))
     assert {path.name for path in found.parent.iterdir()} == {found.name, aside.name}

@@ -65,6 +65,19 @@ def test_a_file_put_there_by_hand_is_used(server, zoo, content):
     assert hashlib.sha256(content).hexdigest() in path.with_name(f'{path.name}.sha256').read_text()
 
 
+def test_a_file_put_there_by_hand_that_is_none(server, zoo, content):
+    path = zoo / 'model_zoo' / f'{NAME}.pth.tar'
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'<html>what a browser saves</html>')
+    assert refusal(zoo) == f'{path} is not a PyTorch checkpoint: delete it, and run again to fetch it'
+    path.unlink()
+    server.reply = send(content)
+    assert Path(local_file(f'zoo://{NAME}', zoo)).read_bytes() == content
+    path.unlink()
+    path.mkdir()
+    assert refusal(zoo).startswith(f'{path} could not be read')
+
+
 @pytest.mark.parametrize(('reply', 'words'), [
     (lambda content: send(content[:-100], length=len(content)), ['run again']),
     (lambda content: send(QUOTA_PAGE, kind='text/html'), ['Google Drive refuses', 'quota', 'wait a day']),

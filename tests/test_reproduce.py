@@ -53,15 +53,19 @@ def test_rows_run_with_files_of_ones_own(env, toys, toy_checkpoint, tmp_path, mo
         'linear_supervised_crf': Row('eval.py', str(tmp_path / 'linear.yml'), 'voc_supervised_linear', 65.5, crf=True),
         'retrieval_supervised_7': Row('retrieval.py', str(tmp_path / 'retrieval.yml'), MOCO_INITIALISED, 62.3),
         'kmeans_supervised': Row('kmeans.py', str(tmp_path / 'retrieval.yml'), 'voc_supervised_linear', 44.2)})
-    reproduce.main([*env, '--rows', *reproduce.ROWS, '--weights', f'voc_supervised_linear={tmp_path / "linear.pth"}',
-                    f'{MOCO_INITIALISED}={toy_checkpoint}'])
+    (tmp_path / 'link.pth').symlink_to(tmp_path / 'linear.pth')
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main([*env, '--weights', f'voc_supervised_linear={tmp_path / "link.pth"}',
+                        f'{MOCO_INITIALISED}={toy_checkpoint}', '--rows', 'linear_supervised_crf', 'kmeans_supervised'])
+    assert stop.value.code == 2  # one failed
+    reproduce.main([*env, '--weights', f'{MOCO_INITIALISED}={toy_checkpoint}', '--rows', 'retrieval_supervised_7'])
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(('linear_', 'retrieval_', 'kmeans_'))]
     results = json.loads((tmp_path / 'output' / 'reproduce' / 'results.json').read_text())
     for name, folder in (('linear_supervised_crf', 'eval/linear.pth_crf'), ('retrieval_supervised_7', '')):
         own = json.loads((tmp_path / 'output' / f'reproduce_{name}' / folder / 'results.json').read_text())
         assert results[name]['measured'] == own['mIoU'] and results[name]['published'] == reproduce.ROWS[name].published
         assert any(line.split()[:3] == [name, str(reproduce.ROWS[name].published), f'{own["mIoU"]:.2f}'] for line in printed)
-    assert 'not a pre-training checkpoint' in results['kmeans_supervised']['missing']  # the row's own error
+    assert 'not a pre-training checkpoint' in results['kmeans_supervised']['error']
 
 
 def test_mistakes(env, tmp_path, user_error):

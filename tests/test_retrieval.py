@@ -39,7 +39,7 @@ def run(experiment, toys, toy_checkpoint, tmp_path):
 def product_embedding(network, root, split, saliency=None, ignored=()):
     dataset = SegmentationDataset(root / 'Toys', split, saliency, labels=True, ignored=ignored)
     loader = make_loader(EvaluationImages(dataset, RESOLUTION, 10), 0, torch.device('cpu'), batch_size=5)
-    return embed(network.to(memory_format=torch.channels_last), loader, torch.device('cpu'), 'none', 10, at_input=True)
+    return embed(network.to(memory_format=torch.channels_last), loader, torch.device('cpu'), 'none', 10, at_resolution=True)
 
 
 def plain_class(mask, labels):
@@ -80,8 +80,8 @@ def test_results_equal_the_plain_way(run, toys, toy_network, toy_checkpoint, cap
     mask_folder = saliency and f'saliency_{saliency}'
     ids = (folder / 'sets' / f'{split}.txt').read_text().split()
     labels_folder = 'SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass'
-    database = plain_embedding(toy_network, folder, mask_folder, ids, labels_folder, at_input=True, ignored=indices)
-    queries = plain_embedding(toy_network, folder, mask_folder, at_input=True, ignored=indices)
+    database = plain_embedding(toy_network, folder, mask_folder, ids, labels_folder, at_resolution=True, ignored=indices)
+    queries = plain_embedding(toy_network, folder, mask_folder, at_resolution=True, ignored=indices)
     found = {name: product_embedding(toy_network, toys, name, saliency, indices) for name in (split, 'val')}
     for name, plain in ((split, database), ('val', queries)):
         assert np.abs(found[name].prototypes - np.stack([prototype for prototype, _, _ in plain])).max() < 1e-4

@@ -80,7 +80,8 @@ def toy_checkpoint(toy_network, tmp_path_factory):
 
 
 @torch.no_grad()
-def plain_embedding(network, folder, saliency=None, ids=IDS, labels_folder='SegmentationClass', at_input=False, ignored=()):
+def plain_embedding(network, folder, saliency=None, ids=IDS, labels_folder='SegmentationClass', at_resolution=False,
+                    ignored=()):
     """Per image: prototype (float64), mask and labels, both at the labels' size, or at the network's resolution."""
     found = []
     for name in ids:
@@ -100,7 +101,7 @@ def plain_embedding(network, folder, saliency=None, ids=IDS, labels_folder='Segm
         if labels.shape != size[::-1]:
             labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         mask = mask.numpy().astype(np.uint8)
-        if at_input:
+        if at_resolution:
             labels = cv2.resize(labels, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)
         else:
             mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)

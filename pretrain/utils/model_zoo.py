@@ -4,7 +4,6 @@
 
 lists them, and which are on disk. They are fetched when they are first needed, into <root_dir>/model_zoo/.
 """
-import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +50,7 @@ ZOO = {
 
 
 def is_zoo(path):
+    """Whether a path is the name of weights of the zoo."""
     return str(path).startswith(SCHEME)
 
 
@@ -74,27 +74,40 @@ def local_file(path, root_dir):
     entry = ZOO[path.removeprefix(SCHEME)]
     if not file.exists():
         fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml',
-              check=lambda stream: _compare(sha256(stream), file, f'{entry.url} gives another file than it did at first'))
-    _compare(sha256(file), file, f'{file} has changed since it was fetched')
+              check=lambda stream: _compare(stream, file, f'{entry.url} gives another file than it did at first'))
+    with _opened(file) as stream:
+        if not stream.read(4).startswith(STARTS):
+            raise UserError(f'{file} is not a PyTorch checkpoint: delete it, and run again to fetch it')
+        _compare(stream, file, f'{file} has changed since it was fetched')
     return str(file)
 
 
 def sha256(file):
-    """The hexadecimal sha256 of a path's or an open file's content."""
-    with contextlib.nullcontext(file) if hasattr(file, 'seek') else open(file, 'rb') as stream:
-        stream.seek(0)
+    """The hexadecimal sha256 of the content of a path. Raises `UserError` when it can't be read."""
+    with _opened(file) as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
-def _compare(digest, file, words):
+def _opened(file):
+    try:
+        return open(file, 'rb')
+    except OSError as error:
+        raise UserError(f'{file} could not be read ({error.strerror})') from error
+
+
+def _compare(stream, file, words):
     """Compare the sha256 of a zoo file's content with the recorded one, or record it. words: what a difference means."""
+    stream.seek(0)
+    digest = hashlib.file_digest(stream, 'sha256').hexdigest()
     record = file.with_name(f'{file.name}.sha256')
     if not record.exists():
         with atomic_file(record, 'w') as output:
             output.write(f'{digest}  {file.name}\n')
-    elif record.read_text().split()[:1] != [digest]:
-        raise UserError(f'{words} (its sha256 is {digest}, not the one in {record}): to accept it all the same, delete '
-                        f'{record.name} and run again; else delete {file.name} to fetch it again')
+        return
+    with _opened(record) as known:
+        if known.read().split()[:1] != [digest.encode()]:
+            raise UserError(f'{words} (its sha256 is {digest}, not the one in {record}): to accept it all the same, delete '
+                            f'{record.name} and run again; else delete {file.name} to fetch it again')
 
 
 @command

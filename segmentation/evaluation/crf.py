@@ -3,7 +3,6 @@
 Axes: C classes, H W the image's height and width, h w the network's grid.
 """
 import multiprocessing
-import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,7 +13,7 @@ from pydensecrf import densecrf
 
 from models.interpolation import resize
 from utils.errors import UserError
-from utils.processes import end_with_parent
+from utils.processes import cores, end_with_parent
 
 ITERATIONS = 10
 GAUSSIAN = {'sxy': 1, 'compat': 3}
@@ -62,7 +61,7 @@ class CrfPool:
     def __init__(self, dataset, processes=None):
         context = multiprocessing.get_context('forkserver')  # forks of this process would inherit its threads' locks
         context.set_forkserver_preload(PRELOADED)
-        self.processes = processes or len(os.sched_getaffinity(0))
+        self.processes = processes or cores()
         self.pool = ProcessPoolExecutor(self.processes, context, initializer=_start_worker, initargs=(dataset,))
 
     def __enter__(self):

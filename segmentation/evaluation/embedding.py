@@ -29,9 +29,9 @@ class Embedded:
 
 
 @torch.no_grad()
-def embed(network, loader, device, precision, classes, at_input=False):
+def embed(network, loader, device, precision, classes, at_resolution=False):
     """Run `network` (a `PretrainingNetwork` or `BackboneNetwork` in eval mode) once over a loader of `EvaluationImages` with
-    labels. at_input: masks and histograms at the network's resolution instead of the labels' own size.
+    labels. at_resolution: masks and histograms at the network's resolution instead of the labels' own size.
 
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
     Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
@@ -44,7 +44,7 @@ def embed(network, loader, device, precision, classes, at_input=False):
         inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
         vectors.append(prototypes(grid, weights).cpu().numpy())
         for name, mask, labels in zip(batch['id'], inside.to(torch.uint8).cpu().numpy(), batch['labels'], strict=True):
-            if at_input:
+            if at_resolution:
                 labels = resize_labels(labels, mask.shape)
             else:
                 mask = resize_labels(mask, labels.shape)

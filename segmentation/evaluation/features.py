@@ -20,10 +20,12 @@ log = logging.getLogger('maskcontrast')
 class ValidationFeatures:
     """Iterates over (ids, features, labels) of the batches of a loader of `EvaluationImages` with labels. A context manager.
 
-    features: B x 256 x h x w float32 on `device`. labels: B x H x W uint8 array at `resolution`, 255 = void.
+    features: B x 256 (without decoder: the backbone's channels) x h x w float32 on `device`. labels: B x H x W uint8 array at
+    `resolution`, 255 = void.
     With `keep`, both are computed when the context is entered and written to an unnamed file in `folder`, which vanishes with
     the process, however that ends; every pass reads it: equal bit for bit, as long as the network below the classifier doesn't
-    change. Where there is no room for the file (4 MB an image at 512 x 512), and without `keep`, every pass computes.
+    change. Where there is no room for the file (4 MB an image at 512 x 512; 34 MB without decoder), and without `keep`, every
+    pass computes.
     """
 
     def __init__(self, network, loader, device, precision, resolution, folder, keep):

@@ -1,7 +1,6 @@
 """The data sets of an evaluation that trains or looks up on one and is scored on another."""
-import difflib
-
 from data.dataset import class_names, dataset_folder
+from utils.config import nearest_name
 from utils.errors import UserError
 
 
@@ -21,8 +20,8 @@ def ignored_classes(names, classes, file):
     is none of `classes`, and when none would be left but background."""
     for name in names:
         if name not in classes:
-            near = difflib.get_close_matches(name.lower(), classes, n=1, cutoff=0)
-            raise UserError(f"{file}: retrieval_kwargs.ignore_classes: no class is called '{name}' (nearest: '{near[0]}')")
+            near = nearest_name(name, classes, cutoff=0)
+            raise UserError(f"{file}: retrieval_kwargs.ignore_classes: no class is called '{name}' (nearest: '{near}')")
     ignored = sorted({classes.index(name) for name in names})
     if len({0, *ignored}) == len(classes):
         raise UserError(f'{file}: retrieval_kwargs.ignore_classes leaves no class to retrieve')

@@ -4,7 +4,7 @@ import numpy as np
 
 from data.palette import VOC_COLOURS
 from evaluation.images import resize_labels
-from evaluation.pictures import FONT, TEXT_SCALE, overlay
+from evaluation.pictures import FONT, TEXT_SCALE, overlay, thumbnail
 
 SIDE, FRAME, CAPTION = 128, 5, 18  # pixels: of a tile's content, of its frame, of the text's height
 QUERY, RIGHT, WRONG = (90, 90, 90), (30, 150, 60), (200, 40, 40)  # RGB of the frames
@@ -27,14 +27,12 @@ def neighbour_picture(query, neighbours, classes):
 def _tile(image, mask, label, classes, colour, notch=False):
     """A segment in its image, shrunk into a framed square, with the name of its class below."""
     shown = overlay(image, resize_labels(mask, image.shape[:2]) * np.uint8(label or len(classes)))
-    scale = SIDE / max(shown.shape[:2])
-    size = [max(1, round(length * scale)) for length in shown.shape[1::-1]]
-    small = cv2.resize(shown, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    small = thumbnail(shown, (SIDE + 6, SIDE + 6))
     tile = np.full((SIDE + 2 * FRAME + CAPTION, SIDE + 2 * FRAME, 3), 255, np.uint8)
     tile[:SIDE + 2 * FRAME] = colour
     tile[FRAME:FRAME + SIDE, FRAME:FRAME + SIDE] = 255
-    top, left = FRAME + (SIDE - size[1]) // 2, FRAME + (SIDE - size[0]) // 2
-    tile[top:top + size[1], left:left + size[0]] = small
+    top, left = (FRAME + (SIDE - length) // 2 for length in small.shape[:2])
+    tile[top:top + small.shape[0], left:left + small.shape[1]] = small
     if notch:  # for who can't tell the frames' colours apart
         cv2.fillPoly(tile, [np.array([(0, 0), (22, 0), (0, 22)])], colour)
     name = classes[label] if label else 'no class'

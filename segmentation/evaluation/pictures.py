@@ -72,13 +72,15 @@ def thumbnail(picture, cell):
 
 
 def contact_sheet(pictures, columns, cell):
-    """Pictures of any size in rows of `columns`, each shrunk into a cell of (height, width). RGB uint8."""
-    height, width = cell
+    """Pictures of any size in rows of `columns`, each shrunk into a cell of (height, width); a row is as high as its highest
+    picture. RGB uint8."""
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        small = thumbnail(picture, cell)
-        top, left = number // columns * height + 3, number % columns * width + 3
-        sheet[top:top + small.shape[0], left:left + small.shape[1]] = small
-    return sheet
+    rows = []
+    for first in range(0, len(pictures), columns):
+        thumbs = [thumbnail(picture, cell) for picture in pictures[first:first + columns]]
+        row = np.full((max(len(thumb) for thumb in thumbs) + 6, columns * cell[1], 3), 255, np.uint8)
+        for number, thumb in enumerate(thumbs):
+            left = number * cell[1] + 3
+            row[3:3 + thumb.shape[0], left:left + thumb.shape[1]] = thumb
+        rows.append(row)
+    return np.concatenate(rows)

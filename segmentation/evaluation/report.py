@@ -13,10 +13,11 @@ from evaluation.pictures import contact_sheet, save_picture, save_prediction, si
 from evaluation.progress import progress
 from utils.errors import UserError
 from utils.files import atomic_file, make_folder
+from utils.processes import cores
 
 RESULTS, PREDICTIONS, PICTURES, SHEET = 'results.json', 'predictions', 'visualization', 'contact_sheet.png'
 SHEET_PICTURES, COLUMNS, CELL = 24, 3, (150, 420)  # of the contact sheet; CELL: height and width
-THREADS = len(os.sched_getaffinity(0))
+THREADS = cores()
 
 
 def add_pictures_flag(parser):
@@ -72,7 +73,7 @@ def write_predictions(output, dataset, predictions, classes, pictures=None, scor
         if labels is not None:
             shown, captions = [labels, prediction], [name, 'ground truth', 'prediction']
         picture = with_legend(side_by_side(sample['image'], *shown), captions, classes, *shown)
-        return counts, save_thumbnail(folder, name, picture)
+        return counts, save_thumbnail(folder, name, picture, index)
 
     with fresh_output(output) as folder:
         for counts, thumb in in_threads(write, enumerate(predictions)):
@@ -90,21 +91,21 @@ def write_pictures(output, ids, draw, pictures=None):
     """
     indices = range(len(ids) if pictures is None else min(pictures, len(ids)))
     with fresh_output(output) as folder:
-        thumbnails = in_threads(lambda index: save_thumbnail(folder, ids[index], draw(index)), indices)
+        thumbnails = in_threads(lambda index: save_thumbnail(folder, ids[index], draw(index), index), indices)
         save_contact_sheet(folder, list(progress(thumbnails, 'Pictures', len(indices))))
 
 
-def save_thumbnail(folder, name, picture):
-    """Write the picture to visualization/<name>.png, and return it as small as a contact sheet has it."""
+def save_thumbnail(folder, name, picture, index):
+    """Write picture `index` to visualization/<name>.png. Returns it as small as the contact sheet has it, if it has it."""
     save_picture(folder / PICTURES / f'{name}.png', picture)
-    return thumbnail(picture, CELL)
+    return thumbnail(picture, CELL) if index < SHEET_PICTURES else None
 
 
 def save_contact_sheet(folder, thumbnails):
-    """Write contact_sheet.png of the first thumbnails that are not None, if there is any."""
-    first = [thumb for thumb in thumbnails if thumb is not None][:SHEET_PICTURES]
-    if first:
-        save_picture(folder / SHEET, contact_sheet(first, COLUMNS, CELL))
+    """Write contact_sheet.png of the thumbnails that are not None, if there is any."""
+    thumbnails = [thumb for thumb in thumbnails if thumb is not None]
+    if thumbnails:
+        save_picture(folder / SHEET, contact_sheet(thumbnails, COLUMNS, CELL))
 
 
 def in_threads(function, items):

@@ -23,8 +23,8 @@ def nearest(queries, database, count):
 
     queries: Q x D, database: N x D, float32. Products that are equal in float32 count as equal: the lower index comes first.
     """
-    found = []
+    found, columns = [], database.astype(np.float64).T
     for first in range(0, len(queries), CHUNK):
-        products = queries[first:first + CHUNK].astype(np.float64) @ database.astype(np.float64).T
+        products = queries[first:first + CHUNK].astype(np.float64) @ columns
         found.append(np.argsort(-products.astype(np.float32), axis=1, kind='stable')[:, :count])
     return np.concatenate(found)

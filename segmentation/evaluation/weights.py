@@ -1,5 +1,6 @@
 """Networks for the evaluations, with weights from files."""
 import logging
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from models.factory import get_model
 from models.weights import backbone_weights
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
+from utils.model_zoo import is_zoo, zoo_file
 
 log = logging.getLogger('maskcontrast')
 
@@ -109,9 +111,13 @@ def finetuned_network(p, classes, path):
 
 
 def refuse_other_weights(state, p, source):
-    """Raise a `UserError` when the file `p.pretraining` holds other frozen weights than `state`, a state dict of a
-    `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`, for messages."""
-    fresh = frozen_weights(p, p.pretraining)
+    """Raise a `UserError` when the file `p.pretraining`, if it is still there, holds other frozen weights than `state`, a
+    state dict of a `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`,
+    for messages."""
+    path = zoo_file(p.pretraining, p.root_dir) if p.pretraining and is_zoo(p.pretraining) else p.pretraining
+    if not (path and Path(path).is_file()):
+        return
+    fresh = frozen_weights(p, str(path))
     common = [key for key in fresh if key in state and not key.endswith(('running_mean', 'running_var', 'batches_tracked'))]
     if any(not (torch.is_tensor(state[key]) and state[key].equal(fresh[key])) for key in common):
         raise UserError(f'{p.pretraining} does not hold the weights that {source} was trained from: start over with --fresh')

@@ -5,7 +5,7 @@ import os
 
 from utils.config_keys import MAX_SEED
 from utils.errors import UserError
-from utils.log import log_error, stop_log
+from utils.log import log_error, start_log, stop_log
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # as shells have it
@@ -21,6 +21,7 @@ def command(main):
         try:
             if os.environ.get('WORLD_SIZE', '1') not in ('', '1'):
                 raise UserError('this script runs as one process: start it without torchrun')
+            start_log()  # the script adds its file
             return main(argv)
         except UserError as error:
             log_error(error.line())

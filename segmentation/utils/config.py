@@ -112,7 +112,7 @@ def _checked(content, keys, file, script):
     result = {}
     for name, value in given.items():
         if name not in table or name in content and '.' in name:  # dots are our notation, not YAML's
-            near = _nearest(str(name), [*table, *groups], cutoff=0)
+            near = nearest_name(str(name), [*table, *groups], cutoff=0)
             raise UserError(f"{file}: unknown key '{name}' (nearest valid key: '{near}')")
         _put(result, name, _value(table[name], value, file))
     for name, key in table.items():
@@ -123,7 +123,7 @@ def _checked(content, keys, file, script):
     return result
 
 
-def _nearest(name, valid, cutoff=0.6):
+def nearest_name(name, valid, cutoff=0.6):
     """The valid name most like `name`, whatever the case, or None where nothing is as like as `cutoff`."""
     names = {item.lower(): item for item in valid}
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
@@ -148,7 +148,7 @@ def _value(key, value, file):
         raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}')
     if key.choices and converted not in key.choices:
         valid = [*key.choices, *(['null'] if key.default is None else [])]
-        near = _nearest(converted, valid)
+        near = nearest_name(converted, valid)
         hint = f" (nearest: '{near}')" if near else ''
         raise UserError(f"{file}: {key.name} must be one of {', '.join(valid)}, not '{value}'{hint}")
     for bound, broken, words in ((key.minimum, lambda v, b: v < b, 'at least'),

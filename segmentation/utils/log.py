@@ -27,20 +27,24 @@ class _Console(logging.Handler):
         text = self.format(record)
         if record.levelno in COLOURS:
             text = colored(text, COLOURS[record.levelno])
+        stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
         try:
-            tqdm.write(text, file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout)
-            sys.stdout.flush()
+            tqdm.write(text, file=stream)
+            stream.flush()
         except BrokenPipeError:  # as after `| head`: the work goes on, and so does the log file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with open(os.devnull, 'w') as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def start_log(log_file):
-    """Send the logger 'maskcontrast' to the console and append it to `log_file`, whose folder is made. Returns it."""
+def start_log(log_file=None):
+    """Send the logger 'maskcontrast' to the console, and append it to `log_file`, whose folder is made. Returns it."""
     log = logging.getLogger('maskcontrast')
     stop_log()
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(_Console())
+    if log_file is None:
+        return log
     make_folder(Path(log_file).parent)
     try:
         file = logging.FileHandler(log_file, encoding='utf-8')

@@ -1,8 +1,13 @@
-"""Worker processes that don't outlive the main one."""
+"""Worker processes: how many, and that they don't outlive the main one."""
 import multiprocessing
 import os
 import threading
 from multiprocessing import connection
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def end_with_parent():
