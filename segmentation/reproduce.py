@@ -6,6 +6,7 @@ Weights come from the model zoo or, by the zoo's names, from files of one's own.
 <root_dir>/reproduce_<row>/, the table's under <root_dir>/reproduce/.
 """
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def main(argv=None):
     measured = earlier_rows(output / 'results.json')
     for name in args.rows:
         log.info('%s', name)
-        measured[name] = {'published': ROWS[name].published, **run(name, ROWS[name], env, own, args)}
+        earlier = {key: value for key, value in measured.get(name, {}).items() if key in ('measured', 'weights')}
+        measured[name] = {'published': ROWS[name].published, **earlier, **run(name, ROWS[name], env, own, args)}
         with atomic_file(output / 'results.json', 'w') as file:  # after each row: they take long
             json.dump(measured, file, indent=1)
     log.info('')
@@ -132,7 +134,7 @@ def run(name, row, env, own, args):
     if weights is None and not (args.fetch or zoo_file(row.weights, env.root_dir).exists()):
         return {'missing': f'zoo://{row.weights}: give --fetch, or --weights {row.weights}=PATH'}
     try:
-        weights = weights or local_file(f'zoo://{row.weights}', env.root_dir)
+        weights = weights or str(Path(local_file(f'zoo://{row.weights}', env.root_dir)).resolve())
     except UserError as error:
         return {'missing': error.line()}
     experiment = Path(env.root_dir) / 'reproduce' / f'reproduce_{name}.yml'
@@ -146,7 +148,7 @@ def run(name, row, env, own, args):
         folder = folder / 'eval' / (Path(weights).name + ('_crf' if row.crf else ''))
     errors = Path(env.root_dir) / 'reproduce' / f'{name}.stderr'
     with open(errors, 'w') as stream:
-        code = subprocess.run(words, stderr=stream, check=False).returncode
+        code = subprocess.run(words, stderr=stream, env={**os.environ, 'NO_COLOR': '1'}, check=False).returncode
     if code:
         return {'error': (errors.read_text().strip().splitlines() or [f'{row.script} ended with {code}'])[-1]}
     return {'measured': json.loads((folder / 'results.json').read_text())['mIoU'], 'weights': weights}

@@ -14,7 +14,7 @@ from data.batches import make_loader
 from data.dataset import SegmentationDataset
 from evaluation.confusion import class_iou, clustering_confusion
 from evaluation.embedding import embed
-from evaluation.folders import data_folders, ignored_classes
+from evaluation.folders import data_folders, ignored_classes, known_classes
 from evaluation.images import EvaluationImages
 from evaluation.neighbours import neighbour_picture
 from evaluation.report import add_pictures_flag, print_iou, write_pictures, write_results
@@ -44,13 +44,16 @@ def main(argv=None):
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
     require_masks(p, args.config_exp, 'val_db_kwargs.saliency', 'retrieval_kwargs.saliency')
+    names = p.retrieval_kwargs.ignore_classes or ()
+    if known_classes(p):
+        ignored_classes(names, known_classes(p), args.config_exp)  # a mistake there ends the run before any work
     require_files(p, args.config_exp, 'pretraining')
     output = Path(p.output_dir)
     log = start_log(output / 'log_file.txt')
 
     # Data
     folder, val_folder, classes = data_folders(p, args.config_exp)
-    ignored = ignored_classes(p.retrieval_kwargs.ignore_classes or (), classes, args.config_exp)
+    ignored = ignored_classes(names, classes, args.config_exp)
     splits = {'database': SegmentationDataset(folder, p.retrieval_kwargs.train_split, p.retrieval_kwargs.saliency, labels=True,
                                               ignored=ignored),
               'queries': SegmentationDataset(val_folder, 'val', p.val_db_kwargs.saliency, labels=True, ignored=ignored)}

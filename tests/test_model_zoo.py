@@ -69,7 +69,7 @@ def test_a_file_put_there_by_hand_that_is_none(server, zoo, content):
     path = zoo / 'model_zoo' / f'{NAME}.pth.tar'
     path.parent.mkdir(parents=True)
     path.write_bytes(b'<html>what a browser saves</html>')
-    assert refusal(zoo) == f'{path} is not a PyTorch checkpoint: delete it, and run again to fetch it'
+    assert refusal(zoo) == f'{path} is not a whole PyTorch checkpoint: delete it, and run again to fetch it'
     path.unlink()
     server.reply = send(content)
     assert Path(local_file(f'zoo://{NAME}', zoo)).read_bytes() == content
@@ -80,9 +80,11 @@ def test_a_file_put_there_by_hand_that_is_none(server, zoo, content):
 
 @pytest.mark.parametrize(('reply', 'words'), [
     (lambda content: send(content[:-100], length=len(content)), ['run again']),
+    (lambda content: send(content[:-100]), ['gave a damaged checkpoint: run again']),
     (lambda content: send(QUOTA_PAGE, kind='text/html'), ['Google Drive refuses', 'quota', 'wait a day']),
     (lambda content: send(b'<html>Log in</html>', kind='text/html'), ['a web page instead of a PyTorch checkpoint']),
-    (lambda content: send(b'', status=500), ['500'])], ids=['broken off', 'quota page', 'another page', 'an error'])
+    (lambda content: send(b'', status=500), ['500'])],
+    ids=['broken off', 'broken off, no length', 'quota page', 'another page', 'an error'])
 def test_a_failed_download_leaves_nothing(server, zoo, content, reply, words):
     server.reply = reply(content)
     message = refusal(zoo)
@@ -91,19 +93,20 @@ def test_a_failed_download_leaves_nothing(server, zoo, content, reply, words):
     assert below(zoo) == set()
 
 
-def test_a_file_that_changes(server, zoo, content):
+def test_a_file_that_changes(server, zoo, content, tmp_path):
     server.reply = send(content)
     path = Path(local_file(f'zoo://{NAME}', zoo))
     path.write_bytes(content[:-1] + b'?')  # here
     message = refusal(zoo)
     assert message.startswith(f'{path} has changed since it was fetched') and f'delete {path.name} to fetch it again' in message
     path.unlink()
-    server.reply = send(content + b'more')  # there
+    torch.save({'weight': torch.zeros(3)}, tmp_path / 'another')
+    server.reply = send((tmp_path / 'another').read_bytes())  # there
     message = refusal(zoo)
     assert message.startswith(f'{server.url} gives another file than it did at first')
     assert below(zoo) == {f'{path.name}.sha256'}
     path.with_name(f'{path.name}.sha256').unlink()
-    assert Path(local_file(f'zoo://{NAME}', zoo)).read_bytes() == content + b'more'
+    assert Path(local_file(f'zoo://{NAME}', zoo)).read_bytes() == (tmp_path / 'another').read_bytes()
 
 
 def test_list(zoo, server, content, tmp_path, capsys):

@@ -66,6 +66,10 @@ def test_rows_run_with_files_of_ones_own(env, toys, toy_checkpoint, tmp_path, mo
         assert results[name]['measured'] == own['mIoU'] and results[name]['published'] == reproduce.ROWS[name].published
         assert any(line.split()[:3] == [name, str(reproduce.ROWS[name].published), f'{own["mIoU"]:.2f}'] for line in printed)
     assert 'not a pre-training checkpoint' in results['kmeans_supervised']['error']
+    reproduce.main([*env, '--rows', 'retrieval_supervised_7'])  # without its weights: what was measured stays
+    again = json.loads((tmp_path / 'output' / 'reproduce' / 'results.json').read_text())
+    assert again['retrieval_supervised_7']['measured'] == results['retrieval_supervised_7']['measured']
+    assert 'missing' in again['retrieval_supervised_7'] and again['kmeans_supervised'] == results['kmeans_supervised']
 
 
 def test_mistakes(env, tmp_path, user_error):

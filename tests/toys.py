@@ -32,8 +32,9 @@ def toys(tmp_path_factory):
                            (4, lambda image: Image.fromarray(np.array(image)))):  # gray instead of palette
         path = folder / 'SegmentationClass' / f'val_000{number}.png'
         change(Image.open(path)).save(path)
-    empty = folder / 'saliency_supervised_model' / f'{EMPTY}.png'
-    Image.open(empty).point(lambda value: 0).save(empty)
+    for name in (EMPTY, 'train_0002'):
+        empty = folder / 'saliency_supervised_model' / f'{name}.png'
+        Image.open(empty).point(lambda value: 0).save(empty)
     return folder.parent
 
 

@@ -3,6 +3,7 @@ from models.networks import BackboneNetwork, LinearNetwork, PretrainingNetwork
 from models.resnet import CHANNELS, Backbone
 from models.weights import load_initial_weights
 from utils.errors import UserError
+from utils.model_zoo import local_file
 
 
 def get_model(p):
@@ -17,8 +18,10 @@ def get_model(p):
         raise UserError(f"backbone must be one of {', '.join(CHANNELS)}, not '{p['backbone']}'")
     kwargs = p.get('backbone_kwargs') or {}
     backbone = Backbone(p['backbone'], dilated=kwargs.get('dilated', True))
-    load_initial_weights(backbone, p['backbone'], kwargs.get('pretraining'), kwargs.get('moco_state_dict'),
-                         kwargs.get('state_dict'))
+    moco = kwargs.get('moco_state_dict')
+    if kwargs.get('pretraining') == 'imagenet_moco' and moco and 'root_dir' in p:
+        moco = local_file(moco, p['root_dir'])  # for who calls this without main.py
+    load_initial_weights(backbone, p['backbone'], kwargs.get('pretraining'), moco, kwargs.get('state_dict'))
     decoder = p.get('head', 'deeplab') != 'none'
     if not p.get('kmeans_eval', 'model_kwargs' in p or 'moco_kwargs' in p):
         return LinearNetwork(backbone, p.get('num_classes', 20) + int(p.get('has_bg', True)), decoder)

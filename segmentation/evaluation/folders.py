@@ -1,5 +1,7 @@
 """The data sets of an evaluation that trains or looks up on one and is scored on another."""
-from data.dataset import class_names, dataset_folder
+from pathlib import Path
+
+from data.dataset import VOC, class_names, dataset_folder
 from utils.config import nearest_name
 from utils.errors import UserError
 
@@ -13,6 +15,12 @@ def data_folders(p, file):
     if class_names(val_folder) != classes:
         raise UserError(f'{file}: {train} and {p.val_db_name} do not have the same classes')
     return folder, val_folder, classes
+
+
+def known_classes(p):
+    """The classes of the validation data where they are known without making or fetching it, else None."""
+    folder = Path(p.db_root) / p.val_db_name
+    return class_names(folder) if folder.is_dir() or p.val_db_name == VOC else None
 
 
 def ignored_classes(names, classes, file):

@@ -90,7 +90,7 @@ def write_pictures(output, ids, draw, pictures=None):
     draw: gives picture i, H x W x 3 uint8 RGB. Raises `UserError` when something can't be read or written.
     """
     indices = range(len(ids) if pictures is None else min(pictures, len(ids)))
-    with fresh_output(output) as folder:
+    with fresh_output(output, (PICTURES, SHEET)) as folder:
         thumbnails = in_threads(lambda index: save_thumbnail(folder, ids[index], draw(index), index), indices)
         save_contact_sheet(folder, list(progress(thumbnails, 'Pictures', len(indices))))
 
@@ -125,9 +125,9 @@ def in_threads(function, items):
 
 
 @contextlib.contextmanager
-def fresh_output(output):
-    """A folder to fill, whose predictions/, visualization/ and contact_sheet.png take the place of those in `output`, and of
-    its results.json, when the block ends well. When it doesn't, the earlier ones stay.
+def fresh_output(output, made=(PREDICTIONS, PICTURES, SHEET)):
+    """A folder to fill, of which the folders and files `made` take the place of those in `output`, and of its results.json,
+    when the block ends well. When it doesn't, the earlier ones stay.
 
     Raises `UserError` when something can't be written or replaced.
     """
@@ -137,7 +137,7 @@ def fresh_output(output):
     make_folder(folder)
     try:
         yield folder
-        for name in (RESULTS, PREDICTIONS, PICTURES, SHEET):  # the score first: it is that of what goes next
+        for name in (RESULTS, *made):  # the score first: it is that of what goes next
             path = Path(output) / name
             try:
                 if path.is_dir():

@@ -1,6 +1,7 @@
 """Weights of the backbone."""
 import pickle
 import sys
+from http.client import HTTPException
 
 import torchvision
 
@@ -75,6 +76,6 @@ def _torchvision_weights(source, name):
 def _torchvision(weights):
     try:
         return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True), weights.url
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:
         raise UserError(f'{weights.url} could not be fetched or read ({error}): download it by hand and name the file in the '
                         'experiment (backbone_kwargs.state_dict in pre-training, pretraining in evaluations)') from error

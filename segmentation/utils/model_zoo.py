@@ -8,10 +8,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from utils.command import command, make_env_parser
 from utils.config import TREE, read_env
 from utils.errors import UserError
-from utils.fetch import fetch
+from utils.fetch import by_hand, fetch
 from utils.files import atomic_file
 
 SCHEME = 'zoo://'
@@ -73,11 +75,13 @@ def local_file(path, root_dir):
     file = zoo_file(path, root_dir)
     entry = ZOO[path.removeprefix(SCHEME)]
     if not file.exists():
-        fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml',
-              check=lambda stream: _compare(stream, file, f'{entry.url} gives another file than it did at first'))
+        def check(stream):
+            _whole(stream, f'{entry.url} gave a damaged checkpoint: run again, or {by_hand(entry.url, file)}')
+            _compare(stream, file, f'{entry.url} gives another file than it did at first')
+        fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml', check)
     with _opened(file) as stream:
-        if not stream.read(4).startswith(STARTS):
-            raise UserError(f'{file} is not a PyTorch checkpoint: delete it, and run again to fetch it')
+        if not _record(file).exists():
+            _whole(stream, f'{file} is not a whole PyTorch checkpoint: delete it, and run again to fetch it')
         _compare(stream, file, f'{file} has changed since it was fetched')
     return str(file)
 
@@ -95,11 +99,25 @@ def _opened(file):
         raise UserError(f'{file} could not be read ({error.strerror})') from error
 
 
+def _whole(stream, words):
+    """Raise a `UserError` of these words for a file that PyTorch can't load: only once, before its hash is taken for the right
+    one, as servers break off, and browsers save web pages."""
+    stream.seek(0)
+    try:
+        torch.load(stream, map_location='cpu', weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise anything
+        raise UserError(words) from error
+
+
+def _record(file):
+    return file.with_name(f'{file.name}.sha256')
+
+
 def _compare(stream, file, words):
     """Compare the sha256 of a zoo file's content with the recorded one, or record it. words: what a difference means."""
     stream.seek(0)
     digest = hashlib.file_digest(stream, 'sha256').hexdigest()
-    record = file.with_name(f'{file.name}.sha256')
+    record = _record(file)
     if not record.exists():
         with atomic_file(record, 'w') as output:
             output.write(f'{digest}  {file.name}\n')
