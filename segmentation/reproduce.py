@@ -88,19 +88,25 @@ def main(argv=None):
     measured = earlier_rows(output / 'results.json')
     for name in args.rows:
         log.info('%s', name)
-        earlier = {key: value for key, value in measured.get(name, {}).items() if key in ('measured', 'weights')}
-        measured[name] = {'published': ROWS[name].published, **earlier, **run(name, ROWS[name], env, own, args)}
+        before, found = measured.get(name, {}), run(name, ROWS[name], env, own, args)
+        earlier = before if 'measured' in before else before.get('earlier')
+        if earlier and 'measured' not in found:
+            found['earlier'] = earlier
+        measured[name] = {'published': ROWS[name].published, **found}
         with atomic_file(output / 'results.json', 'w') as file:  # after each row: they take long
             json.dump(measured, file, indent=1)
     log.info('')
     log.info('%-26s  %9s  %8s', 'row', 'published', 'measured')
     for name in args.rows:
         found = measured[name]
+        remarks = [f'{key}: {found[key]}' for key in ('missing', 'error') if key in found]
+        if 'earlier' in found:
+            remarks.insert(0, f'measured earlier: {found["earlier"]["measured"]:.2f};')
         log.info('%-26s  %9.1f  %8s  %s', name, found['published'],
-                 f'{found["measured"]:.2f}' if 'measured' in found else '-', found.get('missing', found.get('error', '')))
+                 f'{found["measured"]:.2f}' if 'measured' in found else '-', ' '.join(remarks))
     failed = [name for name in args.rows if 'error' in measured[name]]
     if failed:
-        raise UserError(f'these rows failed: {", ".join(failed)} (see {output}/<row>.stderr)')
+        raise UserError(f'these rows failed: {", ".join(failed)} (see the table, and {output}/<row>.stderr)')
 
 
 def earlier_rows(path):
@@ -116,7 +122,9 @@ def own_files(pairs):
     files = {}
     for pair in pairs:
         name, _, path = pair.partition('=')
-        if name not in (*ZOO, MOCO_INITIALISED) or not Path(path).is_file():
+        if name in (*ZOO, MOCO_INITIALISED) and path and not Path(path).is_file():
+            raise UserError(f'--weights {pair}: there is no file {path}')
+        if name not in (*ZOO, MOCO_INITIALISED) or not path:
             raise UserError(f'--weights {pair}: must be NAME=PATH of a file, with one of the names '
                             f'{", ".join((*ZOO, MOCO_INITIALISED))}')
         files[name] = str(Path(path).resolve())
@@ -127,7 +135,7 @@ def run(name, row, env, own, args):
     """Measure one row in a process of its own: {'measured': mIoU in percent, 'weights': path}, {'missing': what it needs}, or
     {'error': the last line of what went wrong}."""
     if not (Path(env.db_root) / VOC).is_dir():
-        return {'missing': f'the data set {Path(env.db_root) / VOC} (any other script fetches it)'}
+        return {'missing': f'the data set {Path(env.db_root) / VOC} (kmeans.py with a shipped file fetches it, say)'}
     weights = own.get(row.weights)
     if weights is None and row.weights not in ZOO:
         return {'missing': f'a pre-training with {MOCO_CONFIG}: give it as --weights {row.weights}=PATH'}
@@ -136,7 +144,7 @@ def run(name, row, env, own, args):
     try:
         weights = weights or str(Path(local_file(f'zoo://{row.weights}', env.root_dir)).resolve())
     except UserError as error:
-        return {'missing': error.line()}
+        return {'error': error.line()}
     experiment = Path(env.root_dir) / 'reproduce' / f'reproduce_{name}.yml'
     content = yaml.safe_load((TREE / 'configs' / row.config).read_text())
     with atomic_file(experiment, 'w') as file:

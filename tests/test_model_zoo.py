@@ -69,7 +69,7 @@ def test_a_file_put_there_by_hand_that_is_none(server, zoo, content):
     path = zoo / 'model_zoo' / f'{NAME}.pth.tar'
     path.parent.mkdir(parents=True)
     path.write_bytes(b'<html>what a browser saves</html>')
-    assert refusal(zoo) == f'{path} is not a whole PyTorch checkpoint: delete it, and run again to fetch it'
+    assert refusal(zoo).startswith(f'{path} is not a whole PyTorch checkpoint: delete it and run again, or open {server.url}')
     path.unlink()
     server.reply = send(content)
     assert Path(local_file(f'zoo://{NAME}', zoo)).read_bytes() == content

@@ -68,11 +68,15 @@ def test_rows_run_with_files_of_ones_own(env, toys, toy_checkpoint, tmp_path, mo
     assert 'not a pre-training checkpoint' in results['kmeans_supervised']['error']
     reproduce.main([*env, '--rows', 'retrieval_supervised_7'])  # without its weights: what was measured stays
     again = json.loads((tmp_path / 'output' / 'reproduce' / 'results.json').read_text())
-    assert again['retrieval_supervised_7']['measured'] == results['retrieval_supervised_7']['measured']
-    assert 'missing' in again['retrieval_supervised_7'] and again['kmeans_supervised'] == results['kmeans_supervised']
+    assert again['retrieval_supervised_7']['earlier'] == results['retrieval_supervised_7']
+    assert 'measured' not in again['retrieval_supervised_7'] and 'missing' in again['retrieval_supervised_7']
+    assert again['kmeans_supervised'] == results['kmeans_supervised']
+    assert f'measured earlier: {results["retrieval_supervised_7"]["measured"]:.2f}; missing:' in capsys.readouterr().out
 
 
 def test_mistakes(env, tmp_path, user_error):
     assert '--rows: there is no row linear' in user_error(lambda: reproduce.main([*env, '--rows', 'linear']))
-    for pair in ('voc_supervised_linear', f'voc_supervised_linear={tmp_path / "none"}', f'other={tmp_path / "env.yml"}'):
+    pair = f'voc_supervised_linear={tmp_path / "none"}'
+    assert user_error(lambda: reproduce.main([*env, '--weights', pair])).endswith(f'there is no file {tmp_path / "none"}')
+    for pair in ('voc_supervised_linear', f'other={tmp_path / "env.yml"}'):
         assert f'--weights {pair}: must be NAME=PATH' in user_error(lambda pair=pair: reproduce.main([*env, '--weights', pair]))

@@ -46,6 +46,9 @@ def backbone_weights(source, name):
         weights = load_file(source)
         if isinstance(weights, dict) and isinstance(weights.get('state_dict'), dict):
             weights = _moco(weights, source)
+        elif isinstance(weights, dict) and isinstance(weights.get('model'), dict):
+            raise UserError(f'{source}: a checkpoint of this project, which head: deeplab reads; head: none takes a MoCo v2 '
+                            'checkpoint or a plain ResNet state dict')
     return _without_classifier(weights, source)
 
 

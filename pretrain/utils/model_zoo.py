@@ -81,7 +81,8 @@ def local_file(path, root_dir):
         fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml', check)
     with _opened(file) as stream:
         if not _record(file).exists():
-            _whole(stream, f'{file} is not a whole PyTorch checkpoint: delete it, and run again to fetch it')
+            _whole(stream, f'{file} is not a whole PyTorch checkpoint: delete it and run again, or '
+                           f'{by_hand(entry.url, file)}')
         _compare(stream, file, f'{file} has changed since it was fetched')
     return str(file)
 
