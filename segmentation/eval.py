@@ -51,7 +51,7 @@ def main(argv=None):
         raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
     given = ImageFolder(args.images) if args.images is not None else None
     # Data
-    only_names = given and p.val_db_name == VOC  # which are known without its 2 GB
+    only_names = given and p.val_db_name == VOC  # whose class names are known without fetching it
     folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
     dataset = given or SegmentationDataset(folder, 'val', labels=True)
     classes = class_names(folder)

@@ -27,10 +27,10 @@ from utils.config import create_config, plain
 from utils.config_keys import LINEAR
 from utils.device import choose_device
 from utils.errors import UserError
-from utils.files import remove_temporaries, set_aside
-from utils.log import append_metrics, cut_metrics, start_log, write_config
+from utils.files import remove_temporaries
+from utils.log import append_metrics, cut_metrics, write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
-from utils.resuming import earlier_state, resolve_start
+from utils.resuming import earlier_state, resolve_start, start_run
 from utils.sources import require_files
 
 
@@ -47,10 +47,7 @@ def main(argv=None):
     p = create_config(args.config_env, args.config_exp, LINEAR)
     device = choose_device(args.device)
     output = Path(p.output_dir)
-    aside = set_aside(output) if args.fresh and output.exists() else None
-    log = start_log(output / 'log_file.txt')
-    if aside:
-        log.info('The earlier run is now in %s', aside)
+    log = start_run(output, args.fresh)
 
     # What to go on from
     state = earlier_state(p.checkpoint)

@@ -8,6 +8,8 @@ from utils.checkpoint import load_file
 from utils.config import differing_keys
 from utils.device import choose_precision
 from utils.errors import UserError
+from utils.files import set_aside
+from utils.log import start_log
 
 # Experiment keys that may change between two halves of a run: no number depends on them, or only the initial weights do.
 FREE = ('num_workers', 'checkpoint_every', 'on_bad_image', 'val_db_kwargs.batch_size', 'pretraining',
@@ -22,6 +24,16 @@ class Start:
     changed: list
     seed: int
     precision: str
+
+
+def start_run(output, fresh):
+    """Start the log of a training run in the folder `output` and return it. With `fresh` that folder, if there is one, is
+    renamed before."""
+    aside = set_aside(output) if fresh and output.exists() else None
+    started = start_log(output / 'log_file.txt')
+    if aside:
+        started.info('The earlier run is now in %s', aside)
+    return started
 
 
 def earlier_state(path):
