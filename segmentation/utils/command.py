@@ -43,9 +43,14 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f'{message} (see --help)')
 
 
+def make_plain_parser(description):
+    """A parser without flags yet, for scripts that take no configuration. A mistake in the flags is a `UserError`."""
+    return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def make_env_parser(description, **options):
     """A parser with --config_env alone. options: of its argument, `default`, say."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_plain_parser(description)
     parser.add_argument('--config_env', help='YAML file with root_dir and db_root', **(options or {'required': True}))
     return parser
 
