@@ -1,0 +1,57 @@
+"""Convert the official PASCAL VOC 2012 and SBD to a data set of this project, without its saliency masks.
+
+    python convert_voc.py --voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz --out ../datasets/VOCSegmentation
+
+Leaves images/, SegmentationClass/, SegmentationClassAug/, sets/, classes.txt and conversion.json (counts, sources, warnings)
+in the folder --out, which appears only when it is whole.
+"""
+import json
+import os
+from pathlib import Path
+
+from devkit.convert import convert, count_warnings, new_data_set, read_splits
+from devkit.sources import open_sources
+from utils.command import command, make_plain_parser
+from utils.errors import UserError
+from utils.log import start_log
+
+
+def parse(argv):
+    parser = make_plain_parser(__doc__)
+    parser.add_argument('--voc', required=True, metavar='PATH',
+                        help='VOCtrainval_11-May-2012.tar, or the folder it unpacks to (VOCdevkit or VOC2012)')
+    parser.add_argument('--sbd', required=True, metavar='PATH',
+                        help='benchmark.tgz, or the folder it unpacks to (benchmark_RELEASE or its dataset)')
+    parser.add_argument('--out', required=True, metavar='DATASET_DIR',
+                        help='folder to make, ../datasets/VOCSegmentation say; must not exist')
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    args = parse(argv)
+    log = start_log()
+    out = Path(args.out)
+    if os.path.lexists(out):
+        raise UserError(f'{out} exists already, nothing in it was changed: name another --out, or move it away')
+
+    with open_sources(args.voc, args.sbd, out) as (voc, sbd):
+        splits = read_splits(voc, sbd)
+        warnings = count_warnings(splits)
+        for line in warnings:
+            log.warning('%s', line)
+        with new_data_set(out) as root:
+            counts = convert(voc, sbd, splits, root)
+            record = {'counts': counts, 'warnings': warnings,
+                      'sources': {'voc': os.path.abspath(args.voc), 'sbd': os.path.abspath(args.sbd)}}
+            (root / 'conversion.json').write_text(json.dumps(record, indent=2) + '\n')
+
+    log.info('%s: %d images (trainaug %d, train %d, val %d), labels of %d from VOC and of %d from SBD', out,
+             counts['images'], counts['trainaug'], counts['train'], counts['val'],
+             counts['labels_from_voc'], counts['labels_from_sbd'])
+    log.info('Saliency masks are not part of these archives. To make them: '
+             'python generate_masks.py --images %s --out %s --model NAME', out / 'images', out)
+
+
+if __name__ == '__main__':
+    main()
