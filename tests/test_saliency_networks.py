@@ -1,0 +1,398 @@
+"""Saliency networks: small real ones, against the same computation in numpy, and what a user can do wrong."""
+import importlib.util
+import math
+import os
+import sys
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+onnxruntime = pytest.importorskip('onnxruntime')
+onnx = pytest.importorskip('onnx')
+timm = pytest.importorskip('timm')
+if importlib.util.find_spec('rembg') is None:  # its import takes seconds, and a minute the first time
+    pytest.skip('could not import rembg', allow_module_level=True)
+
+from huggingface_hub import constants as hub  # noqa: E402 - these come with the packages above
+from onnx import TensorProto, helper  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from data.batches import MEAN, STD  # noqa: E402
+from saliency.onnx_network import OnnxSaliency  # noqa: E402
+from saliency.packages import require  # noqa: E402
+from saliency.rembg_models import REMBG_MODELS, RembgSaliency  # noqa: E402
+from saliency.tokencut import TokenCut, cut  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+
+
+@pytest.fixture
+def image():
+    """48 x 64, smooth, with red from 0 to 255."""
+    y, x = np.mgrid[:48, :64]
+    red = 127.5 + 127.5 * np.sin(y / 9) * np.cos(x / 11)
+    red = (red - red.min()) / np.ptp(red) * 255
+    return np.stack([red, 255 * y / 47, 255 * x / 63], axis=2).round().astype(np.uint8)
+
+
+@pytest.fixture
+def network(tmp_path):
+    """Write an ONNX file: a 1 x 1 convolution of the normalised image and what `nodes` make of its output 'p'.
+
+    By default the convolution undoes red's normalisation, so the output is red / 255; slope and offset act on that.
+    """
+    def write(size=('h', 'w'), kind=TensorProto.FLOAT, channels=3, slope=1.0, offset=0.0, nodes=(), constants=(),
+              outputs=('p',), inputs=(), out_channels=1, batch=1, first='Conv'):
+        dtype = helper.tensor_dtype_to_np_dtype(kind)
+        weight = np.zeros((out_channels, channels, 1, 1), dtype)
+        weight[:, 0] = slope * STD[0]
+        bias = np.full(out_channels, slope * MEAN[0] + offset, dtype)
+        graph = helper.make_graph(
+            [helper.make_node(first, ['x', 'weight', 'bias'] if first == 'Conv' else ['x'], ['p']), *nodes], 'red',
+            [helper.make_tensor_value_info(name, kind, [batch, channels, *size]) for name in ('x', *inputs)],
+            [helper.make_tensor_value_info(name, kind, None) for name in outputs],
+            [onnx.numpy_helper.from_array(weight, 'weight'), onnx.numpy_helper.from_array(bias, 'bias'), *constants])
+        path = tmp_path / 'network.onnx'
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=9), path)
+        return path
+    return write
+
+
+def axes(*values):
+    return onnx.numpy_helper.from_array(np.array(values, np.int64), 'axes')
+
+
+def triangle(size, length):
+    """length x size weights of a bilinear filter, which is as much wider as the result is smaller."""
+    weights = np.zeros((length, size))
+    scale = size / length
+    for i in range(length):
+        for j in range(size):
+            weights[i, j] = max(0, 1 - abs(j + 0.5 - (i + 0.5) * scale) / max(scale, 1))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def resized(values, height, width):
+    return triangle(values.shape[0], height) @ values @ triangle(values.shape[1], width).T
+
+
+def refusal(call, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert message == caught.value.line()  # it is one line
+    return message
+
+
+def test_red_is_the_probability(network, image):
+    probability = OnnxSaliency(network((48, 64)), threads=1)(image)
+    assert probability.shape == (48, 64) and probability.dtype == np.float32
+    np.testing.assert_allclose(probability, image[..., 0] / 255, atol=1e-6)
+    assert probability.min() >= 0 and probability.max() <= 1
+
+
+@pytest.mark.parametrize(('size', 'inner'), [
+    ((24, 40), (24, 40)), (('h', 'w'), (320, 320)), ((96, 'w'), (96, 320))], ids=['fixed', 'dynamic', 'one side'])
+def test_sizes(network, image, size, inner):
+    probability = OnnxSaliency(str(network(size)), threads=1)(image)
+    expected = resized(resized(image[..., 0] / 255, *inner), 48, 64)
+    np.testing.assert_allclose(probability, expected, atol=2 / 255)  # the resized image is rounded twice
+
+
+def test_float16(network, image):
+    probability = OnnxSaliency(network((48, 64), TensorProto.FLOAT16), threads=1)(image)
+    assert probability.dtype == np.float32 and probability.max() <= 1
+    np.testing.assert_allclose(probability, image[..., 0] / 255, atol=2e-3)
+
+
+@pytest.mark.parametrize('removed', [(), (1,), (0, 1)], ids=str)
+def test_output_of_half_the_size(network, image, removed):
+    nodes = [helper.make_node('AveragePool', ['p'], ['half'], kernel_shape=[2, 2], strides=[2, 2])]
+    if removed:
+        nodes.append(helper.make_node('Squeeze', ['half', 'axes'], ['y']))
+    path = network((48, 64), nodes=nodes, constants=[axes(*removed)] if removed else [],
+                   outputs=('y' if removed else 'half', 'p'))
+    half = image[..., 0].reshape(24, 2, 32, 2).mean(axis=(1, 3)) / 255
+    np.testing.assert_allclose(OnnxSaliency(path, threads=1)(image), resized(half, 48, 64), atol=1e-5)
+
+
+def test_logits(network, image):
+    path = network((48, 64), slope=6, offset=-3)
+    probability = OnnxSaliency(path, logits=True, threads=1)(image)
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(3 - 6 * (image[..., 0] / 255))), atol=1e-5)
+    message = refusal(OnnxSaliency(path, threads=1), image)
+    assert message == f'{path}: its output is not a probability (it goes from -3 to 3): add --onnx_logits'
+    path = network((48, 64), slope=1.001, offset=-0.0005)  # rounding, not logits
+    assert (OnnxSaliency(path, threads=1)(image).min(), OnnxSaliency(path, threads=1)(image).max()) == (0, 1)
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    ({'channels': 4}, "its input x is [1, 4, 'h', 'w'], not 1 x 3 x height x width"),
+    ({'batch': 2}, "its input x is [2, 3, 'h', 'w']"),
+    ({'size': ('h',), 'first': 'Relu'}, "its input x is [1, 3, 'h']"),
+    ({'kind': TensorProto.DOUBLE, 'first': 'Relu'}, 'its input x is a tensor(double), not float32 or float16'),
+    ({'inputs': ('size',)}, 'it has 2 inputs (x, size)'),
+    ({'outputs': ('nothing',)}, 'onnxruntime could not load it')])
+def test_another_network(network, options, words):
+    path = network(**options)
+    assert refusal(OnnxSaliency, path).startswith(f'{path}: {words}')
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    ({'out_channels': 2}, 'its first output is [1, 2, 320, 320], not one channel'),
+    ({'nodes': [helper.make_node('Flatten', ['p'], ['f']), helper.make_node('Squeeze', ['f'], ['y'])], 'outputs': ('y',)},
+     'its first output is [102400], not one channel'),
+    ({'offset': math.nan}, 'its output is not finite'),
+    ({'offset': math.inf}, 'its output is not finite'),
+    ({'nodes': [helper.make_node('Reshape', ['p', 'axes'], ['y'])], 'constants': [axes(7, 11)], 'outputs': ('y',)},
+     'the network failed on an image of 320 x 320 (')])
+def test_another_output(network, image, capfd, options, words):
+    path = network(**options)
+    for logits in (False, True):
+        assert refusal(OnnxSaliency(path, logits, threads=1), image).startswith(f'{path}: {words}')
+    assert capfd.readouterr().err == ''
+
+
+def test_no_onnx_file(tmp_path, capfd):
+    path = tmp_path / 'u2net.onnx'
+    assert refusal(OnnxSaliency, path) == f'{path}: there is no such ONNX file'
+    path.write_bytes(b'<html>what a browser saves</html>')
+    assert refusal(OnnxSaliency, path).startswith(f'{path}: onnxruntime could not load it as an ONNX network (')
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.skipif('CUDAExecutionProvider' in onnxruntime.get_available_providers(), reason='this onnxruntime has CUDA')
+def test_no_cuda(network):
+    message = refusal(OnnxSaliency, network(), device=torch.device('cuda', 0))
+    assert 'pip install onnxruntime-gpu==' in message
+
+
+def test_missing_packages(network, monkeypatch):
+    assert require('timm') is timm
+    calls = {'timm': TokenCut, 'onnxruntime': lambda: OnnxSaliency(network()), 'rembg': lambda: RembgSaliency('u2net')}
+    for package, call in calls.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            assert refusal(call) == (f'this saliency network needs the package {package}: '
+                                     'pip install -r requirements-saliency.txt')
+
+
+def test_broken_package(monkeypatch, tmp_path):
+    (tmp_path / 'broken_here.py').write_text('import not_installed_here')
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert refusal(require, 'broken_here') == (
+        "this saliency network needs the package broken_here (No module named 'not_installed_here'): "
+        'pip install -r requirements-saliency.txt')
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """A folder in which rembg looks for its files, and no network."""
+    monkeypatch.setenv('U2NET_HOME', str(tmp_path / 'home'))
+    monkeypatch.setenv('MODEL_CHECKSUM_DISABLED', '1')
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    for name in ('https_proxy', 'HTTPS_PROXY'):
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    for name in ('no_proxy', 'NO_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / 'home'
+
+
+@pytest.mark.parametrize('place', ['u2net.onnx', 'models/u2net/u2net.onnx'])
+def test_rembg(home, network, place):
+    """Of an image of U2-Net's own size: red from 40 to 240, which rembg stretches to 0 and 255."""
+    y, x = np.mgrid[:320, :320]
+    image = np.stack([40 + (y + x) * 200 / 638, np.full(y.shape, 255), y / 2], axis=2).round().astype(np.uint8)
+    path = home / place
+    path.parent.mkdir(parents=True)
+    os.rename(network((320, 320)), path)
+    threads = torch.get_num_threads()
+    probability = RembgSaliency('u2net')(image)
+    assert torch.get_num_threads() == threads
+    assert probability.shape == (320, 320) and probability.dtype == np.float32
+    np.testing.assert_allclose(probability, (image[..., 0] - 40.0) / 200, atol=1.01 / 255)  # rembg rounds down
+    assert (probability.min(), probability.max()) == (0, 1)
+    assert RembgSaliency('u2net')(image[:100, :50]).shape == (100, 50)
+
+
+@pytest.mark.parametrize('name', REMBG_MODELS)
+def test_rembg_without_network(home, name):
+    with pytest.raises(UserError) as caught:
+        RembgSaliency(name)
+    url, path = caught.value.__cause__.request.url, home / 'models' / name / f'{name}.onnx'
+    message = caught.value.line()
+    assert message == str(caught.value) and message.startswith(f'{url} could not be fetched to {path} (')
+    assert message.endswith(f'run again, or open {url} in a browser, save the file as {path} and run again')
+    assert not any(entry.is_file() for entry in home.rglob('*'))
+
+
+def test_rembg_mistakes(home):
+    assert refusal(RembgSaliency, 'u3net') == ('u3net: there is no such saliency network, only u2net, isnet-general-use, '
+                                               'birefnet-general')
+    home.write_bytes(b'')  # where a folder should be
+    assert f'could not be fetched to {home}/models/u2net/u2net.onnx (' in refusal(RembgSaliency, 'u2net')
+    home.unlink()
+    home.mkdir()
+    (home / 'u2net.onnx').write_bytes(b'<html>what a browser saves</html>')
+    assert refusal(RembgSaliency, 'u2net').startswith(f'{home}/u2net.onnx: onnxruntime could not load it (')
+
+
+def random_vit(name, seed=0, **options):
+    torch.manual_seed(seed)
+    return timm.create_model(name, dynamic_img_size=True, **{'num_classes': 0, **options}).eval()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Save the state dict of a random ViT, after `change` of it, and return the path."""
+    def save(name, change=None, **options):
+        state = random_vit(name, **options).state_dict()
+        if change:
+            change(state)
+        torch.save(state, tmp_path / 'vit.pth')
+        return tmp_path / 'vit.pth'
+    return save
+
+
+def disc(height, width):
+    """A bright textured disc on a dark background; the image and where the disc is."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    inside = (y - 0.5 * height) ** 2 + (x - 0.6 * width) ** 2 < (0.3 * height) ** 2
+    bright, dark = (random.integers(*values, (height, width, 3), np.uint8) for values in ((150, 256), (0, 25)))
+    return np.where(inside[..., None], bright, dark), inside
+
+
+def plain_tokencut(model, image):
+    """The bipartition and the soft map, N values each, of an image whose sides fit: 480 and a multiple of the patch size."""
+    with torch.no_grad():
+        x = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5  # the mean and deviation of test_vit
+        x = model.norm_pre(model._pos_embed(model.patch_embed(x)))
+        for block in model.blocks[:-1]:
+            x = block(x)
+        x = model.blocks[-1].norm1(x)[0]
+        weight, bias = (part.chunk(3)[1] for part in (model.blocks[-1].attn.qkv.weight, model.blocks[-1].attn.qkv.bias))
+        keys = (x @ weight.T + bias)[1:].double().numpy()  # without the class or register token
+    n = len(keys)
+    graph = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            cosine = keys[i] @ keys[j] / math.sqrt((keys[i] @ keys[i]) * (keys[j] @ keys[j]))
+            graph[i, j] = 1 if cosine > 0.2 else 1e-5
+    degrees = np.diag(graph.sum(axis=1))
+    vector = scipy.linalg.eigh(degrees - graph, degrees)[1][:, 1]
+    foreground = vector > vector.mean()
+    if not foreground[np.argmax(np.abs(vector))]:
+        vector, foreground = -vector, ~foreground
+    return foreground, 1 / (1 + np.exp(-4 * (vector - vector.mean()) / vector.std()))
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'test_vit2'])
+def test_tokencut_against_a_plain_one(weights, name):
+    """test_vit2 has a register token and no class token."""
+    image = disc(160, 480)[0]
+    probability = TokenCut(name, weights(name)).grid(image)
+    assert probability.shape == (10, 30)
+    foreground, soft = plain_tokencut(random_vit(name), image)
+    assert 0 < foreground.sum() < 300
+    np.testing.assert_array_equal(probability.ravel() > 0.5, foreground)
+    np.testing.assert_allclose(probability.ravel(), soft, atol=1e-4)
+
+
+def test_tokencut_finds_the_disc(weights):
+    estimator = TokenCut('test_vit', weights('test_vit'), torch.device('cpu'))
+    image, inside = disc(240, 320)
+    probability = estimator(image)
+    assert probability.shape == (240, 320) and probability.dtype == np.float32
+    assert 0 <= probability.min() < 0.2 and 0.8 < probability.max() <= 1
+    found = probability > 0.5
+    assert (found & inside).sum() / (found | inside).sum() > 0.85
+    assert estimator.grid(image).shape == (22, 30)  # 360 x 480 in patches of 16
+    np.testing.assert_array_equal(estimator(image), probability)  # nothing is left over from the image before
+
+
+def test_tokencut_of_an_image_without_an_object(weights):
+    def forget_places(state):
+        state['pos_embed'].zero_()
+    estimator = TokenCut('test_vit', weights('test_vit', forget_places))
+    assert (estimator(np.full((60, 80, 3), 90, np.uint8)) == 0).all()
+
+
+def test_cut_by_hand():
+    """Six patches and three: the eigenvector has two values, so its standard scores are -1 / sqrt 2 and sqrt 2."""
+    keys = torch.zeros(9, 4)
+    keys[:, 0] = 5
+    keys[[1, 4, 8]] = torch.tensor([0, 2.0, 0, 0])
+    expected = np.full(9, 1 / (1 + math.exp(4 / math.sqrt(2))))
+    expected[[1, 4, 8]] = 1 / (1 + math.exp(-4 * math.sqrt(2)))
+    np.testing.assert_allclose(cut(keys), expected, atol=1e-6)
+    assert (cut(torch.ones(5, 4)) == 0).all() and (cut(torch.eye(5)) == 0).all()
+
+
+def test_tokencut_weights_with_more_than_it_needs(weights):
+    image = disc(160, 480)[0]
+    expected = TokenCut('test_vit', weights('test_vit')).grid(image)
+
+    def add(state):
+        state['head.weight'], state['head.bias'], state['fc_norm.weight'] = torch.ones(2, 64), torch.ones(2), torch.ones(64)
+    np.testing.assert_array_equal(TokenCut('test_vit', weights('test_vit', add)).grid(image), expected)
+
+
+def test_tokencut_safetensors(tmp_path, weights):
+    path = tmp_path / 'model.safetensors'
+    assert refusal(TokenCut, 'test_vit', path) == f'{path}: there is no such checkpoint file'
+    save_file(random_vit('test_vit').state_dict(), path)
+    image = disc(160, 480)[0]
+    np.testing.assert_array_equal(TokenCut('test_vit', path).grid(image), TokenCut('test_vit', weights('test_vit')).grid(image))
+    path.write_bytes(path.read_bytes()[:1000])
+    assert refusal(TokenCut, 'test_vit', path).startswith(f'{path}: damaged, or not a safetensors file (')
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    (lambda state: state.pop('blocks.5.attn.qkv.bias'), 'do not fit this network: missing blocks.5.attn.qkv.bias'),
+    (lambda state: state.update(decoder=torch.ones(1)), 'do not fit this network: left over decoder'),
+    (lambda state: state.update(cls_token=torch.ones(1, 1, 32)), 'do not fit this network: of another shape cls_token')],
+    ids=['missing', 'left over', 'shape'])
+def test_tokencut_weights_of_another_network(weights, change, words):
+    path = weights('test_vit', change)
+    assert refusal(TokenCut, 'test_vit', path) == f'{path}: its weights {words}'
+
+
+def test_tokencut_other_files(tmp_path, weights):
+    path = tmp_path / 'weights.pth'
+    assert refusal(TokenCut, 'test_vit', path) == f'{path}: there is no such checkpoint file'
+    path.write_bytes(b'<html>what a browser saves</html>')
+    assert refusal(TokenCut, 'test_vit', path).startswith(f'{path}: damaged, or not a PyTorch checkpoint')
+    torch.save(torch.ones(3), path)
+    assert refusal(TokenCut, 'test_vit', path) == (f'{path}: expected the state dict of a ViT (names and tensors), '
+                                                   'found Tensor')
+    path = weights('test_vit', lambda state: state['blocks.0.attn.qkv.bias'].fill_(math.nan))
+    assert refusal(TokenCut('test_vit', path), disc(60, 80)[0]) == (
+        f'{path}: the features of this ViT are not finite: its weights are damaged')
+
+
+@pytest.mark.parametrize(('vit', 'near'), [('vit_smal_patch16_224.dino', 'vit_small_patch16_224.dino'),
+                                           ('vit_small_patch16_224.dinno', 'vit_small_patch16_224.dino'),
+                                           ('resnet50', 'vit_small_patch16_224.dino')])
+def test_tokencut_unknown_vit(vit, near):
+    message = refusal(TokenCut, vit)
+    assert message.startswith(f'{vit}: timm has no plain ViT of this name; near it are {near}')
+
+
+def test_tokencut_vit_without_keys():
+    name = 'vit_base_patch16_xp_224'  # its blocks compute attention and MLP in one layer
+    assert refusal(TokenCut, name).startswith(f'{name}: its last block has no layer attn.qkv')
+
+
+def test_tokencut_without_network(monkeypatch, tmp_path):
+    """Without network the hub's client tries again for a minute, so it is told at once that there is none."""
+    monkeypatch.setattr(hub, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(hub, 'HF_HUB_CACHE', str(tmp_path))
+    message = refusal(TokenCut)
+    assert message.startswith('vit_small_patch16_224.dino: its weights could not be fetched (')
+    assert message.endswith('run again, or fetch model.safetensors of https://huggingface.co/timm/vit_small_patch16_224.dino '
+                            'by hand and add --weights PATH')
+    message = refusal(TokenCut, 'test_vit4')  # of which timm has no weights
+    assert message.endswith('run again, or fetch its state dict by hand and add --weights PATH')
