@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from data.dataset import VOC, SegmentationDataset, class_names, dataset_folder
+from data.folder import ImageFolder
 from evaluation.confusion import class_iou
-from evaluation.folder import ImageFolder
 from evaluation.images import EvaluationImages
 from evaluation.report import add_pictures_flag, print_iou, write_results
 from evaluation.segmenting import evaluate
@@ -34,7 +34,7 @@ def parse_arguments(argv):
     parser.add_argument('--state-dict', required=True, help='weights of the fine-tuned network: a path, or zoo://<name>')
     parser.add_argument('--crf-postprocess', action='store_true',
                         help='refine the predictions with a fully connected CRF (default: no)')
-    parser.add_argument('--images', help="a folder of images without labels, in place of the data set's val split: "
+    parser.add_argument('--images', help="a folder of images without labels, in place of the data set's split: "
                                          'predictions and pictures only')
     add_pictures_flag(parser)
     return parser.parse_args(argv)
@@ -53,7 +53,7 @@ def main(argv=None):
     # Data
     only_names = given and p.val_db_name == VOC  # whose class names are known without fetching it
     folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
-    dataset = given or SegmentationDataset(folder, 'val', labels=True)
+    dataset = given or SegmentationDataset(folder, p.val_db_kwargs.split, labels=None)
     classes = class_names(folder)
     images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
 
@@ -76,7 +76,9 @@ def main(argv=None):
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'weights': str(weights),
                                                      'crf': args.crf_postprocess, **subject})
     log.info('Predictions and pictures are in %s', output)
-    if confusion is not None:
+    if confusion is None:
+        write_results(output, 'eval.py', weights, classes, None, crf=args.crf_postprocess)
+    else:
         iou = class_iou(confusion) * 100
         write_results(output, 'eval.py', weights, classes, iou, crf=args.crf_postprocess)
         print_iou(log, classes, iou)

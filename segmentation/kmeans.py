@@ -2,20 +2,22 @@
 
     python kmeans.py --config_env configs/env.yml --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml
 
-Results are under <root_dir>/<experiment file's name>/: results.json, predictions/ and visualization/ of the first seed.
+Results are under <root_dir>/<experiment file's name>/: results.json, and of the first seed predictions/, visualization/ and
+clusters.png. Without labels nothing is scored, and these are of the seed with the most compact clusters.
 """
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data.batches import make_loader
-from data.dataset import SegmentationDataset, class_names, dataset_folder
+from data.dataset import VOID, SegmentationDataset, class_names, dataset_folder
 from evaluation import confusion as scoring
-from evaluation.clustering import METRICS, cluster_all
+from evaluation.cluster_sheet import SHEET, cluster_names, save_cluster_sheet
+from evaluation.clustering import METRICS, cluster_all, most_compact
 from evaluation.embedding import embed
 from evaluation.images import EvaluationImages
-from evaluation.progress import progress
 from evaluation.report import add_pictures_flag, print_iou, write_predictions, write_results
 from evaluation.weights import embedding_network, require_masks
 from utils.command import command, make_parser
@@ -24,6 +26,7 @@ from utils.config_keys import KMEANS, MAX_SEED
 from utils.device import choose_device, choose_precision
 from utils.errors import UserError
 from utils.log import start_log, write_config
+from utils.progress import progress
 from utils.sources import require_files
 
 FIRST_SEED = 1234
@@ -55,14 +58,10 @@ def main(argv=None):
 
     # Data
     folder = dataset_folder(p.db_root, p.val_db_name)
-    classes = class_names(folder)
-    dataset = SegmentationDataset(folder, 'val', saliency=p.val_db_kwargs.saliency, labels=True)
-    n_clusters = _first(args.n_clusters, p.kmeans_kwargs.n_clusters, len(classes))
-    if n_clusters < 2:
-        raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')
-    if len(dataset) < n_clusters - 1:
-        raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
-                        'set kmeans_kwargs.n_clusters or --n_clusters lower')
+    dataset = SegmentationDataset(folder, p.val_db_kwargs.split, saliency=p.val_db_kwargs.saliency, labels=None)
+    classes = class_names(folder) if dataset.labels else ()
+    n_clusters = _first(args.n_clusters, p.kmeans_kwargs.n_clusters, len(classes) or None)
+    _check_clusters(n_clusters, dataset)
     images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
     loader = make_loader(images, p.num_workers, device, batch_size=p.val_db_kwargs.batch_size)
 
@@ -71,35 +70,60 @@ def main(argv=None):
     network = embedding_network(p, p.pretraining).to(device, memory_format=torch.channels_last).eval()
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
                                                      'num_seeds': args.num_seeds, 'n_clusters': n_clusters})
-    log.info('%s: %d validation images, %d classes, %d clusters; masks: %s; weights: %s', folder, len(dataset), len(classes),
-             n_clusters, dataset.masks.name if dataset.masks else 'predicted', p.pretraining)
+    log.info('%s: %d validation images, %s, %d clusters; masks: %s; weights: %s', folder, len(dataset),
+             f'{len(classes)} classes' if classes else 'no labels', n_clusters,
+             dataset.masks.name if dataset.masks else 'predicted', p.pretraining)
 
     # Clusters
     embedded = embed(network, loader, device, precision, len(classes))
     seeds = range(first_seed, first_seed + args.num_seeds)
     clusterings = cluster_all(embedded, n_clusters, seeds)
-    confusions = [clustering.confusion for clustering in clusterings]
+    iou, scores = _scores(clusterings, seeds, classes, args.metrics) if classes else (None, {})
+    shown = clusterings[0] if classes else most_compact(embedded, clusterings)
 
     # Report
-    iou = np.stack([scoring.class_iou(confusion) for confusion in confusions]) * 100
+    names = classes or cluster_names(n_clusters)
+    predictions = (shown.prediction(index, mask.array()) for index, mask in enumerate(embedded.masks))
+    write_predictions(output, dataset, progress(predictions, 'Pictures', len(dataset)), names, args.num_visualizations,
+                      score=False)
+    save_cluster_sheet(output / SHEET, dataset, embedded, shown, names)
+    clusters = dict(zip(embedded.ids, (shown.clusters + 1).tolist(), strict=True))
+    write_results(output, 'kmeans.py', p.pretraining, classes, iou, n_clusters=n_clusters, seeds=list(seeds), **scores,
+                  clusters=clusters)
+    log.info('Clusters are shown in %s', output / SHEET)
+    if classes:
+        log.info('Average mIoU is %.1f', iou.mean())
+
+
+def _check_clusters(n_clusters, dataset):
+    if n_clusters is None:
+        raise UserError(f'{dataset.folder} has no labels, so the number of clusters is yours to choose: give --n_clusters, or '
+                        'kmeans_kwargs.n_clusters (background is one of them)')
+    if not 2 <= n_clusters <= VOID:
+        raise UserError(f'--n_clusters must be from 2 to {VOID} (background is one of them), not {n_clusters}')
+    if len(dataset) < n_clusters - 1:
+        raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
+                        'set kmeans_kwargs.n_clusters or --n_clusters lower')
+
+
+def _scores(clusterings, seeds, classes, metrics):
+    """Print what each clustering scores. Returns the mean IoU of each class over the seeds (C values in percent), and what
+    else belongs into the results."""
+    log = logging.getLogger('maskcontrast')
+    iou = np.stack([scoring.class_iou(clustering.confusion) for clustering in clusterings]) * 100
     for seed, row in zip(seeds, iou, strict=True):
         log.info('Seed %d', seed)
         print_iou(log, classes, row)
     more = {name: float(np.mean([metric(clustering) for clustering in clusterings])) * 100
-            for name, metric in METRICS.items()} if args.metrics else {}
+            for name, metric in METRICS.items()} if metrics else {}
     for name, value in more.items():
         log.info('%s is %.2f', name, value)
-    predictions = (clusterings[0].prediction(index, mask.array()) for index, mask in enumerate(embedded.masks))
-    write_predictions(output, dataset, progress(predictions, 'Pictures', len(dataset)), classes, args.num_visualizations,
-                      score=False)
-    write_results(output, 'kmeans.py', p.pretraining, classes, iou.mean(0), n_clusters=n_clusters,
-                  seeds=list(seeds), mIoU_per_seed=iou.mean(1).tolist(), IoU_per_seed=iou.tolist(), **more)
-    log.info('Average mIoU is %.1f', iou.mean())
+    return iou.mean(0), {'mIoU_per_seed': iou.mean(1).tolist(), 'IoU_per_seed': iou.tolist(), **more}
 
 
 def _first(*values):
     """The first that is not None: flags win over the YAML, which wins over the default."""
-    return next(value for value in values if value is not None)
+    return next((value for value in values if value is not None), None)
 
 
 if __name__ == '__main__':

@@ -56,7 +56,8 @@ def main(argv=None):
     ignored = ignored_classes(names, classes, args.config_exp)
     splits = {'database': SegmentationDataset(folder, p.retrieval_kwargs.train_split, p.retrieval_kwargs.saliency, labels=True,
                                               ignored=ignored),
-              'queries': SegmentationDataset(val_folder, 'val', p.val_db_kwargs.saliency, labels=True, ignored=ignored)}
+              'queries': SegmentationDataset(val_folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency, labels=True,
+                                             ignored=ignored)}
     log.info('%s: database of %d images (%s), %d validation images, %d classes, %d ignored; weights: %s', folder,
              len(splits['database']), p.retrieval_kwargs.train_split, len(splits['queries']), len(classes), len(ignored),
              p.pretraining)

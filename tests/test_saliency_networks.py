@@ -20,9 +20,10 @@ from onnx import TensorProto, helper  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from data.batches import MEAN, STD  # noqa: E402
+from saliency.estimators import REMBG  # noqa: E402
 from saliency.onnx_network import OnnxSaliency  # noqa: E402
 from saliency.packages import require  # noqa: E402
-from saliency.rembg_models import REMBG_MODELS, RembgSaliency  # noqa: E402
+from saliency.rembg_models import RembgSaliency  # noqa: E402
 from saliency.tokencut import TokenCut, cut  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -217,7 +218,7 @@ def test_rembg(home, network, place):
     assert RembgSaliency('u2net')(image[:100, :50]).shape == (100, 50)
 
 
-@pytest.mark.parametrize('name', REMBG_MODELS)
+@pytest.mark.parametrize('name', REMBG)
 def test_rembg_without_network(home, name):
     with pytest.raises(UserError) as caught:
         RembgSaliency(name)

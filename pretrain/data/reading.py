@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
 
@@ -22,6 +22,35 @@ def read_image(path):
         if image is not None:
             return image
     return np.asarray(_open(path, data).convert('RGB')).copy()  # also says what is wrong with the file
+
+
+def read_photograph(path):
+    """H x W x 3 uint8, RGB, as a viewer shows the file: turned by its EXIF orientation, transparent pixels over white, 16-bit
+    values scaled to 8 bit. For images that have neither labels nor masks yet.
+
+    Raises `UserError` when the file is missing, truncated or no image.
+    """
+    if is_plain_jpeg(path):
+        return read_image(path)
+    image = ImageOps.exif_transpose(_open(path, _bytes(path)))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    elif image.mode.startswith('I'):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    elif image.mode == 'F':
+        raise UserError(f'{path}: pixels are floating-point numbers of unknown range: save it with 8 or 16 bits')
+    return np.asarray(image.convert('RGB')).copy()
+
+
+def is_plain_jpeg(path):
+    """Whether a file is a JPEG in RGB or gray that is stored upright, of which `read_image` gives what a viewer shows."""
+    try:
+        with Image.open(path) as image:
+            return (image.format == 'JPEG' and image.mode in ('RGB', 'L')
+                    and image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # whoever reads it will say so
+        return False
 
 
 def read_saliency(path):

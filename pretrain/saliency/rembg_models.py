@@ -12,7 +12,6 @@ from utils.fetch import by_hand, one_line
 RELEASE = 'https://github.com/danielgatis/rembg/releases/download/v0.0.0'
 FILES = {'u2net': 'u2net.onnx', 'isnet-general-use': 'isnet-general-use.onnx',
          'birefnet-general': 'BiRefNet-general-epoch_244.onnx'}  # as they are called there; on disk, <name>.onnx
-REMBG_MODELS = tuple(FILES)
 
 
 class RembgSaliency:
@@ -28,7 +27,7 @@ class RembgSaliency:
 
     def __init__(self, name):
         if name not in FILES:
-            raise UserError(f"{name}: there is no such saliency network, only {', '.join(REMBG_MODELS)}")
+            raise UserError(f"{name}: there is no such saliency network, only {', '.join(FILES)}")
         require('onnxruntime')  # first, as rembg ends the program without it
         threads = torch.get_num_threads()
         rembg = require('rembg')

@@ -45,6 +45,7 @@ KEYS = (
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
     Key('train_db_kwargs.split', 'str', 'trainaug', (LINEAR,)),
     Key('train_db_kwargs.batch_size', 'int', 16, (LINEAR,), minimum=1),
+    Key('val_db_kwargs.split', 'str', 'val', (EVAL, *CLUSTERED)),
     Key('val_db_kwargs.batch_size', 'int', 10, EVALUATIONS, minimum=1),
     Key('val_db_kwargs.saliency', 'str', None, CLUSTERED),
     Key('train_batch_size', 'int', REQUIRED, (PRETRAIN,), minimum=1),

@@ -56,7 +56,7 @@ class SegmentationDataset:
 
     folder: the data set's folder. split: `sets/<split>.txt` lists the ids.
     saliency: masks come from `saliency_<saliency>/`; None for no masks. labels: whether to read labels, which are in
-    `SegmentationClassAug/` for the split trainaug and in `SegmentationClass/` for every other.
+    `SegmentationClassAug/` for the split trainaug and in `SegmentationClass/` for every other; None: if that folder is there.
     ignored: class indices that become void in the labels.
     drop_missing: leave out the ids that lack their image or mask (pre-training), instead of failing when they are read.
 
@@ -70,6 +70,8 @@ class SegmentationDataset:
         self.images = self.folder / 'images'
         self.masks = self.folder / f'saliency_{saliency}' if saliency else None
         labels_name = 'SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass'
+        if labels is None:
+            labels = (self.folder / labels_name).is_dir()
         self.labels = self.folder / labels_name if labels else None
         for part in (self.images, self.masks, self.labels):
             if part and not part.is_dir():

@@ -18,7 +18,8 @@ N_INIT = 3  # the default of the scikit-learn that the published numbers came fr
 @dataclass
 class Clustering:
     """clusters: M integers. by_id: (clusters + 1) x C confusion matrix of the predicted ids. classes_of: the class that each
-    id was matched with. confusion: C x C, of these classes."""
+    id was matched with. confusion: C x C, of these classes. Without labels `classes_of` gives the ids themselves, and the
+    matrices are None."""
     clusters: np.ndarray
     by_id: np.ndarray
     classes_of: np.ndarray
@@ -40,6 +41,12 @@ def cluster_all(embedded, n_clusters, seeds):
     return [score(embedded.histograms, cluster(whitened, n_clusters - 1, seed), n_clusters) for seed in seeds]
 
 
+def most_compact(embedded, clusterings):
+    """The clustering of the smallest sum of squared distances, which is what K-means minimises: the best without labels."""
+    whitened = whiten(embedded.prototypes)
+    return min(clusterings, key=lambda clustering: (distances(whitened, clustering.clusters) ** 2).sum())
+
+
 def whiten(prototypes):
     """PCA with whitening to min(32, D, M) components. prototypes: M x D. Returns M x components."""
     components = min(COMPONENTS, *prototypes.shape)
@@ -51,8 +58,17 @@ def cluster(whitened, count, seed):
     return MiniBatchKMeans(count, batch_size=BATCH_SIZE, n_init=N_INIT, random_state=seed).fit_predict(whitened)
 
 
+def distances(vectors, clusters):
+    """Euclidean distance of each vector to the mean of its cluster. vectors: M x D. clusters: M integers. Returns M values."""
+    members = clusters == np.unique(clusters)[:, None]                  # k x M
+    means = members @ vectors / members.sum(1, keepdims=True)
+    return np.linalg.norm(vectors - means[members.argmax(0)], axis=1)
+
+
 def score(histograms, clusters, n_clusters):
-    """Match the clusters with the classes. histograms: M x 2 x C, pixels outside and inside the mask by label."""
+    """Match the clusters with the classes. histograms: M x 2 x C, pixels outside and inside the mask by label, or None."""
+    if histograms is None:
+        return Clustering(clusters, None, np.arange(n_clusters), None)
     by_id = scoring.clustering_confusion(histograms, clusters, n_clusters - 1)
     classes_of = scoring.match(by_id)
     return Clustering(clusters, by_id, classes_of, scoring.matched(by_id, classes_of))

@@ -11,17 +11,17 @@ import torch
 from data.batches import to_images
 from evaluation.confusion import confusion_matrix
 from evaluation.images import resize_labels
-from evaluation.progress import progress
 from evaluation.prototypes import CompressedMask, object_weights, prototypes
 from utils.device import autocast
 from utils.errors import UserError
+from utils.progress import progress
 
 
 @dataclass
 class Embedded:
     """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s.
-    histograms: M x 2 x C int64, pixels outside and inside the mask by label. Masks and histograms are at the labels' size, or
-    at the network's resolution."""
+    histograms: M x 2 x C int64, pixels outside and inside the mask by label, or None without labels. Masks and histograms are
+    at the images' size, or at the network's resolution."""
     ids: list
     prototypes: np.ndarray
     masks: list
@@ -30,8 +30,9 @@ class Embedded:
 
 @torch.no_grad()
 def embed(network, loader, device, precision, classes, at_resolution=False):
-    """Run `network` (a `PretrainingNetwork` or `BackboneNetwork` in eval mode) once over a loader of `EvaluationImages` with
-    labels. at_resolution: masks and histograms at the network's resolution instead of the labels' own size.
+    """Run `network` (a `PretrainingNetwork` or `BackboneNetwork` in eval mode) once over a loader of `EvaluationImages`.
+
+    classes: how many there are. at_resolution: masks and histograms at the network's resolution instead of the images' size.
 
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
     Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
@@ -43,16 +44,17 @@ def embed(network, loader, device, precision, classes, at_resolution=False):
         given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None
         inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
         vectors.append(prototypes(grid, weights).cpu().numpy())
-        for name, mask, labels in zip(batch['id'], inside.to(torch.uint8).cpu().numpy(), batch['labels'], strict=True):
-            if at_resolution:
-                labels = resize_labels(labels, mask.shape)
-            else:
-                mask = resize_labels(mask, labels.shape)
-            histograms.append(confusion_matrix(mask, labels, classes, name, ids=2))
+        given_labels = batch.get('labels', [None] * len(inside))
+        for name, size, mask, labels in zip(batch['id'], batch['size'], inside.to(torch.uint8).cpu().numpy(), given_labels,
+                                            strict=True):
+            if not at_resolution:
+                mask = resize_labels(mask, size)
             masks.append(CompressedMask(mask))
+            if labels is not None:
+                histograms.append(confusion_matrix(mask, resize_labels(labels, mask.shape), classes, name, ids=2))
         ids += batch['id']
     vectors = np.concatenate(vectors)
     if not np.isfinite(vectors).all():
         name = ids[int(np.argmin(np.isfinite(vectors).all(1)))]
         raise UserError(f'the network gives no finite embedding for {name}: try --amp none, or another checkpoint')
-    return Embedded(ids, vectors, masks, np.stack(histograms))
+    return Embedded(ids, vectors, masks, np.stack(histograms) if histograms else None)

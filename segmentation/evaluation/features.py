@@ -8,8 +8,8 @@ import torch
 
 from evaluation.images import resize_labels
 from evaluation.linear import frozen_features
-from evaluation.progress import progress
 from utils.errors import UserError
+from utils.progress import progress
 
 RESERVE = 2 * 2 ** 30  # bytes that stay free on the disk, for checkpoints
 MOST = 16 * 2 ** 30  # bytes: reading more takes longer than computing it on a GPU

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from evaluation.confusion import confusion_matrix
 from evaluation.pictures import contact_sheet, save_picture, save_prediction, side_by_side, thumbnail, with_legend
-from evaluation.progress import progress
 from utils.errors import UserError
 from utils.files import atomic_file, make_folder
 from utils.processes import cores
+from utils.progress import progress
 
 RESULTS, PREDICTIONS, PICTURES, SHEET = 'results.json', 'predictions', 'visualization', 'contact_sheet.png'
 SHEET_PICTURES, COLUMNS, CELL = 24, 3, (150, 420)  # of the contact sheet; CELL: height and width
@@ -38,9 +38,11 @@ def print_iou(log, classes, iou):
 
 
 def write_results(output, script, weights, classes, iou, crf=False, **more):
-    """Write results.json. weights: path of the network's weights, or None for random ones. iou: C values in percent."""
-    results = {'script': script, 'weights': weights and str(weights), 'crf': crf, 'mIoU': float(iou.mean()),
-               'IoU': {name: float(value) for name, value in zip(classes, iou, strict=True)}, **more}
+    """Write results.json. weights: path of the network's weights, or None for random ones. iou: C values in percent, or None
+    where there are no labels."""
+    score = {} if iou is None else {'mIoU': float(iou.mean()),
+                                    'IoU': {name: float(value) for name, value in zip(classes, iou, strict=True)}}
+    results = {'script': script, 'weights': weights and str(weights), 'crf': crf, **score, **more}
     with atomic_file(Path(output) / RESULTS, 'w') as file:
         json.dump(results, file, indent=1)
 

@@ -6,8 +6,8 @@ from data.batches import make_loader
 from evaluation.crf import CrfPool
 from evaluation.images import resize_labels
 from evaluation.linear import class_logits, frozen_features, predicted_classes
-from evaluation.progress import progress
 from evaluation.report import write_predictions
+from utils.progress import progress
 
 
 def evaluate(network, images, classes, output, loading, device, precision, crf=False, pictures=None):

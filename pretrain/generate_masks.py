@@ -1,0 +1,116 @@
+"""Make a data set from a folder of photographs: images, masks of their salient objects, and splits.
+
+    python generate_masks.py --images DIR --out ../datasets/NAME [--model robust_background]
+
+DIR is searched with its sub-folders, and not changed. The data set holds images/<id>.jpg, saliency_<model>/<id>.png and
+sets/trainaug.txt. Given again, the command goes on where it stopped, and makes masks of new photographs. Where DIR is the
+images/ of the data set --out itself, only masks are added. tokencut and the ONNX networks (u2net, isnet-general-use,
+birefnet-general, or your own with --onnx) need requirements-saliency.txt.
+"""
+import argparse
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+from data.batches import make_loader
+from data.folder import ImageFolder
+from saliency.data_set import open_data_set, require_same_options, write_splits
+from saliency.estimators import MODELS, ROBUST_BACKGROUND, get_estimator
+from saliency.masks import MaskJobs
+from utils.command import command, make_plain_parser
+from utils.device import choose_device
+from utils.errors import UserError
+from utils.files import atomic_file
+from utils.log import start_log, write_config
+from utils.processes import cores
+from utils.progress import progress
+
+
+def parse_arguments(argv):
+    parser = make_plain_parser(__doc__)
+    parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs')
+    parser.add_argument('--out', required=True, metavar='DATASET_DIR', help='folder of the data set, made if need be')
+    parser.add_argument('--model', help=f'one of {", ".join(MODELS)}; with --onnx a name for its masks (default: '
+                                        f"{ROBUST_BACKGROUND}; with --onnx the file's name)")
+    parser.add_argument('--onnx', metavar='PATH', help='an ONNX file with a saliency network')
+    parser.add_argument('--onnx_logits', action='store_true', help='its output is logits (default: probabilities)')
+    parser.add_argument('--weights', metavar='PATH', help="of tokencut: state dict of the ViT (default: fetched by timm)")
+    parser.add_argument('--vit', default='vit_small_patch16_224.dino', metavar='NAME',
+                        help="of tokencut: timm's name of a ViT (default: %(default)s)")
+    parser.add_argument('--val_fraction', type=_fraction, default=0.0, metavar='F',
+                        help='share of the images that go to the split val instead of trainaug (default: 0)')
+    parser.add_argument('--max_side', type=_pixels, default=1024, metavar='PIXELS',
+                        help='longer sides are shrunk to this many pixels; 0: never (default: 1024)')
+    parser.add_argument('--num_workers', type=_pixels, help=f'processes (default: one a core for {ROBUST_BACKGROUND}; 0 for '
+                                                            'networks, which use all cores by themselves)')
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
+                        help='where networks compute (default: auto, the first there is of cuda, mps and cpu)')
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv=None):
+    args = parse_arguments(argv)
+    name = args.model or (Path(args.onnx).stem if args.onnx else ROBUST_BACKGROUND)
+    if not re.fullmatch(r'\w[\w.-]*', name):
+        raise UserError(f'--model {name}: use letters, digits, dots, hyphens and underscores, as it names a folder')
+    out = Path(args.out)
+    photographs = ImageFolder(args.images, without=out)
+    options = {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'onnx_logits': args.onnx_logits,
+               'weights': args.weights and os.path.abspath(args.weights), 'vit': args.vit}
+    require_same_options(out / f'config_{name}.yml', options)
+    estimator = get_estimator(name, args.onnx, args.onnx_logits, args.vit, args.weights, choose_device(args.device))
+    target = open_data_set(out, photographs, name, args.max_side)
+    log = start_log(out / 'log_file.txt')
+    write_config(out / f'config_{name}.yml', {'options': options, **vars(args)})
+    others = ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in sorted(photographs.others.items()))
+    log.info('%s: %d images%s; masks: %s', photographs.folder, len(photographs), f' (other files: {others})' if others else '',
+             target.masks)
+
+    # Masks
+    workers = args.num_workers
+    if workers is None:
+        workers = cores() if name == ROBUST_BACKGROUND and cores() > 1 else 0
+    start = time.monotonic()
+    loader = make_loader(MaskJobs(photographs, estimator, target), workers, choose_device('cpu'), batch_size=1)
+    results = [{key: values[0] for key, values in batch.items()} for batch in progress(loader, 'Masks')]
+    seconds = time.monotonic() - start
+
+    # Report
+    skipped = {result['id']: result['skipped'] for result in results if result['skipped']}
+    for reason in skipped.values():
+        log.warning('skipped: %s', reason)
+    with atomic_file(out / f'results_{name}.json', 'w') as file:
+        json.dump({'script': 'generate_masks.py', 'model': name, 'photographs': len(results),
+                   'masks': len(results) - len(skipped), 'skipped': skipped,
+                   'cover': {result['id']: result['cover'] for result in results if result['cover'] is not None},
+                   'seconds': seconds, 'images_per_second': len(results) / seconds}, file, indent=1)
+    if target.images is None and (out / 'sets' / 'trainaug.txt').is_file():
+        splits = 'splits as they were'
+    else:
+        trainaug, val = write_splits(out, photographs.ids, args.val_fraction)
+        splits = f'trainaug {trainaug}, val {val}'
+    log.info('%s: %d masks, %d images skipped, %s; %.1f images/s', out, len(results) - len(skipped), len(skipped), splits,
+             len(results) / seconds)
+
+
+def _fraction(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'must be a number from 0 to below 1, not {text}')
+    return value
+
+
+def _pixels(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 0, not {text}')
+    return int(text)
+
+
+if __name__ == '__main__':
+    main()

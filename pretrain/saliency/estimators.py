@@ -1,0 +1,33 @@
+"""The saliency models by name. An estimator takes an image, H x W x 3 uint8 RGB, and gives H x W float32 in [0, 1], the
+probability that a pixel is a salient object's."""
+from utils.config import nearest_name
+from utils.errors import UserError
+
+ROBUST_BACKGROUND, TOKENCUT = 'robust_background', 'tokencut'
+REMBG = ('u2net', 'isnet-general-use', 'birefnet-general')
+MODELS = (ROBUST_BACKGROUND, TOKENCUT, *REMBG)
+
+
+def get_estimator(model, onnx=None, logits=False, vit=None, weights=None, device='cpu'):
+    """The estimator called `model`, loaded; with `onnx`, a path, that network, whatever it is called.
+
+    logits: of the ONNX network, see `OnnxSaliency`. vit, weights: of TokenCut. device: of networks.
+    Raises `UserError` for an unknown name, a missing package, and weights that can't be had.
+    """
+    # Here, because each brings packages along that the others don't need.
+    if onnx is not None:
+        from saliency.onnx_network import OnnxSaliency
+        return OnnxSaliency(onnx, logits, device)
+    if model == ROBUST_BACKGROUND:
+        from saliency.robust_background import robust_background
+        return robust_background
+    if model == TOKENCUT:
+        from saliency.edges import Refined
+        from saliency.tokencut import TokenCut
+        return Refined(TokenCut(vit, weights, device), threshold=0.5)
+    if model in REMBG:
+        from saliency.rembg_models import RembgSaliency
+        return RembgSaliency(model)
+    near = nearest_name(model, MODELS, cutoff=0)
+    raise UserError(f"--model {model}: there is no such saliency model (nearest: '{near}'; one of {', '.join(MODELS)}, or any "
+                    'name with --onnx)')
