@@ -1,9 +1,11 @@
 # demo   draw data, pre-train, evaluate: one table, one picture (CPU, a few minutes)
 # test   whole test suite            sync   copy data/ models/ utils/ from pretrain/ to segmentation/
+# mine   masks, network, clusters and pictures from a folder: make mine IMAGES=DIR [CLUSTERS=N] [NAME=mine] [MODEL=...]
 # lint   ruff                        reproduce  the published tables, given PASCAL VOC (ARGS="--fetch" gets the weights)
 # clean  remove what the commands above made (never datasets/ or output/)
 
 PYTHON ?= python3
+NAME = mine
 BIN := .venv/bin
 TWINS := data models utils
 
@@ -11,7 +13,7 @@ TWINS := data models utils
 PY := ../$(BIN)/python
 ENV := --config_env configs/env.yml
 
-.PHONY: demo reproduce test lint sync clean
+.PHONY: demo mine reproduce test lint sync clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last, so that an installation that broke off is begun again.
@@ -33,10 +35,23 @@ demo: .venv/installed
 	  --state-dict ../output/demo_linear/best_model.pth.tar --crf-postprocess --num_visualizations 24
 	cd segmentation && $(PY) demo.py $(ENV)
 
+# IMAGES may hold spaces: make gives it to the commands as it is.
+mine: .venv/installed
+	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
+	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name $(NAME) \
+	  $(if $(MODEL),--model $(MODEL)) $(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(BIN)/python segmentation/own_clusters.py --config_env segmentation/configs/env.yml --name $(NAME) \
+	  $(if $(CLUSTERS),--clusters $(CLUSTERS))
+
 reproduce: .venv/installed
 	cd segmentation && $(PY) reproduce.py $(ENV) $(ARGS)
 
-test: .venv/installed
+# What the saliency networks need, which the tests try.
+.venv/installed-saliency: .venv/installed requirements-saliency.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-saliency.txt
+	touch $@
+
+test: .venv/installed-saliency
 	$(BIN)/python -m pytest
 
 lint: .venv/installed

@@ -52,6 +52,8 @@ def main(argv=None):
     if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
         raise UserError(f'--num_seeds must be at least 1, and all seeds integers from 0 to {MAX_SEED}')
     require_masks(p, args.config_exp, 'val_db_kwargs.saliency')
+    if p.val_db_kwargs.hide_background and not p.val_db_kwargs.saliency:
+        raise UserError(f'{args.config_exp}: val_db_kwargs.hide_background needs masks: name them as val_db_kwargs.saliency')
     require_files(p, args.config_exp, 'pretraining')
     output = Path(p.output_dir)
     log = start_log(output / 'log_file.txt')
@@ -75,7 +77,7 @@ def main(argv=None):
              dataset.masks.name if dataset.masks else 'predicted', p.pretraining)
 
     # Clusters
-    embedded = embed(network, loader, device, precision, len(classes))
+    embedded = embed(network, loader, device, precision, len(classes), hide_background=p.val_db_kwargs.hide_background)
     seeds = range(first_seed, first_seed + args.num_seeds)
     clusterings = cluster_all(embedded, n_clusters, seeds)
     iou, scores = _scores(clusterings, seeds, classes, args.metrics) if classes else (None, {})

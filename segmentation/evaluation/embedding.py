@@ -29,19 +29,23 @@ class Embedded:
 
 
 @torch.no_grad()
-def embed(network, loader, device, precision, classes, at_resolution=False):
+def embed(network, loader, device, precision, classes, at_resolution=False, hide_background=False):
     """Run `network` (a `PretrainingNetwork` or `BackboneNetwork` in eval mode) once over a loader of `EvaluationImages`.
 
     classes: how many there are. at_resolution: masks and histograms at the network's resolution instead of the images' size.
+    hide_background: the network sees ImageNet's mean colour outside the data set's masks.
 
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
     Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
     """
     ids, vectors, masks, histograms = [], [], [], []
     for batch in progress(loader, 'Embedding'):
-        with autocast(device, precision):
-            grid, saliency = network.grid(to_images(batch['image'], device))
+        images = to_images(batch['image'], device)
         given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None
+        if hide_background:
+            images = images * given.unsqueeze(1)  # they are normalised: the mean colour is 0
+        with autocast(device, precision):
+            grid, saliency = network.grid(images)
         inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
         vectors.append(prototypes(grid, weights).cpu().numpy())
         given_labels = batch.get('labels', [None] * len(inside))

@@ -48,6 +48,7 @@ KEYS = (
     Key('val_db_kwargs.split', 'str', 'val', (EVAL, *CLUSTERED)),
     Key('val_db_kwargs.batch_size', 'int', 10, EVALUATIONS, minimum=1),
     Key('val_db_kwargs.saliency', 'str', None, CLUSTERED),
+    Key('val_db_kwargs.hide_background', 'bool', False, (KMEANS,)),
     Key('train_batch_size', 'int', REQUIRED, (PRETRAIN,), minimum=1),
     Key('num_workers', 'int', 4, SCRIPTS, minimum=0),
     Key('transformation_kwargs.crop_size', 'int', 224, (PRETRAIN,), minimum=16),
