@@ -62,7 +62,7 @@ def main(argv=None):
 
     # Output
     output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
-    subject = {'weights_sha256': sha256(weights), 'images': str(given.folder) if given else None}
+    subject = {'weights_sha256': sha256(weights), 'images': str(given.folder if given else dataset.split_file)}
     aside = set_aside(output) if subject_of(output) not in (None, subject) else None
     log = start_log(output / 'log_file.txt')
     if aside:

@@ -139,7 +139,7 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
     height, width = predictions[0].shape
     picture = np.asarray(Image.open(found / 'visualization' / 'photo 0.png'))
     assert picture.shape[1] == 2 * width + 4 and (found / 'contact_sheet.png').is_file()  # no ground truth
-    assert not (found / 'results.json').exists()
+    assert results_of(found).keys() == {'script', 'weights', 'crf'}
 
 
 def test_class_names_of_voc_need_no_download(evaluate, shapes_root, tmp_path):
@@ -229,6 +229,21 @@ def test_an_unreadable_image_among_many(fails, shapes_root, tmp_path, flags, wor
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(labels)
     line = fails(*flags, changes=changes, db_root=folder.parent)
     assert line.startswith(f'{labels}: label 77 in its labels, but there are only 9 classes')
+
+
+def test_a_split_without_labels(evaluate, shapes_root, tmp_path, capsys):
+    folder = tmp_path / 'datasets' / 'Shapes'
+    shutil.copytree(shapes_root / 'Shapes', folder, ignore=shutil.ignore_patterns('SegmentationClass*'))
+    want, scored = evaluate(), capsys.readouterr().out
+    predictions = [np.array(Image.open(want / 'predictions' / f'{name}.png')) for name in IDS]
+    found = evaluate(db_root=folder.parent)
+    assert 'mIoU is' in scored and 'mIoU' not in capsys.readouterr().out
+    assert results_of(found).keys() == {'script', 'weights', 'crf'} and results_of(found)['script'] == 'eval.py'
+    for name, prediction in zip(IDS, predictions, strict=True):
+        assert np.array_equal(np.array(Image.open(found / 'predictions' / f'{name}.png')), prediction)
+    ids = (folder / 'sets' / 'trainaug.txt').read_text().split()
+    found = evaluate(db_root=folder.parent, changes={'val_db_kwargs.split': 'trainaug'})
+    assert {path.stem for path in (found / 'predictions').iterdir()} == set(ids)
 
 
 def test_other_mistakes(fails, shapes_root, tmp_path):
