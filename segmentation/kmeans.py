@@ -15,11 +15,11 @@ from data.batches import make_loader
 from data.dataset import VOID, SegmentationDataset, class_names, dataset_folder
 from evaluation import confusion as scoring
 from evaluation.cluster_sheet import SHEET, cluster_names, save_cluster_sheet
-from evaluation.clustering import METRICS, cluster_all, most_compact
+from evaluation.clustering import METRICS, cluster_all, distances, most_compact, whiten
 from evaluation.embedding import embed
 from evaluation.images import EvaluationImages
 from evaluation.report import add_pictures_flag, print_iou, write_predictions, write_results
-from evaluation.weights import embedding_network, require_masks
+from evaluation.weights import backbone_up_to, embedding_network, require_masks
 from utils.command import command, make_parser
 from utils.config import create_config
 from utils.config_keys import KMEANS, MAX_SEED
@@ -30,6 +30,7 @@ from utils.progress import progress
 from utils.sources import require_files
 
 FIRST_SEED = 1234
+EMBEDDING = 'embedding'  # what is clustered if nothing else is said
 
 
 def parse_arguments(argv):
@@ -52,8 +53,9 @@ def main(argv=None):
     if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
         raise UserError(f'--num_seeds must be at least 1, and all seeds integers from 0 to {MAX_SEED}')
     require_masks(p, args.config_exp, 'val_db_kwargs.saliency')
-    if p.val_db_kwargs.hide_background and not p.val_db_kwargs.saliency:
-        raise UserError(f'{args.config_exp}: val_db_kwargs.hide_background needs masks: name them as val_db_kwargs.saliency')
+    if (p.val_db_kwargs.hide_background or p.kmeans_kwargs.features != EMBEDDING) and not p.val_db_kwargs.saliency:
+        raise UserError(f'{args.config_exp}: val_db_kwargs.hide_background and kmeans_kwargs.features need masks: name them as '
+                        'val_db_kwargs.saliency')
     require_files(p, args.config_exp, 'pretraining')
     output = Path(p.output_dir)
     log = start_log(output / 'log_file.txt')
@@ -69,7 +71,10 @@ def main(argv=None):
 
     # Model
     torch.manual_seed(first_seed)
-    network = embedding_network(p, p.pretraining).to(device, memory_format=torch.channels_last).eval()
+    network = embedding_network(p, p.pretraining)
+    if p.kmeans_kwargs.features != EMBEDDING:
+        network = backbone_up_to(network, p.kmeans_kwargs.features)
+    network = network.to(device, memory_format=torch.channels_last).eval()
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
                                                      'num_seeds': args.num_seeds, 'n_clusters': n_clusters})
     log.info('%s: %d validation images, %s, %d clusters; masks: %s; weights: %s', folder, len(dataset),
@@ -79,16 +84,17 @@ def main(argv=None):
     # Clusters
     embedded = embed(network, loader, device, precision, len(classes), hide_background=p.val_db_kwargs.hide_background)
     seeds = range(first_seed, first_seed + args.num_seeds)
-    clusterings = cluster_all(embedded, n_clusters, seeds)
+    whitened = whiten(embedded.prototypes, p.kmeans_kwargs.components)
+    clusterings = cluster_all(whitened, embedded.histograms, n_clusters, seeds)
     iou, scores = _scores(clusterings, seeds, classes, args.metrics) if classes else (None, {})
-    shown = clusterings[0] if classes else most_compact(embedded, clusterings)
+    shown = clusterings[0] if classes else most_compact(whitened, clusterings)
 
     # Report
     names = classes or cluster_names(n_clusters)
     predictions = (shown.prediction(index, mask.array()) for index, mask in enumerate(embedded.masks))
     write_predictions(output, dataset, progress(predictions, 'Pictures', len(dataset)), names, args.num_visualizations,
                       score=False)
-    save_cluster_sheet(output / SHEET, dataset, embedded, shown, names)
+    save_cluster_sheet(output / SHEET, dataset, embedded.masks, shown, distances(whitened, shown.clusters), names)
     clusters = dict(zip(embedded.ids, (shown.clusters + 1).tolist(), strict=True))
     write_results(output, 'kmeans.py', p.pretraining, classes, iou, n_clusters=n_clusters, seeds=list(seeds), **scores,
                   clusters=clusters)

@@ -20,6 +20,7 @@ from utils.files import atomic_file
 from utils.log import start_log
 
 MOST_CLUSTERS = 50  # if nothing else is said
+FEW = 2000  # images: from here on the embedding itself is clustered, as published
 
 
 def parse_arguments(argv):
@@ -45,7 +46,7 @@ def main(argv=None):
                         'first') from error
     images = len(SegmentationDataset(Path(env.db_root) / name, 'trainaug', saliency))
     clusters = args.clusters or min(max(2, round(math.sqrt(images))), MOST_CLUSTERS)
-    settings = clustering_settings(p, str(trained / 'checkpoint.pth.tar'), clusters)
+    settings = clustering_settings(p, str(trained / 'checkpoint.pth.tar'), images, clusters)
 
     output = Path(env.root_dir) / f'{args.name}_clusters'
     log = start_log(output / 'log_file.txt')
@@ -57,19 +58,24 @@ def main(argv=None):
     kmeans.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device])
 
 
-def clustering_settings(p, checkpoint, clusters):
-    """The experiment for kmeans.py. p: configuration of the pre-training. clusters: of objects, background not counted."""
-    # Objects are on average as large in a view as in the image at about 4/3 of the view's side; larger ones are told apart
-    # better (Touvron et al., NeurIPS 2019).
+def clustering_settings(p, checkpoint, images, clusters):
+    """The experiment for kmeans.py. p: configuration of the pre-training. clusters: of objects, background not counted.
+
+    With few images the contrast tells these apart, also by what is around the objects, so that is hidden here. It leaves the
+    embedding little of what their objects have in common; the backbone's third stage still has it (as the layers before a
+    contrastive head do, Chen et al., ICML 2020). Whitening makes noise of all but a few of its components.
+    """
     side = 2 * p['transformation_kwargs']['crop_size']
+    few = images < FEW
     return {
         'val_db_name': p['train_db_name'],
-        # With few images a network also tells them apart by what is around the objects: this is not shown to it here.
-        'val_db_kwargs': {'split': 'trainaug', 'saliency': p['train_db_kwargs']['saliency'], 'hide_background': True},
+        'val_db_kwargs': {'split': 'trainaug', 'saliency': p['train_db_kwargs']['saliency'], 'hide_background': few},
         'num_workers': p['num_workers'], 'transformation_kwargs': {'resolution': [side, side]},
         'backbone': p['backbone'], 'backbone_kwargs': {'dilated': p['backbone_kwargs']['dilated']},
         'model_kwargs': p['model_kwargs'], 'head': p['head'],
-        'pretraining': checkpoint, 'kmeans_eval': True, 'kmeans_kwargs': {'n_clusters': clusters + 1},
+        'pretraining': checkpoint, 'kmeans_eval': True,
+        'kmeans_kwargs': {'n_clusters': clusters + 1, 'features': 'layer3' if few else 'embedding',
+                          'components': min(max(4, images // 8), 32)},
     }
 
 

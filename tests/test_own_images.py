@@ -71,7 +71,8 @@ def test_from_a_folder_to_a_sheet(few_steps, train, env, photographs, tmp_path, 
     for name in ids:
         mask = np.array(Image.open(tmp_path / 'datasets' / 'mine' / 'saliency_robust_background' / f'{name}.png')) == 255
         shown = np.array(Image.open(output / 'mine_clusters' / 'predictions' / f'{name}.png'))
-        assert set(np.unique(shown)) == {0, results['clusters'][name]} and (shown > 0).mean() == pytest.approx(mask.mean(), abs=.1)
+        assert set(np.unique(shown)) == {0, results['clusters'][name]}
+        assert (shown > 0).mean() == pytest.approx(mask.mean(), abs=0.1)
         assert (output / 'mine_clusters' / 'visualization' / f'{name}.png').is_file()
     assert np.asarray(Image.open(output / 'mine_clusters' / 'clusters.png')).shape[0] == 240  # two rows
 

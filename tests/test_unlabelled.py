@@ -18,7 +18,9 @@ from data.palette import VOC_COLOURS
 from evaluation.clustering import distances
 from evaluation.embedding import embed
 from evaluation.images import EvaluationImages
+from evaluation.weights import backbone_up_to
 from kmeans import main
+from models.interpolation import resize
 
 CELL, TITLE = (120, 150), 140
 
@@ -109,8 +111,33 @@ def test_hidden_background(toy_network, unlabelled, run, experiment, user_error)
     assert np.abs(hidden - open_).max() > 0.01
     masks = {'val_db_kwargs.saliency': 'supervised_model', 'kmeans_kwargs.n_clusters': 4}
     assert run({**masks, 'val_db_kwargs.hide_background': True})['clusters'].keys() == set(IDS)
-    line = user_error(lambda: run({'val_db_kwargs.hide_background': True, 'kmeans_kwargs.n_clusters': 4}))
-    assert 'val_db_kwargs.hide_background needs masks' in line
+    for change in ({'val_db_kwargs.hide_background': True}, {'kmeans_kwargs.features': 'layer3'}):
+        line = user_error(lambda change=change: run({**change, 'kmeans_kwargs.n_clusters': 4}))
+        assert 'val_db_kwargs.hide_background and kmeans_kwargs.features need masks' in line
+
+
+@pytest.mark.parametrize('stage, components', [('layer1', 3), ('layer3', 6)])
+def test_clusters_of_backbone_features(toy_network, unlabelled, run, stage, components):
+    vectors = []
+    for name in IDS:
+        mask = np.asarray(Image.open(unlabelled / 'Toys' / 'saliency_supervised_model' / f'{name}.png')) == 255
+        mask = cv2.resize(mask.astype(np.uint8), RESOLUTION[::-1], interpolation=cv2.INTER_NEAREST)
+        backbone = toy_network.backbone
+        with torch.no_grad():
+            x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(plain_input(unlabelled / 'Toys', name)))))
+            for part in ('layer1', 'layer2', 'layer3')[:int(stage[-1])]:
+                x = getattr(backbone, part)(x)
+        total = (resize(x, RESOLUTION)[0].double() * torch.tensor(mask)).sum((1, 2))
+        vectors.append((total / max(total.norm(), 1e-12)).numpy())
+    found = embed(backbone_up_to(toy_network, stage), make_loader(EvaluationImages(SegmentationDataset(
+        unlabelled / 'Toys', 'val', saliency='supervised_model'), RESOLUTION, 0), 0, torch.device('cpu'), batch_size=5),
+        torch.device('cpu'), 'none', 0).prototypes
+    assert np.abs(found - np.stack(vectors)).max() < 1e-4
+    results = run({'val_db_kwargs.saliency': 'supervised_model', 'kmeans_kwargs': {
+        'n_clusters': 4, 'features': stage, 'components': components}}, ['--num_seeds', '1'])
+    whitened = PCA(components, whiten=True, svd_solver='full').fit_transform(found)
+    clusters = MiniBatchKMeans(3, batch_size=1000, n_init=3, random_state=1234).fit_predict(whitened)
+    assert list(results['clusters'].values()) == (clusters + 1).tolist()
 
 
 def test_another_split(run, unlabelled):

@@ -9,7 +9,7 @@ from utils.sources import TORCHVISION
 IMAGENET = 'imagenet_classification'
 MANY = 2000  # images: from here on a larger network has enough to learn from
 FEW = 500    # below, an embedding of more channels would be noise to K-means, which whitens them
-STEPS, EPOCHS = {'cpu': 900, 'other': 4000}, 10  # at least: of all, and over each image
+STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 10  # at least: of all, and over each image
 TIMEOUT = 20  # seconds to wait for a server
 
 
@@ -44,9 +44,11 @@ def training_settings(name, saliency, images, device, weights):
     batch = min(16 if on_cpu else 64, images)
     steps = STEPS['cpu' if on_cpu else 'other']
     epochs = max(EPOCHS, math.ceil(steps / (images // batch)))
+    # An image's own prototype in the queue is a negative that it can't be told from: a quarter of the images at most.
+    queue = batch * min(max(1, images // (4 * batch)), 4)
     settings = {
         'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'train_batch_size': batch,
-        'num_workers': 2 if on_cpu else 8, 'transformation_kwargs': {'crop_size': 80 if on_cpu else 224},
+        'num_workers': 2 if on_cpu else 8, 'transformation_kwargs': {'crop_size': 96 if on_cpu else 224},
         'on_bad_image': 'skip',
         'backbone': backbone, 'backbone_kwargs': {'dilated': True, 'pretraining': weights},
         'model_kwargs': {'ndim': 16 if images < FEW else 32, 'head': 'linear', 'upsample': True,
@@ -55,10 +57,10 @@ def training_settings(name, saliency, images, device, weights):
         'epochs': epochs, 'scheduler': 'poly', 'seed': 1,
     }
     if weights:
-        settings |= {'moco_kwargs': {'T': 0.5, 'm': 0.99, 'K': 2 * batch}, 'optimizer': 'sgd',
+        settings |= {'moco_kwargs': {'T': 0.5, 'm': 0.99, 'K': queue}, 'optimizer': 'sgd',
                      'optimizer_kwargs': {'lr': 0.004, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False}}
     else:
-        settings |= {'moco_kwargs': {'T': 0.2, 'm': 0.9, 'K': 2 * batch}, 'optimizer': 'adam',
+        settings |= {'moco_kwargs': {'T': 0.2, 'm': 0.9, 'K': queue}, 'optimizer': 'adam',
                      'optimizer_kwargs': {'lr': 0.001, 'weight_decay': 0.0001}}
     crop, ndim = settings['transformation_kwargs']['crop_size'], settings['model_kwargs']['ndim']
     reasons = [f'{images} images on {device.type}: {backbone}, views of {crop} pixels, batches of {batch}, '

@@ -52,14 +52,16 @@ def read_env(file):
 
 
 def differing_keys(p, other, script, ignored=()):
-    """Names of the keys that `script` reads, nested ones with a dot, whose values differ between two configurations."""
-    names = [key.name for key in KEYS if script in key.readers and key.name not in ignored]
-    return [name for name in names if _get(p, name) != _get(other, name)]
+    """Names of the keys that `script` reads, nested ones with a dot, whose values differ between two configurations. A key that
+    one of them lacks, as it was written before there was such a key, has its default."""
+    keys = [key for key in KEYS if script in key.readers and key.name not in ignored]
+    return [key.name for key in keys if _get(p, key) != _get(other, key)]
 
 
-def _get(p, name):
-    group, _, inner = name.rpartition('.')
-    return plain(((p.get(group) or {}) if group else p).get(inner))
+def _get(p, key):
+    group, _, inner = key.name.rpartition('.')
+    values = (p.get(group) or {}) if group else p
+    return plain(values.get(inner, None if key.default is REQUIRED else key.default))
 
 
 def plain(value):

@@ -3,7 +3,6 @@ import cv2
 import numpy as np
 
 from data.palette import VOC_COLOURS
-from evaluation.clustering import distances, whiten
 from evaluation.pictures import FONT, overlay, save_picture, thumbnail
 
 SHEET = 'clusters.png'
@@ -16,15 +15,17 @@ def cluster_names(n_clusters):
     return ('background', *(f'cluster {number}' for number in range(1, n_clusters)))
 
 
-def save_cluster_sheet(path, dataset, embedded, clustering, names):
-    """Write the sheet of a `Clustering` of an `Embedded` split. names: of what `clustering.classes_of` gives."""
-    order = distances(whiten(embedded.prototypes), clustering.clusters)
+def save_cluster_sheet(path, dataset, masks, clustering, order, names):
+    """Write the sheet of a `Clustering` of the M images of `dataset`, whose `CompressedMask`s are `masks`.
+
+    order: M values; the images of the smallest come first. names: of what `clustering.classes_of` gives.
+    """
     rows = []
     for cluster, label in enumerate(clustering.classes_of[1:]):
         members = np.flatnonzero(clustering.clusters == cluster)
         typical = members[np.argsort(order[members], kind='stable')][:COLUMNS]
         title = dict.fromkeys((f'cluster {cluster + 1}', names[label], f'{len(members)} images'))
-        pictures = [overlay(dataset[index]['image'], embedded.masks[index].array() * np.uint8(label)) for index in typical]
+        pictures = [overlay(dataset[index]['image'], masks[index].array() * np.uint8(label)) for index in typical]
         rows.append(_row(title, VOC_COLOURS[label], pictures))
     save_picture(path, np.concatenate(rows))
 

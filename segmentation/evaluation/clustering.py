@@ -35,21 +35,19 @@ METRICS = {'Accuracy': lambda clustering: scoring.accuracy(clustering.confusion)
            'ARI': lambda clustering: scoring.adjusted_rand_index(clustering.by_id)}
 
 
-def cluster_all(embedded, n_clusters, seeds):
+def cluster_all(whitened, histograms, n_clusters, seeds):
     """A `Clustering` for each seed. n_clusters counts background, so K-means itself gets one less."""
-    whitened = whiten(embedded.prototypes)
-    return [score(embedded.histograms, cluster(whitened, n_clusters - 1, seed), n_clusters) for seed in seeds]
+    return [score(histograms, cluster(whitened, n_clusters - 1, seed), n_clusters) for seed in seeds]
 
 
-def most_compact(embedded, clusterings):
+def most_compact(whitened, clusterings):
     """The clustering of the smallest sum of squared distances, which is what K-means minimises: the best without labels."""
-    whitened = whiten(embedded.prototypes)
     return min(clusterings, key=lambda clustering: (distances(whitened, clustering.clusters) ** 2).sum())
 
 
-def whiten(prototypes):
-    """PCA with whitening to min(32, D, M) components. prototypes: M x D. Returns M x components."""
-    components = min(COMPONENTS, *prototypes.shape)
+def whiten(prototypes, components=COMPONENTS):
+    """PCA with whitening to min(components, D, M) components. prototypes: M x D. Returns M x components."""
+    components = min(components, *prototypes.shape)
     return PCA(n_components=components, whiten=True, svd_solver='full').fit_transform(prototypes)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from models.factory import get_model
+from models.networks import BackboneNetwork
 from models.weights import backbone_weights
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
@@ -42,6 +43,13 @@ def embedding_network(p, path):
     else:
         _warn_of_random_weights()
     return network
+
+
+def backbone_up_to(network, stage):
+    """The part of a network's backbone that ends with `stage` ('layer1' to 'layer4'), as a network of its own."""
+    parts = dict(network.backbone.named_children())
+    names = list(parts)[:list(parts).index(stage) + 1]
+    return BackboneNetwork(nn.Sequential(*(parts[name] for name in names)))
 
 
 def frozen_weights(p, path):
