@@ -1,14 +1,18 @@
 """Images, masks and labels from files. A file that can't be read whole is an error that names it."""
 import io
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from utils.errors import UserError
 
 JPEG_START, JPEG_END, PNG_START, PNG_END = b'\xff\xd8', b'\xff\xd9', b'\x89PNG', b'IEND\xaeB`\x82'
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # that undo an EXIF orientation
 
 
 def read_image(path):
@@ -18,7 +22,10 @@ def read_image(path):
     """
     data = _bytes(path)
     if _ends_whole(data):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error:  # more pixels than OpenCV reads
+            image = None
         if image is not None:
             return image
     return np.asarray(_open(path, data).convert('RGB')).copy()  # also says what is wrong with the file
@@ -32,12 +39,17 @@ def read_photograph(path):
     """
     if is_plain_jpeg(path):
         return read_image(path)
-    image = ImageOps.exif_transpose(_open(path, _bytes(path)))
-    if image.has_transparency_data:
+    image = _open(path, _bytes(path))
+    turn = TURNS.get(_orientation(image))
+    image = image if turn is None else image.transpose(turn)
+    if image.mode.startswith('I'):
+        values = np.asarray(image)
+        gray = (values.clip(0, 65535) // 257).astype(np.uint8)
+        gray[values == image.info.get('transparency')] = 255
+        image = Image.fromarray(gray)
+    elif image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    elif image.mode.startswith('I'):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     elif image.mode == 'F':
         raise UserError(f'{path}: pixels are floating-point numbers of unknown range: save it with 8 or 16 bits')
     return np.asarray(image.convert('RGB')).copy()
@@ -47,8 +59,7 @@ def is_plain_jpeg(path):
     """Whether a file is a JPEG in RGB or gray that is stored upright, of which `read_image` gives what a viewer shows."""
     try:
         with Image.open(path) as image:
-            return (image.format == 'JPEG' and image.mode in ('RGB', 'L')
-                    and image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+            return image.format == 'JPEG' and image.mode in ('RGB', 'L') and _orientation(image) == 1
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # whoever reads it will say so
         return False
 
@@ -81,6 +92,14 @@ def read_gray(path):
     if values.dtype != np.uint8:
         raise UserError(f'{path}: masks must be 8-bit images (255 = object), not of mode {image.mode}')
     return values[..., 0] if values.ndim == 3 else values
+
+
+def _orientation(image):
+    """The EXIF orientation, 1 for upright, which is also what a damaged EXIF block says."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return 1
 
 
 def _bytes(path):
