@@ -20,7 +20,7 @@ class ImageFolder:
     """
 
     def __init__(self, folder, without=None):
-        self.folder = Path(folder or 'an empty name').resolve()
+        self.folder = Path(os.path.realpath(folder or 'an empty name'))  # Path.resolve() fails on a loop of links
         if not self.folder.is_dir():
             raise UserError(f'{self.folder} is no folder of images')
         self.others = Counter()
@@ -41,9 +41,10 @@ class ImageFolder:
         """Paths of the images below the folder, as text."""
         def fail(error):
             raise UserError(f'{error.filename} could not be read ({error.strerror})') from error
-        without = without and Path(without).resolve()
+        without = without and os.path.realpath(without)
         for root, folders, files in os.walk(self.folder, onerror=fail):
-            folders[:] = [name for name in folders if not name.startswith('.') and Path(root, name).resolve() != without]
+            folders[:] = [name for name in folders
+                          if not name.startswith('.') and os.path.realpath(os.path.join(root, name)) != without]
             for name in files:
                 suffix = os.path.splitext(name)[1].lower()
                 if name.startswith('.'):
