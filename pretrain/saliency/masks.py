@@ -1,4 +1,5 @@
 """From photographs to images and masks of a data set."""
+import io
 import os
 from dataclasses import dataclass
 
@@ -88,11 +89,14 @@ def shrink(image, max_side):
 
 def save_image(path, image, source=None):
     """Write an H x W x 3 uint8 image as a JPEG, or copy the file `source`, which is that already."""
+    if source:
+        content = source.read_bytes()
+    else:
+        buffer = io.BytesIO()  # straight into a file PIL would not notice a full disk
+        Image.fromarray(image).save(buffer, format='JPEG', quality=QUALITY)
+        content = buffer.getvalue()
     with atomic_file(path, flush=False) as file:
-        if source:
-            file.write(source.read_bytes())
-        else:
-            Image.fromarray(image).save(file, format='JPEG', quality=QUALITY)
+        file.write(content)
 
 
 def save_mask(path, mask):
