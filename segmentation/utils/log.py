@@ -20,6 +20,13 @@ COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn', 'pydensecrf2')
 
 
+class _Formatter(logging.Formatter):
+    """Shows what is no text in a file's name as an escape, which every terminal and file takes."""
+
+    def format(self, record):
+        return super().format(record).encode(errors='backslashreplace').decode()
+
+
 class _Console(logging.Handler):
     """Prints beside tqdm's bars: messages to stdout, errors to stderr."""
 
@@ -42,7 +49,9 @@ def start_log(log_file=None):
     stop_log()
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.addHandler(_Console())
+    console = _Console()
+    console.setFormatter(_Formatter())
+    log.addHandler(console)
     if log_file is None:
         return log
     make_folder(Path(log_file).parent)
@@ -50,7 +59,7 @@ def start_log(log_file=None):
         file = logging.FileHandler(log_file, encoding='utf-8')
     except OSError as error:
         raise UserError(f'{log_file} could not be written ({error.strerror})') from error
-    file.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%Y-%m-%d %H:%M:%S'))
+    file.setFormatter(_Formatter('%(asctime)s %(message)s', datefmt='%Y-%m-%d %H:%M:%S'))
     log.addHandler(file)
     return log
 
