@@ -87,7 +87,7 @@ def main(argv=None):
                    'masks': len(results) - len(skipped), 'skipped': skipped,
                    'cover': {result['id']: result['cover'] for result in results if result['cover'] is not None},
                    'seconds': seconds, 'images_per_second': len(results) / seconds}, file, indent=1)
-    if target.images is None and (out / 'sets' / 'trainaug.txt').is_file():
+    if target.images is None and any((out / 'sets').glob('*.txt')):
         splits = 'splits as they were'
     else:
         trainaug, val = write_splits(out, photographs.ids, args.val_fraction)
