@@ -39,6 +39,8 @@ def open_data_set(out, photographs, name, max_side):
             if sources.get(image_id, source) != source:
                 for mask in out.glob(f'saliency_*/{_escape(image_id)}.png'):
                     mask.unlink()
+        # Whose masks are still there, for when another photograph gets the id of one that is gone
+        record['photographs'] = {**earlier['photographs'], **sources}
     with atomic_file(out / SOURCES, 'w') as file:
         json.dump(record, file, indent=1)
     return Target(out / 'images', out / f'saliency_{name}', max_side)
