@@ -53,7 +53,11 @@ def _read(out):
     if not out.is_dir():
         raise UserError(f'{out} is a file: name another --out')
     try:
-        return json.loads((out / SOURCES).read_text(encoding='utf-8'))
+        record = json.loads((out / SOURCES).read_text(encoding='utf-8'))
+        if not (isinstance(record, dict) and {'folder', 'max_side', 'photographs'} <= record.keys()
+                and isinstance(record['photographs'], dict)):
+            raise ValueError('it is no record of photographs')
+        return record
     except FileNotFoundError:
         if any(out.iterdir()):
             raise UserError(f'{out} is not empty and was not made by generate_masks.py: name another --out') from None
