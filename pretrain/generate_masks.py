@@ -60,7 +60,7 @@ def main(argv=None):
     photographs = ImageFolder(args.images, without=out)
     options = {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'onnx_logits': args.onnx_logits,
                'weights': args.weights and os.path.abspath(args.weights), 'vit': args.vit}
-    require_same_options(out / f'config_{name}.yml', options)
+    require_same_options(out / f'config_{name}.yml', options, out / f'saliency_{name}')
     estimator = get_estimator(name, args.onnx, args.onnx_logits, args.vit, args.weights, choose_device(args.device))
     target = open_data_set(out, photographs, name, args.max_side)
     log = start_log(out / 'log_file.txt')

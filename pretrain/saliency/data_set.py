@@ -71,16 +71,18 @@ def _escape(name):
     return ''.join(f'[{char}]' if char in '*?[' else char for char in name)
 
 
-def require_same_options(path, options):
-    """Raise `UserError` when the configuration that an earlier run left at `path` has other `options`: masks of two kinds would
-    stand in one folder."""
+def require_same_options(path, options, masks):
+    """Raise `UserError` when the configuration that an earlier run left at `path` has other `options`, and `masks`, a folder,
+    holds any: masks of two kinds would stand in one folder."""
+    if not any(Path(masks).rglob('*.png')):  # the run failed at once, say because it lacked the option that is given now
+        return
     try:
         earlier = yaml.safe_load(Path(path).read_text())['options']
+        differing = [key for key, value in options.items() if earlier.get(key) != value]
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f'{path} could not be read ({error}): move it away, and the masks that it is about') from error
-    differing = [key for key, value in options.items() if earlier.get(key) != value]
     if differing:
         raise UserError(f'{path}: masks of this name were made with another --{", --".join(differing)}: give the same, or '
                         'another --model NAME beside --onnx, or move them away')
