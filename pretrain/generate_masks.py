@@ -42,7 +42,7 @@ def parse_arguments(argv):
     parser.add_argument('--val_fraction', type=_fraction, default=0.0, metavar='F',
                         help='share of the images that go to the split val instead of trainaug (default: 0)')
     parser.add_argument('--max_side', type=_pixels, default=1024, metavar='PIXELS',
-                        help='longer sides are shrunk to this many pixels; 0: never (default: 1024)')
+                        help='longer sides of copied images are shrunk to this many pixels; 0: never (default: 1024)')
     parser.add_argument('--num_workers', type=_pixels, help=f'processes (default: one a core for {ROBUST_BACKGROUND}; 0 for '
                                                             'networks, which use all cores by themselves)')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',

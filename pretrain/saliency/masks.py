@@ -1,4 +1,5 @@
 """From photographs to images and masks of a data set."""
+import contextlib
 import io
 import os
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class MaskJobs(torch.utils.data.Dataset):
         image_path = self.target.images / f'{name}.jpg' if self.target.images else source
         result = {'id': name, 'cover': None, 'skipped': None}
         if _is_younger(mask_path, source) and image_path.is_file():
-            return {**result, 'cover': float(read_saliency(mask_path).mean())}
+            with contextlib.suppress(UserError):  # a damaged mask is made again
+                return {**result, 'cover': float(read_saliency(mask_path).mean())}
         try:
             original = read_photograph(source) if self.target.images else read_image(source)
         except UserError as error:
