@@ -36,12 +36,12 @@ demo: .venv/installed
 	cd segmentation && $(PY) demo.py $(ENV)
 
 # IMAGES may hold spaces: make gives it to the commands as it is.
-mine: .venv/installed
+mine: .venv/installed $(if $(filter-out robust_background,$(MODEL)),.venv/installed-saliency)
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
-	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name $(NAME) \
-	  $(if $(MODEL),--model $(MODEL)) $(if $(WEIGHTS),--weights $(WEIGHTS))
-	$(BIN)/python segmentation/own_clusters.py --config_env segmentation/configs/env.yml --name $(NAME) \
-	  $(if $(CLUSTERS),--clusters $(CLUSTERS))
+	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" \
+	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(CLUSTERS),--clusters "$(CLUSTERS)")
+	$(BIN)/python segmentation/own_clusters.py --config_env segmentation/configs/env.yml --name "$(NAME)" \
+	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)")
 
 reproduce: .venv/installed
 	cd segmentation && $(PY) reproduce.py $(ENV) $(ARGS)

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data.dataset import VOID, SegmentationDataset  # noqa: E402
-from saliency.estimators import MODELS, ROBUST_BACKGROUND, get_estimator  # noqa: E402
+from saliency.estimators import MODELS, ROBUST_BACKGROUND, VIT, get_estimator  # noqa: E402
 from saliency.masks import SMALLEST, object_mask  # noqa: E402
 
 
@@ -30,7 +30,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--split', default='val', help='default: val')
     parser.add_argument('--model', default=ROBUST_BACKGROUND, choices=MODELS, help='default: %(default)s')
     parser.add_argument('--weights', help='of tokencut: state dict of the ViT')
-    parser.add_argument('--vit', default='vit_small_patch16_224.dino', help='of tokencut (default: %(default)s)')
+    parser.add_argument('--vit', default=VIT, help='of tokencut (default: %(default)s)')
     parser.add_argument('--side', type=int, default=400, help='longer side of the images in pixels (default: 400)')
     return parser.parse_args(argv)
 

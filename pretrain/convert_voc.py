@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.log import start_log
 
 
-def parse(argv):
+def parse_arguments(argv):
     parser = make_plain_parser(__doc__)
     parser.add_argument('--voc', required=True, metavar='PATH',
                         help='VOCtrainval_11-May-2012.tar, or the folder it unpacks to (VOCdevkit or VOC2012)')
@@ -29,7 +29,7 @@ def parse(argv):
 
 @command
 def main(argv=None):
-    args = parse(argv)
+    args = parse_arguments(argv)
     log = start_log()
     out = Path(args.out)
     if os.path.lexists(out):

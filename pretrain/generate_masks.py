@@ -16,8 +16,8 @@ from pathlib import Path
 
 from data.batches import make_loader
 from data.folder import ImageFolder
-from saliency.data_set import open_data_set, require_same_options, write_splits
-from saliency.estimators import MODELS, ROBUST_BACKGROUND, get_estimator
+from saliency.data_set import MaskDataSet, require_same_options
+from saliency.estimators import MODELS, ROBUST_BACKGROUND, TOKENCUT, VIT, get_estimator
 from saliency.masks import MaskJobs
 from utils.command import command, make_plain_parser
 from utils.device import choose_device
@@ -37,13 +37,12 @@ def parse_arguments(argv):
     parser.add_argument('--onnx', metavar='PATH', help='an ONNX file with a saliency network')
     parser.add_argument('--onnx_logits', action='store_true', help='its output is logits (default: probabilities)')
     parser.add_argument('--weights', metavar='PATH', help="of tokencut: state dict of the ViT (default: fetched by timm)")
-    parser.add_argument('--vit', default='vit_small_patch16_224.dino', metavar='NAME',
-                        help="of tokencut: timm's name of a ViT (default: %(default)s)")
-    parser.add_argument('--val_fraction', type=_fraction, default=0.0, metavar='F',
-                        help='share of the images that go to the split val instead of trainaug (default: 0)')
-    parser.add_argument('--max_side', type=_pixels, default=1024, metavar='PIXELS',
+    parser.add_argument('--vit', metavar='NAME', help=f"of tokencut: timm's name of a ViT (default: {VIT})")
+    parser.add_argument('--val_fraction', type=_fraction, metavar='F',
+                        help='share of the images that go to the split val instead of trainaug (default: as before, or 0)')
+    parser.add_argument('--max_side', type=_count, default=1024, metavar='PIXELS',
                         help='longer sides of copied images are shrunk to this many pixels; 0: never (default: 1024)')
-    parser.add_argument('--num_workers', type=_pixels, help=f'processes (default: one a core for {ROBUST_BACKGROUND}; 0 for '
+    parser.add_argument('--num_workers', type=_count, help=f'processes (default: one a core for {ROBUST_BACKGROUND}; 0 for '
                                                             'networks, which use all cores by themselves)')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
                         help='where networks compute (default: auto, the first there is of cuda, mps and cpu)')
@@ -53,28 +52,27 @@ def parse_arguments(argv):
 @command
 def main(argv=None):
     args = parse_arguments(argv)
-    name = args.model or (Path(args.onnx).stem if args.onnx else ROBUST_BACKGROUND)
-    if not re.fullmatch(r'\w[\w.-]*', name):
-        raise UserError(f'--model {name}: use letters, digits, dots, hyphens and underscores, as it names a folder')
-    out = Path(args.out)
+    name, options = _options(args)
+    out, device = Path(args.out).expanduser(), choose_device(args.device)
+    if args.num_workers and name != ROBUST_BACKGROUND and device.type != 'cpu':
+        raise UserError('--num_workers: a network on a GPU runs in one process: leave it out')
     photographs = ImageFolder(args.images, without=out)
-    options = {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'onnx_logits': args.onnx_logits,
-               'weights': args.weights and os.path.abspath(args.weights), 'vit': args.vit}
     require_same_options(out / f'config_{name}.yml', options, out / f'saliency_{name}')
-    estimator = get_estimator(name, args.onnx, args.onnx_logits, args.vit, args.weights, choose_device(args.device))
-    target = open_data_set(out, photographs, name, args.max_side)
+    data_set = MaskDataSet(out, photographs, name, args.max_side, args.val_fraction)
+    estimator = get_estimator(name, args.onnx, args.onnx_logits, args.vit or VIT, args.weights, device)
+    data_set.begin()
     log = start_log(out / 'log_file.txt')
     write_config(out / f'config_{name}.yml', {'options': options, **vars(args)})
     others = ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in sorted(photographs.others.items()))
     log.info('%s: %d images%s; masks: %s', photographs.folder, len(photographs), f' (other files: {others})' if others else '',
-             target.masks)
+             data_set.target.masks)
 
     # Masks
     workers = args.num_workers
     if workers is None:
         workers = cores() if name == ROBUST_BACKGROUND and cores() > 1 else 0
     start = time.monotonic()
-    loader = make_loader(MaskJobs(photographs, estimator, target), workers, choose_device('cpu'), batch_size=1)
+    loader = make_loader(MaskJobs(photographs, estimator, data_set.target), workers, choose_device('cpu'), batch_size=1)
     results = [{key: values[0] for key, values in batch.items()} for batch in progress(loader, 'Masks')]
     seconds = time.monotonic() - start
 
@@ -87,13 +85,23 @@ def main(argv=None):
                    'masks': len(results) - len(skipped), 'skipped': skipped,
                    'cover': {result['id']: result['cover'] for result in results if result['cover'] is not None},
                    'seconds': seconds, 'images_per_second': len(results) / seconds}, file, indent=1)
-    if target.images is None and any((out / 'sets').glob('*.txt')):
-        splits = 'splits as they were'
-    else:
-        trainaug, val = write_splits(out, photographs.ids, args.val_fraction)
-        splits = f'trainaug {trainaug}, val {val}'
-    log.info('%s: %d masks, %d images skipped, %s; %.1f images/s', out, len(results) - len(skipped), len(skipped), splits,
-             len(results) / seconds)
+    log.info('%s: %d masks, %d images skipped, %s; %.1f images/s', out, len(results) - len(skipped), len(skipped),
+             data_set.write_splits(), len(results) / seconds)
+
+
+def _options(args):
+    """The name of the masks, and all that they depend on. Raises `UserError` for flags that don't go together."""
+    name = args.model or (Path(args.onnx).stem if args.onnx else ROBUST_BACKGROUND)
+    if not re.fullmatch(r'\w[\w.-]*', name):
+        raise UserError(f'--model {name}: use letters, digits, dots, hyphens and underscores, as it names a folder')
+    if args.onnx and name in MODELS:
+        raise UserError(f'--model {name}: with --onnx give its masks a name of their own')
+    if args.onnx_logits and not args.onnx:
+        raise UserError('--onnx_logits: this is about the output of a network given with --onnx')
+    if (args.weights or args.vit) and name != TOKENCUT:
+        raise UserError('--weights and --vit are for --model tokencut')
+    return name, {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'onnx_logits': args.onnx_logits,
+                  'weights': args.weights and os.path.abspath(args.weights), 'vit': args.vit}
 
 
 def _fraction(text):
@@ -106,7 +114,7 @@ def _fraction(text):
     return value
 
 
-def _pixels(text):
+def _count(text):
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'must be an integer of at least 0, not {text}')
     return int(text)

@@ -3,19 +3,20 @@
     python own_images.py --config_env configs/env.yml --images DIR [--name mine] [--model robust_background]
 
 Makes the data set <db_root>/<name> (see generate_masks.py) and the experiment <root_dir>/<name>/<name>.yml, and runs main.py on
-it. Given again, it goes on where it stopped; where photographs have been added, the training starts over, and the earlier
-run's folder is renamed. `make mine` runs this and then own_clusters.py in segmentation/.
+it. Given again, it goes on where it stopped; where photographs have been added or changed, the training starts over, and the
+earlier run's folder is renamed. `make mine` runs this and then own_clusters.py in segmentation/.
 """
+import re
 from pathlib import Path
 
 import yaml
 
 import generate_masks
 import main as pretraining
-from contrastive.settings import IMAGENET, backbone_for, training_settings, weights_at_hand
-from data.dataset import SegmentationDataset
+from contrastive.settings import IMAGENET, earlier_settings, fingerprint, initial_weights, training_settings
+from data.dataset import VOC, SegmentationDataset
 from saliency.estimators import MODELS, ROBUST_BACKGROUND
-from utils.command import command, make_env_parser
+from utils.command import add_machine_flags, command, make_env_parser
 from utils.config import read_env
 from utils.device import choose_device
 from utils.errors import UserError
@@ -32,8 +33,8 @@ def parse_arguments(argv):
     parser.add_argument('--weights', default='auto', choices=('auto', 'none', IMAGENET),
                         help='initial weights of the backbone (default: auto, those of ImageNet where they are on disk or can '
                              'be fetched, else none)')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
-                        help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
+    parser.add_argument('--clusters', type=int, metavar='N', help='clusters that are wanted afterwards; only checked here')
+    add_machine_flags(parser, amp='auto')
     return parser.parse_args(argv)
 
 
@@ -41,36 +42,44 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     env = read_env(args.config_env)
-    if Path(args.name).name != args.name:
-        raise UserError(f'--name {args.name}: a name without folders is needed, as it is that of a folder')
+    if not re.fullmatch(r'\w[\w.-]*', args.name) or args.name in (VOC, 'Shapes'):
+        raise UserError(f'--name {args.name}: use letters, digits, dots, hyphens and underscores, and no name of a data set '
+                        'that there is already')
+    if args.clusters is not None and not 1 <= args.clusters <= 254:
+        raise UserError(f'--clusters must be from 1 to 254, not {args.clusters}')
     device = choose_device(args.device)
     folder, output = Path(env.db_root) / args.name, Path(env.root_dir) / args.name
-    experiment = output / f'{args.name}.yml'
 
     # Masks
     generate_masks.main(['--images', args.images, '--out', str(folder), '--model', args.model, '--device', args.device])
-    images = len(SegmentationDataset(folder, 'trainaug', saliency=args.model, drop_missing=True))
+    dataset = SegmentationDataset(folder, 'trainaug', saliency=args.model, drop_missing=True)
+    if args.clusters and args.clusters > len(dataset):
+        raise UserError(f'--clusters {args.clusters}: there are only {len(dataset)} images with masks')
 
     # Settings
     log = start_log()
-    earlier = yaml.safe_load(experiment.read_text()) if experiment.is_file() else None
-    weights, why = {'none': None, 'auto': None}.get(args.weights, args.weights), None
-    if args.weights == 'auto' and earlier:  # a run that goes on keeps what it began with
-        weights = earlier['backbone_kwargs']['pretraining']
-    elif args.weights == 'auto':
-        weights, why = weights_at_hand(backbone_for(images, device))
-    settings, reasons = training_settings(args.name, args.model, images, device, weights)
-    if earlier not in (None, settings):
-        log.info('The settings are others than those of the earlier run, which is now in %s', set_aside(output))
+    experiment, seen = output / f'{args.name}.yml', output / 'images.sha256'
+    earlier, trained_on = earlier_settings(experiment, seen)
+    settings, reasons = training_settings(args.name, args.model, len(dataset), device)
+    weights, why = initial_weights(args.weights, settings, earlier)
+    settings |= weights
+    images = fingerprint(dataset)
+    if output.exists() and (earlier, trained_on) != (settings, images):
+        log.info('Photographs or settings are others than those of the earlier run, which is now in %s', set_aside(output))
     log = start_log(output / 'log_file.txt')
-    for reason in [*reasons, *([why] if why else [])]:
+    for reason in (*reasons, why):
         log.info('%s', reason)
     with atomic_file(experiment, 'w') as file:
-        file.write(f'# Made by own_images.py from {images} images of {args.images}\n')
+        file.write(f'# Made by own_images.py from {len(dataset)} images. To train with other settings, copy this file\n'
+                   '# and give the copy to main.py: what is changed here is not kept.\n')
         yaml.safe_dump(settings, file, sort_keys=False)
+    with atomic_file(seen, 'w') as file:
+        file.write(images + '\n')
 
     # Pre-training
-    pretraining.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device])
+    seed = [] if args.seed is None else ['--seed', str(args.seed)]
+    pretraining.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device,
+                      '--amp', args.amp, *seed])
 
 
 if __name__ == '__main__':

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from data.dataset import VOC, SegmentationDataset, class_names, dataset_folder
+from data.dataset import VOC, class_names, dataset_folder
 from data.folder import ImageFolder
 from evaluation.confusion import class_iou
+from evaluation.folders import evaluation_split
 from evaluation.images import EvaluationImages
 from evaluation.report import add_pictures_flag, print_iou, write_results
 from evaluation.segmenting import evaluate
@@ -35,7 +36,7 @@ def parse_arguments(argv):
     parser.add_argument('--crf-postprocess', action='store_true',
                         help='refine the predictions with a fully connected CRF (default: no)')
     parser.add_argument('--images', help="a folder of images without labels, in place of the data set's split: "
-                                         'predictions and pictures only')
+                                         'predictions and pictures, no score')
     add_pictures_flag(parser)
     return parser.parse_args(argv)
 
@@ -49,11 +50,11 @@ def main(argv=None):
     weights = Path(local_file(args.state_dict, p.root_dir)).resolve()
     if not weights.is_file():
         raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
-    given = ImageFolder(args.images) if args.images is not None else None
+    given = ImageFolder(args.images, without=p.root_dir) if args.images is not None else None
     # Data
     only_names = given and p.val_db_name == VOC  # whose class names are known without fetching it
     folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
-    dataset = given or SegmentationDataset(folder, p.val_db_kwargs.split, labels=None)
+    dataset = given or evaluation_split(folder, p.val_db_kwargs.split)
     classes = class_names(folder)
     images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
 
@@ -62,7 +63,8 @@ def main(argv=None):
 
     # Output
     output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
-    subject = {'weights_sha256': sha256(weights), 'images': str(given.folder if given else dataset.split_file)}
+    other = given.folder if given else dataset.split_file if p.val_db_kwargs.split != 'val' else None
+    subject = {'weights_sha256': sha256(weights), 'images': other and str(other)}
     aside = set_aside(output) if subject_of(output) not in (None, subject) else None
     log = start_log(output / 'log_file.txt')
     if aside:

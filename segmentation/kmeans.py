@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from data.batches import make_loader
-from data.dataset import VOID, SegmentationDataset, class_names, dataset_folder
+from data.dataset import VOID, class_names, dataset_folder
 from evaluation import confusion as scoring
 from evaluation.cluster_sheet import SHEET, cluster_names, save_cluster_sheet
 from evaluation.clustering import METRICS, cluster_all, distances, most_compact, whiten
 from evaluation.embedding import embed
+from evaluation.folders import evaluation_split
 from evaluation.images import EvaluationImages
 from evaluation.report import add_pictures_flag, print_iou, write_predictions, write_results
 from evaluation.weights import backbone_up_to, embedding_network, require_masks
@@ -62,7 +63,7 @@ def main(argv=None):
 
     # Data
     folder = dataset_folder(p.db_root, p.val_db_name)
-    dataset = SegmentationDataset(folder, p.val_db_kwargs.split, saliency=p.val_db_kwargs.saliency, labels=None)
+    dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency)
     classes = class_names(folder) if dataset.labels else ()
     n_clusters = _first(args.n_clusters, p.kmeans_kwargs.n_clusters, len(classes) or None)
     _check_clusters(n_clusters, dataset)
@@ -84,20 +85,21 @@ def main(argv=None):
     # Clusters
     embedded = embed(network, loader, device, precision, len(classes), hide_background=p.val_db_kwargs.hide_background)
     seeds = range(first_seed, first_seed + args.num_seeds)
-    whitened = whiten(embedded.prototypes, p.kmeans_kwargs.components)
-    clusterings = cluster_all(whitened, embedded.histograms, n_clusters, seeds)
+    vectors = whiten(embedded.prototypes) if p.kmeans_kwargs.whiten else embedded.prototypes
+    clusterings = cluster_all(vectors, embedded.histograms, n_clusters, seeds)
     iou, scores = _scores(clusterings, seeds, classes, args.metrics) if classes else (None, {})
-    shown = clusterings[0] if classes else most_compact(whitened, clusterings)
+    chosen = 0 if classes else most_compact(vectors, clusterings)
+    shown = clusterings[chosen]
 
     # Report
     names = classes or cluster_names(n_clusters)
     predictions = (shown.prediction(index, mask.array()) for index, mask in enumerate(embedded.masks))
     write_predictions(output, dataset, progress(predictions, 'Pictures', len(dataset)), names, args.num_visualizations,
                       score=False)
-    save_cluster_sheet(output / SHEET, dataset, embedded.masks, shown, distances(whitened, shown.clusters), names)
+    save_cluster_sheet(output / SHEET, dataset, embedded.masks, shown, distances(vectors, shown.clusters), names)
     clusters = dict(zip(embedded.ids, (shown.clusters + 1).tolist(), strict=True))
     write_results(output, 'kmeans.py', p.pretraining, classes, iou, n_clusters=n_clusters, seeds=list(seeds), **scores,
-                  clusters=clusters)
+                  shown_seed=seeds[chosen], clusters=clusters)
     log.info('Clusters are shown in %s', output / SHEET)
     if classes:
         log.info('Average mIoU is %.1f', iou.mean())
@@ -107,8 +109,10 @@ def _check_clusters(n_clusters, dataset):
     if n_clusters is None:
         raise UserError(f'{dataset.folder} has no labels, so the number of clusters is yours to choose: give --n_clusters, or '
                         'kmeans_kwargs.n_clusters (background is one of them)')
-    if not 2 <= n_clusters <= VOID:
-        raise UserError(f'--n_clusters must be from 2 to {VOID} (background is one of them), not {n_clusters}')
+    if n_clusters < 2:
+        raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')
+    if not dataset.labels and n_clusters > VOID:
+        raise UserError(f'--n_clusters must be at most {VOID} without labels (predictions are 8-bit images), not {n_clusters}')
     if len(dataset) < n_clusters - 1:
         raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
                         'set kmeans_kwargs.n_clusters or --n_clusters lower')

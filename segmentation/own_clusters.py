@@ -6,21 +6,18 @@ Comes after own_images.py in pretrain/ (`make mine` runs both), reads what that 
 experiment <root_dir>/<name>_clusters/<name>_clusters.yml and runs kmeans.py on it.
 """
 import argparse
-import math
 from pathlib import Path
 
 import yaml
 
 import kmeans
 from data.dataset import SegmentationDataset
-from utils.command import command, make_env_parser
+from evaluation.settings import MOST_CLUSTERS, clustering_settings, clusters_for
+from utils.command import add_machine_flags, command, make_env_parser
 from utils.config import read_env
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.log import start_log
-
-MOST_CLUSTERS = 50  # if nothing else is said
-FEW = 2000  # images: from here on the embedding itself is clustered, as published
 
 
 def parse_arguments(argv):
@@ -28,8 +25,7 @@ def parse_arguments(argv):
     parser.add_argument('--name', default='mine', help='of the experiment of own_images.py (default: mine)')
     parser.add_argument('--clusters', type=_clusters, metavar='N',
                         help=f'clusters of objects (default: the root of the number of images, {MOST_CLUSTERS} at most)')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
-                        help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
+    add_machine_flags(parser, amp='none')
     return parser.parse_args(argv)
 
 
@@ -39,44 +35,24 @@ def main(argv=None):
     env = read_env(args.config_env)
     trained = Path(env.root_dir) / args.name
     try:
-        p = yaml.safe_load((trained / 'config.yml').read_text())
-        saliency, name = p['train_db_kwargs']['saliency'], p['train_db_name']
+        p = yaml.safe_load((trained / 'config.yml').read_text(encoding='utf-8'))
+        folder, saliency = Path(env.db_root) / p['train_db_name'], p['train_db_kwargs']['saliency']
+        images = len(SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True))
+        settings, why = clustering_settings(p, str(trained / 'checkpoint.pth.tar'), images,
+                                            args.clusters or clusters_for(images))
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f'{trained / "config.yml"} could not be read ({error}): run own_images.py --name {args.name} '
                         'first') from error
-    images = len(SegmentationDataset(Path(env.db_root) / name, 'trainaug', saliency))
-    clusters = args.clusters or min(max(2, round(math.sqrt(images))), MOST_CLUSTERS)
-    settings = clustering_settings(p, str(trained / 'checkpoint.pth.tar'), images, clusters)
 
     output = Path(env.root_dir) / f'{args.name}_clusters'
-    log = start_log(output / 'log_file.txt')
-    log.info('%d images in %d clusters%s', images, clusters, '' if args.clusters else ', about the root of their number')
+    start_log(output / 'log_file.txt').info('%s', why)
     experiment = output / f'{output.name}.yml'
     with atomic_file(experiment, 'w') as file:
         file.write('# Made by own_clusters.py\n')
         yaml.safe_dump(settings, file, sort_keys=False)
-    kmeans.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device])
-
-
-def clustering_settings(p, checkpoint, images, clusters):
-    """The experiment for kmeans.py. p: configuration of the pre-training. clusters: of objects, background not counted.
-
-    With few images the contrast tells these apart, also by what is around the objects, so that is hidden here. It leaves the
-    embedding little of what their objects have in common; the backbone's third stage still has it (as the layers before a
-    contrastive head do, Chen et al., ICML 2020). Whitening makes noise of all but a few of its components.
-    """
-    side = 2 * p['transformation_kwargs']['crop_size']
-    few = images < FEW
-    return {
-        'val_db_name': p['train_db_name'],
-        'val_db_kwargs': {'split': 'trainaug', 'saliency': p['train_db_kwargs']['saliency'], 'hide_background': few},
-        'num_workers': p['num_workers'], 'transformation_kwargs': {'resolution': [side, side]},
-        'backbone': p['backbone'], 'backbone_kwargs': {'dilated': p['backbone_kwargs']['dilated']},
-        'model_kwargs': p['model_kwargs'], 'head': p['head'],
-        'pretraining': checkpoint, 'kmeans_eval': True,
-        'kmeans_kwargs': {'n_clusters': clusters + 1, 'features': 'layer3' if few else 'embedding',
-                          'components': min(max(4, images // 8), 32)},
-    }
+    seed = [] if args.seed is None else ['--seed', str(args.seed)]
+    kmeans.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device, '--amp', args.amp,
+                 *seed])
 
 
 def _clusters(text):

@@ -7,8 +7,8 @@ from conftest import PRETRAINING
 
 from data.util.mypath import Path as MyPath
 from main import main
-from utils.config import create_config, plain
-from utils.config_keys import EVAL
+from utils.config import create_config, differing_keys, plain
+from utils.config_keys import EVAL, KMEANS
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +87,7 @@ def test_defaults_of_the_evaluations(tmp_path):
     exp.write_text(yaml.safe_dump({**common, 'kmeans_eval': True}))
     kmeans = plain(create_config(env, exp))
     assert kmeans['transformation_kwargs'] == {'resolution': [512, 512]}
-    assert kmeans['kmeans_kwargs'] == {'n_clusters': None, 'components': 32, 'features': 'embedding'}
+    assert kmeans['kmeans_kwargs'] == {'n_clusters': None, 'whiten': True, 'features': 'embedding'}
     assert kmeans['val_db_kwargs'] == {'split': 'val', 'batch_size': 10, 'saliency': None, 'hide_background': False}
     exp.write_text(yaml.safe_dump({**common, 'kmeans_eval': True, 'retrieval_kwargs': None}))
     retrieval = plain(create_config(env, exp))
@@ -281,3 +281,16 @@ def test_missing_file_ends_main(tmp_path, user_error):
     absent = str(tmp_path / 'absent.yml')
     line = user_error(lambda: main(['--config_env', str(CONFIGS / 'env.yml'), '--config_exp', absent]))
     assert line.startswith(f'error: {absent}: ')
+
+
+def test_configurations_from_before_there_was_a_key_have_its_default(tmp_path):
+    env, exp = tmp_path / 'env.yml', tmp_path / 'evaluation.yml'
+    env.write_text(f'root_dir: {tmp_path}')
+    exp.write_text(yaml.safe_dump({'val_db_name': 'Shapes', 'backbone': 'resnet18', 'head': 'deeplab', 'pretraining': None,
+                                   'kmeans_eval': True}))
+    p = create_config(env, exp)
+    other = plain(p)
+    del other['kmeans_kwargs'], other['num_workers']
+    assert differing_keys(p, other, KMEANS) == []
+    p.num_workers, p.kmeans_kwargs.whiten = 7, False
+    assert differing_keys(p, other, KMEANS) == ['num_workers', 'kmeans_kwargs.whiten']

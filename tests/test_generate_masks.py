@@ -103,7 +103,9 @@ def test_splits(tmp_path, fraction):
         train, val = set(ids_of(out, 'trainaug')), set(ids_of(out, 'val'))
         assert not train & val and train | val == mask_ids(out) and len(val) == round(fraction * (10 + added))
         assert len((val ^ before) & set(first)) <= added
-    make_masks(images, out)
+    make_masks(images, out)  # the fraction as it was
+    assert set(ids_of(out, 'val')) == val
+    make_masks(images, out, '--val_fraction', 0)
     assert not (out / 'sets' / 'val.txt').exists() and set(ids_of(out, 'trainaug')) == mask_ids(out)
 
 

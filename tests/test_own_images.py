@@ -13,7 +13,7 @@ from PIL import Image
 import contrastive.settings
 import own_clusters
 import own_images
-from contrastive.settings import training_settings
+from contrastive.settings import IMAGENET, initial_weights, training_settings
 from utils.config import create_config
 from utils.config_keys import PRETRAIN
 
@@ -79,10 +79,34 @@ def test_from_a_folder_to_a_sheet(few_steps, train, env, photographs, tmp_path, 
     capsys.readouterr()
     train()  # the same, with weights as they were begun with
     assert 'This run had finished' in capsys.readouterr().out and not (output / 'mine.old-1').exists()
-    shutil.copy(photographs / f'{ids[0]}.jpg', photographs / 'another.jpg')
+    (output / 'mine' / 'mine.yml').write_text('a: [')  # an edit is not kept, nor is what was trained lost
     train('--weights', 'none')
-    assert 'another' in ids_of(tmp_path) and (output / 'mine.old-1' / 'checkpoint.pth.tar').is_file()
-    assert torch.load(output / 'mine' / 'checkpoint.pth.tar', weights_only=True)['epoch'] == p.epochs
+    assert (output / 'mine.old-1' / 'checkpoint.pth.tar').is_file()
+
+
+def test_other_photographs_are_trained_on_anew(few_steps, train, photographs, tmp_path):
+    """Also where their number, and so the settings, are the same."""
+    train('--weights', 'none', '--seed', '5')
+    first, ids = torch.load(tmp_path / 'output' / 'mine' / 'checkpoint.pth.tar', weights_only=True), ids_of(tmp_path)
+    assert first['seed'] == 5
+    source, = photographs.rglob(f'{Path(ids[0]).name}.jpg')
+    image = Image.open(source).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image.save(source)
+    train('--weights', 'none', '--seed', '5')
+    assert ids_of(tmp_path) == ids and (tmp_path / 'output' / 'mine.old-1' / 'checkpoint.pth.tar').is_file()
+    second = torch.load(tmp_path / 'output' / 'mine' / 'checkpoint.pth.tar', weights_only=True)
+    assert second['epoch'] == first['epoch']
+    assert not torch.equal(second['model']['module.queue'], first['model']['module.queue'])
+
+
+def test_masks_of_two_models_that_leave_out_other_photographs(few_steps, train, env, tmp_path):
+    train('--weights', 'none')
+    ids, folder = ids_of(tmp_path), tmp_path / 'datasets' / 'mine'
+    shutil.copytree(folder / 'saliency_robust_background', folder / 'saliency_another')
+    (folder / 'saliency_robust_background' / f'{ids[1]}.png').unlink()
+    own_clusters.main(['--config_env', env, '--clusters', '2', '--device', 'cpu'])
+    results = json.loads((tmp_path / 'output' / 'mine_clusters' / 'results.json').read_text())
+    assert set(results['clusters']) == set(ids) - {ids[1]}
 
 
 def test_without_a_network_connection_training_starts_from_random_weights(few_steps, train, tmp_path, monkeypatch, capsys):
@@ -93,25 +117,35 @@ def test_without_a_network_connection_training_starts_from_random_weights(few_st
     assert yaml.safe_load((tmp_path / 'output' / 'mine' / 'mine.yml').read_text())['backbone_kwargs']['pretraining'] is None
 
 
-@pytest.mark.parametrize('weights', [None, 'imagenet_classification'])
+@pytest.mark.parametrize('weights', ['none', IMAGENET])
 @pytest.mark.parametrize('images', [2, 15, 16, 60, 499, 1999, 2000, 30000])
 @pytest.mark.parametrize('kind', ['cpu', 'cuda'])
 def test_settings_are_valid_for_any_number_of_images(env, tmp_path, images, kind, weights):
-    settings, reasons = training_settings('mine', 'u2net', images, torch.device(kind), weights)
+    settings, reasons = training_settings('mine', 'u2net', images, torch.device(kind))
+    more, why = initial_weights(weights, settings, None)
+    settings |= more
     path = tmp_path / 'mine.yml'
     path.write_text(yaml.safe_dump(settings))
     p = create_config(env, path, PRETRAIN)
     steps = p.epochs * (images // p.train_batch_size)
     assert p.train_batch_size <= images and steps >= contrastive.settings.STEPS['cpu' if kind == 'cpu' else 'other']
     assert p.epochs >= 10 and f'{steps} steps' in reasons[1] and f'{images} images on {kind}' in reasons[0]
-    assert p.freeze_layers == (weights is not None) and p.backbone == ('resnet50' if kind == 'cuda' and images >= 2000
+    assert p.freeze_layers == (weights == IMAGENET) and ('ImageNet' in why) == (weights == IMAGENET)
+    queue = p.moco_kwargs.K
+    assert queue == p.train_batch_size or queue <= images / 4
+    assert initial_weights('auto', training_settings('mine', 'u2net', images, torch.device(kind))[0], settings)[0] == more
+    assert p.backbone == ('resnet50' if kind == 'cuda' and images >= 2000
                                                                        else 'resnet18')
 
 
 def test_mistakes(few_steps, train, env, photographs, tmp_path, user_error):
     assert 'config.yml could not be read' in user_error(lambda: own_clusters.main(['--config_env', env]))
     assert '--clusters: must be an integer' in user_error(lambda: own_clusters.main(['--config_env', env, '--clusters', '0']))
-    assert 'a name without folders' in user_error(lambda: train('--name', '../mine'))
+    for name in ('../mine', '', '..', 'Shapes', 'VOCSegmentation', '.x'):
+        assert 'use letters, digits' in user_error(lambda name=name: train('--name', name))
+    assert '--clusters must be from 1 to 254' in user_error(lambda: train('--clusters', '0'))
+    assert '--clusters 9: there are only' in user_error(lambda: train('--clusters', '9'))
+    assert not (tmp_path / 'output').exists()
     for path in photographs.rglob('*.jpg'):
         if path.name != 'photo 0.jpg':
             path.unlink()
@@ -124,7 +158,7 @@ def test_make_mine_hands_names_with_spaces_on():
         return subprocess.run(['make', '-C', str(TOP), '-n', '-o', '.venv/installed', 'mine', *words], capture_output=True,
                               text=True, check=True).stdout
     said = make('IMAGES=/a b/c', 'CLUSTERS=7')
-    assert '--images "$IMAGES" --name mine' in said and '--clusters 7' in said
+    assert '--images "$IMAGES" --name "mine"' in said and said.count('--clusters "7"') == 2
     assert '--clusters' not in make('IMAGES=x')
     process = subprocess.run(['make', '-C', str(TOP), '-o', '.venv/installed', 'mine'], capture_output=True, text=True)
     assert process.returncode == 2 and 'make mine IMAGES=DIR' in process.stderr

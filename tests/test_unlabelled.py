@@ -116,8 +116,8 @@ def test_hidden_background(toy_network, unlabelled, run, experiment, user_error)
         assert 'val_db_kwargs.hide_background and kmeans_kwargs.features need masks' in line
 
 
-@pytest.mark.parametrize('stage, components', [('layer1', 3), ('layer3', 6)])
-def test_clusters_of_backbone_features(toy_network, unlabelled, run, stage, components):
+@pytest.mark.parametrize('stage, whiten', [('layer1', True), ('layer3', False)])
+def test_clusters_of_backbone_features(toy_network, unlabelled, run, stage, whiten):
     vectors = []
     for name in IDS:
         mask = np.asarray(Image.open(unlabelled / 'Toys' / 'saliency_supervised_model' / f'{name}.png')) == 255
@@ -134,8 +134,8 @@ def test_clusters_of_backbone_features(toy_network, unlabelled, run, stage, comp
         torch.device('cpu'), 'none', 0).prototypes
     assert np.abs(found - np.stack(vectors)).max() < 1e-4
     results = run({'val_db_kwargs.saliency': 'supervised_model', 'kmeans_kwargs': {
-        'n_clusters': 4, 'features': stage, 'components': components}}, ['--num_seeds', '1'])
-    whitened = PCA(components, whiten=True, svd_solver='full').fit_transform(found)
+        'n_clusters': 4, 'features': stage, 'whiten': whiten}}, ['--num_seeds', '1'])
+    whitened = PCA(min(32, *found.shape), whiten=True, svd_solver='full').fit_transform(found) if whiten else found
     clusters = MiniBatchKMeans(3, batch_size=1000, n_init=3, random_state=1234).fit_predict(whitened)
     assert list(results['clusters'].values()) == (clusters + 1).tolist()
 
@@ -145,10 +145,23 @@ def test_another_split(run, unlabelled):
     assert list(run({'val_db_kwargs.split': 'trainaug', 'kmeans_kwargs.n_clusters': 3})['clusters']) == ids
 
 
+def test_images_without_a_mask_are_left_out(run, unlabelled, capsys):
+    (unlabelled / 'Toys' / 'saliency_supervised_model' / f'{IDS[3]}.png').unlink()
+    clusters = run({'val_db_kwargs.saliency': 'supervised_model', 'kmeans_kwargs.n_clusters': 3})['clusters']
+    assert list(clusters) == [name for name in IDS if name != IDS[3]]
+    assert 'has no labels for the split val: nothing is scored (1 ids' in capsys.readouterr().out
+
+
+def test_pascal_voc_has_labels(run, unlabelled, user_error):
+    (unlabelled / 'Toys').rename(unlabelled / 'VOCSegmentation')
+    assert 'SegmentationClass: the folder is missing' in user_error(lambda: run({'val_db_name': 'VOCSegmentation'}))
+
+
 def test_the_number_of_clusters_must_be_said(run, unlabelled, user_error):
     assert user_error(run).startswith(f'error: {unlabelled / "Toys"} has no labels, so the number of clusters is yours')
     (unlabelled / 'Toys' / 'classes.txt').write_text('background\na\nb\n')  # names without labels say nothing
     assert 'is yours to choose' in user_error(run)
+    assert '--n_clusters must be at most 255 without labels' in user_error(lambda: run(flags=['--n_clusters', '256']))
 
 
 def test_distances():

@@ -1,6 +1,10 @@
 """Settings of a pre-training for a number of images and a device, where nobody has chosen them."""
+import hashlib
 import math
 import socket
+from pathlib import Path
+
+import yaml
 
 from models.weights import backbone_weights
 from utils.errors import UserError
@@ -8,62 +12,96 @@ from utils.sources import TORCHVISION
 
 IMAGENET = 'imagenet_classification'
 MANY = 2000  # images: from here on a larger network has enough to learn from
-FEW = 500    # below, an embedding of more channels would be noise to K-means, which whitens them
+NARROW = 500  # images: below, an embedding of more channels would hold noise
 STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 10  # at least: of all, and over each image
 TIMEOUT = 20  # seconds to wait for a server
 
 
-def backbone_for(images, device):
-    return 'resnet50' if device.type != 'cpu' and images >= MANY else 'resnet18'
+def training_settings(name, saliency, images, device):
+    """The content of an experiment file for main.py, but for what depends on the initial weights, and lines that say why.
 
-
-def weights_at_hand(backbone):
-    """`imagenet_classification` where torchvision's weights are on disk or can be fetched, else None, and why."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none of its own
-    try:
-        backbone_weights(f'{TORCHVISION}{backbone}-IMAGENET1K_V1', backbone)
-    except UserError as error:
-        return None, f'no ImageNet weights ({error.line()}), so training starts from random ones, which find less'
-    finally:
-        socket.setdefaulttimeout(before)
-    return IMAGENET, 'training starts from ImageNet weights'
-
-
-def training_settings(name, saliency, images, device, weights):
-    """The content of an experiment file for main.py, and lines that say why.
-
-    name: the data set. saliency: its masks. images: with masks. device: a torch.device. weights: `imagenet_classification` or
-    None. From pre-trained weights the published settings hold; from random ones, for a few hundred steps, those of the demo.
+    name: the data set. saliency: its masks. images: with masks. device: a torch.device.
     Raises `UserError` for fewer than 2 images.
     """
     if images < 2:
         raise UserError(f'{name}: {images} images with masks are too few to contrast: give more photographs')
     on_cpu = device.type == 'cpu'
-    backbone = backbone_for(images, device)
     batch = min(16 if on_cpu else 64, images)
     steps = STEPS['cpu' if on_cpu else 'other']
     epochs = max(EPOCHS, math.ceil(steps / (images // batch)))
-    # An image's own prototype in the queue is a negative that it can't be told from: a quarter of the images at most.
-    queue = batch * min(max(1, images // (4 * batch)), 4)
     settings = {
         'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'train_batch_size': batch,
         'num_workers': 2 if on_cpu else 8, 'transformation_kwargs': {'crop_size': 96 if on_cpu else 224},
         'on_bad_image': 'skip',
-        'backbone': backbone, 'backbone_kwargs': {'dilated': True, 'pretraining': weights},
-        'model_kwargs': {'ndim': 16 if images < FEW else 32, 'head': 'linear', 'upsample': True,
+        'backbone': 'resnet50' if images >= MANY and not on_cpu else 'resnet18',
+        'model_kwargs': {'ndim': 16 if images < NARROW else 32, 'head': 'linear', 'upsample': True,
                          'use_classification_head': True},
-        'head': 'deeplab', 'freeze_layers': weights is not None,
-        'epochs': epochs, 'scheduler': 'poly', 'seed': 1,
+        'head': 'deeplab', 'epochs': epochs, 'scheduler': 'poly', 'seed': 1,
+        # An image's own prototype of the last epoch in the queue is a negative that it can't be told from: there should be
+        # few, so the queue is one batch, or up to four where that is no more than a quarter of the images.
+        'moco_kwargs': {'K': batch * min(max(1, images // (4 * batch)), 4)},
     }
-    if weights:
-        settings |= {'moco_kwargs': {'T': 0.5, 'm': 0.99, 'K': queue}, 'optimizer': 'sgd',
-                     'optimizer_kwargs': {'lr': 0.004, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False}}
-    else:
-        settings |= {'moco_kwargs': {'T': 0.2, 'm': 0.9, 'K': queue}, 'optimizer': 'adam',
-                     'optimizer_kwargs': {'lr': 0.001, 'weight_decay': 0.0001}}
     crop, ndim = settings['transformation_kwargs']['crop_size'], settings['model_kwargs']['ndim']
-    reasons = [f'{images} images on {device.type}: {backbone}, views of {crop} pixels, batches of {batch}, '
-               f'embeddings of {ndim} channels',
-               f'{epochs} epochs, {epochs * (images // batch)} steps: at least {steps} steps and {EPOCHS} epochs']
-    return settings, reasons
+    return settings, [
+        f'{images} images on {device.type}: {settings["backbone"]}, views of {crop} pixels, batches of {batch}, '
+        f'embeddings of {ndim} channels',
+        f'{epochs} epochs, {epochs * (images // batch)} steps: at least {steps} steps and {EPOCHS} epochs']
+
+
+def initial_weights(asked, settings, earlier):
+    """What `settings` lack: the keys that depend on the initial weights; and a line about these.
+
+    asked: 'none', IMAGENET or 'auto', which takes those of ImageNet where they can be had. earlier: settings of an earlier run
+    that this one may go on from, or None: it keeps its choice.
+    """
+    line = {'none': 'training starts from random weights', IMAGENET: 'training starts from ImageNet weights'}.get(asked)
+    if line:
+        return _settings_for(asked == IMAGENET, settings), line
+    for imagenet in (False, True):
+        more = _settings_for(imagenet, settings)
+        if earlier == {**settings, **more}:
+            return more, 'initial weights: as the run began'
+    reason = _why_no_weights(settings['backbone'])
+    if reason:
+        return _settings_for(False, settings), (f'no ImageNet weights ({reason}): training starts from random ones, which '
+                                                'find less')
+    return _settings_for(True, settings), 'training starts from ImageNet weights'
+
+
+def _settings_for(imagenet, settings):
+    """From pre-trained weights the published settings hold; from random ones, for a few hundred steps, those of the demo."""
+    backbone = {'dilated': True, 'pretraining': IMAGENET if imagenet else None}
+    contrast = {'T': 0.5, 'm': 0.99} if imagenet else {'T': 0.2, 'm': 0.9}
+    sgd = {'lr': 0.004, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False}
+    return {'backbone_kwargs': backbone, 'freeze_layers': imagenet, 'moco_kwargs': {**settings['moco_kwargs'], **contrast},
+            'optimizer': 'sgd' if imagenet else 'adam',
+            'optimizer_kwargs': sgd if imagenet else {'lr': 0.001, 'weight_decay': 0.0001}}
+
+
+def _why_no_weights(backbone):
+    """None where torchvision's weights are on disk or can be fetched, else the reason."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none of its own
+    try:
+        backbone_weights(f'{TORCHVISION}{backbone}-IMAGENET1K_V1', backbone)
+    except UserError as error:
+        return error.line()
+    finally:
+        socket.setdefaulttimeout(before)
+    return None
+
+
+def earlier_settings(experiment, seen):
+    """Content of an experiment file, and of the file `seen` with the `fingerprint` of its images; None, None without both."""
+    try:
+        return yaml.safe_load(Path(experiment).read_text(encoding='utf-8')), Path(seen).read_text(encoding='utf-8').strip()
+    except (OSError, ValueError, yaml.YAMLError):
+        return None, None
+
+
+def fingerprint(dataset):
+    """A hash of which images a data set has, and what their masks are: others would not be the same training."""
+    digest = hashlib.sha256()
+    for name in dataset.ids:
+        digest.update(name.encode() + b'\0' + (dataset.masks / f'{name}.png').read_bytes())
+    return digest.hexdigest()

@@ -10,7 +10,8 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
 class ImageFolder:
-    """The images in a folder and its sub-folders, by name. Hidden files and folders are passed over.
+    """The images in a folder and its sub-folders, by name. Hidden files and folders are passed over, and links to
+    folders are not followed.
 
     Item i is a dict: `id` and `image`, H x W x 3 uint8 RGB as `read_photograph` has it. An id is the path below the folder
     without suffix (`holiday/beach 1`), so that it can name files of results. What can't stand in a list of ids (line breaks,
@@ -20,13 +21,15 @@ class ImageFolder:
     """
 
     def __init__(self, folder, without=None):
-        self.folder = Path(os.path.realpath(folder or 'an empty name'))  # Path.resolve() fails on a loop of links
+        folder = os.path.expanduser(folder or 'an empty name')
+        self.folder = Path(os.path.realpath(folder))  # Path.resolve() fails on a loop of links
         if not self.folder.is_dir():
             raise UserError(f'{self.folder} is no folder of images')
         self.others = Counter()
         files = sorted(self._files(without))
         if not files:
-            raise UserError(f'{self.folder}: no images in this folder ({", ".join(SUFFIXES)})')
+            others = f', only files in {", ".join(sorted(map(str, filter(None, self.others))))}' if self.others else ''
+            raise UserError(f'{self.folder}: no images in this folder ({", ".join(SUFFIXES)}){others}')
         by_id = dict(zip(_unique_ids(files), files, strict=True))
         self.ids = sorted(by_id)
         self.paths = [self.folder / by_id[name] for name in self.ids]

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy.io import loadmat
-from tqdm import tqdm
 
 from data.dataset import VOC_CLASSES, VOID, size_text
 from data.palette import save_labels
 from data.reading import read_image, read_labels
 from utils.errors import UserError
 from utils.files import atomic_folder
+from utils.processes import cores
+from utils.progress import progress
 
 OFFICIAL = {'trainaug': 10582, 'train': 1464, 'val': 1449}  # images
 ID = re.compile(r'\w[\w.-]*')  # a file name's stem, so that no id leads out of a folder
@@ -91,9 +92,9 @@ def convert(voc, sbd, splits, root):
         return image_path == sbd_image
 
     ids = sorted(annotated | trainaug)
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(cores())
     try:
-        from_sbd = sum(tqdm(pool.map(convert_image, ids), desc='Images', total=len(ids), disable=None, leave=False))
+        from_sbd = sum(progress(pool.map(convert_image, ids), 'Images', len(ids)))
     finally:
         pool.shutdown(cancel_futures=True)
     return {**{name: len(ids) for name, ids in splits.items()}, 'images': len(ids), 'images_from_sbd': from_sbd,

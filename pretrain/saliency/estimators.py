@@ -6,9 +6,10 @@ from utils.errors import UserError
 ROBUST_BACKGROUND, TOKENCUT = 'robust_background', 'tokencut'
 REMBG = ('u2net', 'isnet-general-use', 'birefnet-general')
 MODELS = (ROBUST_BACKGROUND, TOKENCUT, *REMBG)
+VIT = 'vit_small_patch16_224.dino'  # of TokenCut, if nothing else is said
 
 
-def get_estimator(model, onnx=None, logits=False, vit=None, weights=None, device='cpu'):
+def get_estimator(model, onnx=None, logits=False, vit=VIT, weights=None, device='cpu'):
     """The estimator called `model`, loaded; with `onnx`, a path, that network, whatever it is called.
 
     logits: of the ONNX network, see `OnnxSaliency`. vit, weights: of TokenCut. device: of networks.

@@ -3,6 +3,7 @@ import contextlib
 import io
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -35,9 +36,15 @@ def object_mask(probability):
 class Target:
     """Where images and masks go. images: the folder images/, or None where they are there already and stay as they are.
     masks: the folder saliency_<name>/. max_side: pixels, longer sides are shrunk to it; 0 for no limit."""
-    images: object
-    masks: object
+    images: Path | None
+    masks: Path
     max_side: int = 0
+
+    def forget_masks(self, image_id, but=None):
+        """Delete the masks of an image, of all models but the folder `but`."""
+        for folder in self.masks.parent.glob('saliency_*'):
+            if folder != but:
+                (folder / f'{image_id}.png').unlink(missing_ok=True)
 
 
 class MaskJobs(torch.utils.data.Dataset):
@@ -64,20 +71,30 @@ class MaskJobs(torch.utils.data.Dataset):
             with contextlib.suppress(UserError):  # a damaged mask is made again
                 return {**result, 'cover': float(read_saliency(mask_path).mean())}
         try:
-            original = read_photograph(source) if self.target.images else read_image(source)
+            image, jpeg = self._read(source)
         except UserError as error:
             return {**result, 'skipped': error.line()}
-        image = shrink(original, self.target.max_side)
         with threadpool_limits(1 if torch.utils.data.get_worker_info() else None):
             mask = object_mask(self.estimator(image))
         cover = float(mask.mean())
         if cover < SMALLEST:
             mask_path.unlink(missing_ok=True)  # of an earlier state of the photograph
             return {**result, 'skipped': f'{source}: the mask covers {100 * cover:.1f}% of the image, less than 1%'}
-        if self.target.images:
-            save_image(image_path, image, source if image is original and is_plain_jpeg(source) else None)
+        if jpeg is not None and not (image_path.is_file() and image_path.read_bytes() == jpeg):
+            self.target.forget_masks(name, but=self.target.masks)  # they are of another image
+            with atomic_file(image_path, flush=False) as file:
+                file.write(jpeg)
         save_mask(mask_path, mask)  # last: its presence means that the image is there too
         return {**result, 'cover': cover}
+
+    def _read(self, source):
+        """The image that the mask is made of, and the bytes of its JPEG, or None where it stays where it is."""
+        if not self.target.images:
+            return read_image(source), None
+        original = read_photograph(source)
+        image = shrink(original, self.target.max_side)
+        plain = image is original and is_plain_jpeg(source)
+        return image, source.read_bytes() if plain else encode_jpeg(image, source)
 
 
 def shrink(image, max_side):
@@ -89,16 +106,14 @@ def shrink(image, max_side):
     return cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
 
 
-def save_image(path, image, source=None):
-    """Write an H x W x 3 uint8 image as a JPEG, or copy the file `source`, which is that already."""
-    if source:
-        content = source.read_bytes()
-    else:
-        buffer = io.BytesIO()  # straight into a file PIL would not notice a full disk
+def encode_jpeg(image, source):
+    """An H x W x 3 uint8 image as the bytes of a JPEG. source: its file, for the message where it is too large for one."""
+    buffer = io.BytesIO()
+    try:
         Image.fromarray(image).save(buffer, format='JPEG', quality=QUALITY)
-        content = buffer.getvalue()
-    with atomic_file(path, flush=False) as file:
-        file.write(content)
+    except (OSError, ValueError) as error:
+        raise UserError(f'{source} could not be turned into a JPEG ({error}): shrink it, with --max_side, say') from error
+    return buffer.getvalue()
 
 
 def save_mask(path, mask):

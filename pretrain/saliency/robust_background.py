@@ -1,7 +1,9 @@
 """Salient objects without training or weights: what differs from the image's background, whose regions reach the border.
 
-Zhu et al., "Saliency Optimization from Robust Background Detection", CVPR 2014. The map is then cut along the image's edges
-(`saliency.edges`).
+Zhu et al., "Saliency Optimization from Robust Background Detection", CVPR 2014, with the constants of the authors' code. From
+that it differs in what hardly matters: places are measured in longer sides, superpixels at the border count as neighbours
+before their neighbours' neighbours are added, and the constant part of smoothness holds for all of these. The map is then cut
+along the image's edges (`saliency.edges`).
 
 Axes: H W space, N superpixels, E pairs of them.
 """
@@ -14,10 +16,10 @@ from skimage.segmentation import slic
 from saliency.edges import refine
 from saliency.resizing import resize_probability
 
-SIDE = 400  # pixels: longer side of the image that is looked at, as in the paper
+SIDE = 400  # pixels: longer side of the image that is looked at
 SUPERPIXELS, COMPACTNESS, ITERATIONS = 250, 20, 5  # of SLIC; a finer division gained 0.4 points of IoU for twice the time
 COLOUR, SPACE, BOUNDARY = 10.0, 0.25, 1.0  # widths of the paper's Gaussians: in CIELAB units, longer sides, connectivity
-BACKGROUND, SMOOTHNESS = 5.0, 0.1  # weights in the paper's cost function, where the foreground's is 1
+BACKGROUND, SMOOTHNESS = 5.0, 0.1  # weights in the cost function, where the foreground's is 1
 
 
 def robust_background(image):
@@ -44,13 +46,13 @@ def saliency_map(image):
 
     background = background_probability(distance, linked, neighbours, border)
     near = np.exp(-_square(places) / (2 * SPACE ** 2))
-    foreground = _stretch((distance * near * background).sum(1))         # contrast with the background (paper eq. 6)
+    foreground = _stretch((distance * near * background).sum(1))         # contrast with the background (paper eq. 7)
     values = _optimise(distance, linked, background, foreground)
     return _stretch(values).astype(np.float32)[regions]
 
 
 def background_probability(distance, linked, neighbours, border):
-    """How likely each superpixel is background (paper eqs. 1 to 5): N values in [0, 1).
+    """How likely each superpixel is background (paper eqs. 1 to 5 and 8): N values in [0, 1).
 
     A region is the superpixels of like colour that a path of small steps leads to. It is background where it holds much of
     the image's border for its size. distance: N x N of colours. linked: N x N bool. neighbours: 2 x E that touch.
@@ -71,7 +73,7 @@ def background_probability(distance, linked, neighbours, border):
 
 
 def _optimise(distance, linked, background, foreground):
-    """The values of least cost: near 0 on background, near 1 on foreground, alike where colours are (paper eq. 9)."""
+    """The values of least cost: near 0 on background, near 1 on foreground, alike where colours are (paper eqs. 9 and 10)."""
     linked = linked.astype(np.float32)
     second = (linked @ linked + linked) > 0
     np.fill_diagonal(second, False)

@@ -89,7 +89,7 @@ KEYS = (
     Key('checkpoint_every', 'int', None, TRAINED, minimum=1),
     # Evaluation
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
-    Key('kmeans_kwargs.components', 'int', 32, (KMEANS,), minimum=1),
+    Key('kmeans_kwargs.whiten', 'bool', True, (KMEANS,)),
     Key('kmeans_kwargs.features', 'str', 'embedding', (KMEANS,),
         choices=('embedding', 'layer1', 'layer2', 'layer3', 'layer4')),
     Key('retrieval_kwargs.train_split', 'str', 'train', (RETRIEVAL,)),

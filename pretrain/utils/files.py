@@ -19,9 +19,10 @@ def atomic_file(path, mode='wb', flush=True):
     """
     path = Path(path)
     make_folder(path.parent)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
+    short = path.name.encode(errors='replace')[:100].decode(errors='ignore')  # file systems take 255 bytes
+    temporary = path.with_name(f'.{short}.{os.getpid()}-{threading.get_ident()}.tmp')
     try:
-        with open(temporary, mode) as file:
+        with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
             yield file
             if flush:
                 file.flush()
@@ -31,7 +32,7 @@ def atomic_file(path, mode='wb', flush=True):
             _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f'{path} could not be written ({error.strerror or error}): '
-                        'make room or choose another folder in env.yml; what was there before is unchanged') from error
+                        'make room or choose another folder; what was there before is unchanged') from error
     finally:
         temporary.unlink(missing_ok=True)
 

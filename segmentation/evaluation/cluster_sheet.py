@@ -8,6 +8,7 @@ from evaluation.pictures import FONT, overlay, save_picture, thumbnail
 SHEET = 'clusters.png'
 COLUMNS, CELL = 8, (120, 150)  # CELL: height and width of a thumbnail
 TITLE = 140  # width of a row's title
+MOST_ROWS = 100
 
 
 def cluster_names(n_clusters):
@@ -16,12 +17,13 @@ def cluster_names(n_clusters):
 
 
 def save_cluster_sheet(path, dataset, masks, clustering, order, names):
-    """Write the sheet of a `Clustering` of the M images of `dataset`, whose `CompressedMask`s are `masks`.
+    """Write the sheet of a `Clustering` of the M images of `dataset`, whose `CompressedMask`s are `masks`: of the first 100
+    clusters.
 
     order: M values; the images of the smallest come first. names: of what `clustering.classes_of` gives.
     """
     rows = []
-    for cluster, label in enumerate(clustering.classes_of[1:]):
+    for cluster, label in enumerate(clustering.classes_of[1:MOST_ROWS + 1]):
         members = np.flatnonzero(clustering.clusters == cluster)
         typical = members[np.argsort(order[members], kind='stable')][:COLUMNS]
         title = dict.fromkeys((f'cluster {cluster + 1}', names[label], f'{len(members)} images'))

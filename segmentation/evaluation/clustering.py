@@ -35,25 +35,25 @@ METRICS = {'Accuracy': lambda clustering: scoring.accuracy(clustering.confusion)
            'ARI': lambda clustering: scoring.adjusted_rand_index(clustering.by_id)}
 
 
-def cluster_all(whitened, histograms, n_clusters, seeds):
+def cluster_all(vectors, histograms, n_clusters, seeds):
     """A `Clustering` for each seed. n_clusters counts background, so K-means itself gets one less."""
-    return [score(histograms, cluster(whitened, n_clusters - 1, seed), n_clusters) for seed in seeds]
+    return [score(histograms, cluster(vectors, n_clusters - 1, seed), n_clusters) for seed in seeds]
 
 
-def most_compact(whitened, clusterings):
-    """The clustering of the smallest sum of squared distances, which is what K-means minimises: the best without labels."""
-    return min(clusterings, key=lambda clustering: (distances(whitened, clustering.clusters) ** 2).sum())
+def most_compact(vectors, clusterings):
+    """Index of the smallest sum of squared distances, which is what K-means minimises: the best clustering without labels."""
+    return int(np.argmin([(distances(vectors, clustering.clusters) ** 2).sum() for clustering in clusterings]))
 
 
-def whiten(prototypes, components=COMPONENTS):
-    """PCA with whitening to min(components, D, M) components. prototypes: M x D. Returns M x components."""
-    components = min(components, *prototypes.shape)
+def whiten(prototypes):
+    """PCA with whitening to min(32, D, M) components. prototypes: M x D. Returns M x components."""
+    components = min(COMPONENTS, *prototypes.shape)
     return PCA(n_components=components, whiten=True, svd_solver='full').fit_transform(prototypes)
 
 
-def cluster(whitened, count, seed):
-    """The cluster of each row of `whitened`: M integers in [0, count)."""
-    return MiniBatchKMeans(count, batch_size=BATCH_SIZE, n_init=N_INIT, random_state=seed).fit_predict(whitened)
+def cluster(vectors, count, seed):
+    """The cluster of each row of `vectors`: M integers in [0, count)."""
+    return MiniBatchKMeans(count, batch_size=BATCH_SIZE, n_init=N_INIT, random_state=seed).fit_predict(vectors)
 
 
 def distances(vectors, clusters):

@@ -59,18 +59,23 @@ def make_parser(description, amp, trains=False):
     """A parser with the flags that every script has, and those of training. amp: the default of --amp."""
     parser = make_env_parser(description)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
-    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
-                        help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
-    parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default=amp,
-                        help=f'precision of the networks (default: {amp}; auto is bf16 where the hardware is fast at it, '
-                             'else none)')
-    parser.add_argument('--seed', type=_seed, help="seed of everything random (default: the experiment's, if it has one)")
+    add_machine_flags(parser, amp)
     if trains:
         parser.add_argument('--override', action='store_true',
                             help='go on although the experiment file has changed since the checkpoint (default: refuse)')
         parser.add_argument('--fresh', action='store_true',
                             help='start over; the folder of the earlier run is renamed, not deleted (default: go on)')
     return parser
+
+
+def add_machine_flags(parser, amp):
+    """--device, --amp and --seed. amp: the default of --amp."""
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
+                        help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
+    parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default=amp,
+                        help=f'precision of the networks (default: {amp}; auto is bf16 where the hardware is fast at it, '
+                             'else none)')
+    parser.add_argument('--seed', type=_seed, help="seed of everything random (default: the experiment's, if it has one)")
 
 
 def _seed(text):
