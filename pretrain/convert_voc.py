@@ -41,7 +41,10 @@ def main(argv=None):
         for line in warnings:
             log.warning('%s', line)
         with new_data_set(out) as root:
-            counts = convert(voc, sbd, splits, root)
+            counts, other_sizes = convert(voc, sbd, splits, root)
+            for path in other_sizes:
+                warnings.append(f'{path.name} is not of the size of its image: it will be resized when it is read')
+                log.warning('%s', warnings[-1])
             record = {'counts': counts, 'warnings': warnings,
                       'sources': {'voc': os.path.abspath(args.voc), 'sbd': os.path.abspath(args.sbd)}}
             (root / 'conversion.json').write_text(json.dumps(record, indent=2) + '\n')

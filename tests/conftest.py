@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 import yaml
+from devkits import broken, converted, originals  # noqa: F401 - fixtures
 from toys import toy_checkpoint, toy_network, toys  # noqa: F401 - fixtures
 from web import drive, server  # noqa: F401 - fixtures
 

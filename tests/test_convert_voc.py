@@ -1,115 +1,18 @@
-"""convert_voc.py, on small data with the folders, files and .mat structure of the official PASCAL VOC 2012 and SBD."""
-import contextlib
-import gzip
-import io
+"""convert_voc.py: what it makes of folders and archives, and its checks of each file."""
 import json
-import resource
-import shutil
-import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from devkits import (ONLY_IN_SBD, SBD, SPLITS, TRAIN, TRAINAUG, VAL, VOC, arguments, contents, pack, save_mat, sbd_labels,
+                     without_record)
 from PIL import Image
-from scipy.io import loadmat, savemat
+from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
 import convert_voc
 from data.dataset import VOC_CLASSES, SegmentationDataset
 from data.reading import read_labels
-from data.shapes import draw_shapes
-
-TRAIN = ['train_0000', 'train_0001', 'train_0002']  # VOC's
-VAL = ['val_0000', 'val_0001']
-# SBD annotates images of all of VOC: of its train, of its val, and others.
-SBD_TRAIN = ['train_0004', 'val_0001', 'train_0001', 'train_0003']
-SBD_VAL = ['train_0005', 'val_0000']
-TRAINAUG = ['train_0000', 'train_0001', 'train_0002', 'train_0003', 'train_0004', 'train_0005']
-ONLY_IN_SBD = 'train_0005'  # its image
-NOT_LISTED = 'val_0002'  # as most of VOC's images, which are for detection
-SPLITS = {'trainaug': TRAINAUG, 'train': TRAIN, 'val': VAL}
-
-
-def save_mat(path, labels):
-    """A file of SBD's cls/: GTcls has Boundaries (a sparse matrix for each class), Segmentation and CategoriesPresent."""
-    boundaries = np.empty((20, 1), object)
-    for index in range(20):
-        boundaries[index, 0] = csc_matrix(labels.shape[:2], dtype=bool)
-    present = np.unique(labels[labels > 0])[:, None] if isinstance(labels, np.ndarray) else 0
-    savemat(path, {'GTcls': {'Boundaries': boundaries, 'Segmentation': labels, 'CategoriesPresent': present}},
-            do_compression=True)
-
-
-@pytest.fixture(scope='session')
-def originals(tmp_path_factory):
-    """A folder with VOCdevkit/VOC2012/ and benchmark_RELEASE/dataset/. Not to be written to."""
-    root = tmp_path_factory.mktemp('originals')
-    drawn = root / 'drawn'
-    draw_shapes(drawn, train=6, val=3, size=48)
-    voc, sbd = root / 'VOCdevkit' / 'VOC2012', root / 'benchmark_RELEASE' / 'dataset'
-    for folder in ('JPEGImages', 'SegmentationClass', 'SegmentationObject', 'ImageSets/Segmentation', 'ImageSets/Main'):
-        (voc / folder).mkdir(parents=True)
-    for folder in ('cls', 'inst', 'img'):
-        (sbd / folder).mkdir(parents=True)
-    for image_id in [*TRAINAUG, *VAL, NOT_LISTED]:
-        if image_id != ONLY_IN_SBD:
-            shutil.copy(drawn / 'images' / f'{image_id}.jpg', voc / 'JPEGImages')
-    for image_id in [*TRAIN, *VAL]:
-        shutil.copy(drawn / 'SegmentationClass' / f'{image_id}.png', voc / 'SegmentationClass')
-    for image_id in [*SBD_TRAIN, *SBD_VAL]:
-        # SBD's own images of what VOC has, too, are other files here, so that a mistake shows.
-        with Image.open(drawn / 'images' / f'{image_id}.jpg') as image:
-            image.save(sbd / 'img' / f'{image_id}.jpg', quality=50)
-        folder = 'SegmentationClass' if image_id in VAL else 'SegmentationClassAug'
-        labels = read_labels(drawn / folder / f'{image_id}.png')
-        save_mat(sbd / 'cls' / f'{image_id}.mat', np.where(labels == 255, 0, labels))  # SBD has no void
-    lists = voc / 'ImageSets' / 'Segmentation'
-    (lists / 'train.txt').write_text('\n'.join(TRAIN) + '\n')
-    (lists / 'val.txt').write_text('\n'.join(VAL) + '\n')
-    (lists / 'trainval.txt').write_text('\n'.join([*TRAIN, *VAL]) + '\n')
-    (sbd / 'train.txt').write_text('\n'.join(SBD_TRAIN) + '\n')
-    (sbd / 'val.txt').write_text('\n'.join(SBD_VAL) + '\n')
-    (voc / 'SegmentationObject' / f'{VAL[-1]}.png').write_bytes(b'not needed')
-    (sbd.parent / 'README').write_text('not needed')
-    shutil.rmtree(drawn)
-    return root
-
-
-@pytest.fixture
-def broken(originals, tmp_path):
-    """A copy of `originals` to break."""
-    return shutil.copytree(originals, tmp_path / 'broken')
-
-
-def arguments(root, out, voc='VOCdevkit', sbd='benchmark_RELEASE'):
-    return ['--voc', str(root / voc), '--sbd', str(root / sbd), '--out', str(out)]
-
-
-def pack(root, folder):
-    """The archives of what is in `root`, with the official names."""
-    paths = folder / 'VOCtrainval_11-May-2012.tar', folder / 'benchmark.tgz'
-    with tarfile.open(paths[0], 'w') as tar:
-        tar.add(root / 'VOCdevkit', 'VOCdevkit')
-    with tarfile.open(paths[1], 'w:gz') as tar:
-        tar.add(root / 'benchmark_RELEASE', 'benchmark_RELEASE')
-    return paths
-
-
-def contents(folder):
-    """The bytes of every file below `folder`, hidden ones included, by its relative name."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
-
-
-def sbd_labels(root, image_id):
-    """By the positions in the nested struct, as SBD is usually read."""
-    return loadmat(root / 'benchmark_RELEASE' / 'dataset' / 'cls' / f'{image_id}.mat')['GTcls'][0]['Segmentation'][0]
-
-
-@pytest.fixture(scope='session')
-def converted(originals, tmp_path_factory):
-    """The data set made from the folders. Not to be written to."""
-    out = tmp_path_factory.mktemp('converted') / 'new' / 'VOCSegmentation'
-    convert_voc.main(arguments(originals, out))
-    return out
 
 
 @pytest.mark.parametrize('split', ['trainaug', 'train', 'val'])
@@ -158,10 +61,6 @@ def test_record(originals, converted):
         'sources': {'voc': str(originals / 'VOCdevkit'), 'sbd': str(originals / 'benchmark_RELEASE')}}
 
 
-def without_record(folder):
-    return {name: data for name, data in contents(folder).items() if name != 'conversion.json'}
-
-
 def test_archives_give_the_same_as_folders(originals, converted, tmp_path, capsys):
     voc, sbd = pack(originals, tmp_path)
     out = tmp_path / 'db' / 'VOCSegmentation'
@@ -190,7 +89,6 @@ def test_what_is_there_is_not_touched(originals, tmp_path, user_error):
     assert contents(tmp_path) == {'VOCSegmentation/mine.txt': b'mine'}
 
 
-VOC, SBD = 'VOCdevkit/VOC2012', 'benchmark_RELEASE/dataset'
 LISTS = f'{VOC}/ImageSets/Segmentation'
 
 
@@ -233,7 +131,6 @@ CHECKS = {
     'no VOC labels': (f'{VOC}/SegmentationClass/train_0001.png', lambda path: path.unlink(), 'is missing'),
     'cut VOC labels': (f'{VOC}/SegmentationClass/train_0001.png', cut, 'not a whole image'),
     'colours': (f'{VOC}/SegmentationClass/val_0000.png', lambda path: Image.new('RGB', (9, 9)).save(path), 'mode RGB'),
-    'VOC size': (f'{VOC}/SegmentationClass/val_0000.png', put_png(lambda labels: labels[:7, :9]), 'is 9 x 7, but its image'),
     'VOC label 21': (f'{VOC}/SegmentationClass/val_0000.png', put_png(one_pixel(21)), 'the label 21'),
     'no SBD labels': (f'{SBD}/cls/train_0004.mat', lambda path: path.unlink(), 'is missing'),
     'cut .mat': (f'{SBD}/cls/train_0004.mat', cut, 'not a whole .mat file'),
@@ -244,7 +141,6 @@ CHECKS = {
     'floats': (f'{SBD}/cls/train_0004.mat', put_mat(lambda labels: labels / 1), 'not 2-d float64'),
     '3-d': (f'{SBD}/cls/train_0004.mat', put_mat(lambda labels: np.stack([labels] * 2, axis=2)), 'not 3-d uint8'),
     'sparse': (f'{SBD}/cls/train_0004.mat', put_mat(lambda labels: csc_matrix(labels, dtype=float)), 'must be a 2-d array'),
-    'SBD size': (f'{SBD}/cls/train_0004.mat', put_mat(lambda labels: labels[:7, :9]), 'is 9 x 7, but its image'),
     'SBD label -1': (f'{SBD}/cls/train_0004.mat', put_mat(one_pixel(-1)), 'the label -1'),
     'SBD label 276': (f'{SBD}/cls/train_0004.mat', put_mat(one_pixel(276)), 'the label 276'),  # 20 modulo 256
     'id twice': (f'{LISTS}/val.txt', repeat, 'lists val_0000 twice'),
@@ -261,6 +157,21 @@ def test_each_check_names_the_file(broken, tmp_path, user_error, name, damage, w
     line = user_error(lambda: convert_voc.main(arguments(broken, tmp_path / 'db' / 'out')))
     assert f'{broken / name}' in line and words in line
     assert list((tmp_path / 'db').iterdir()) == []
+
+
+@pytest.mark.parametrize(('name', 'damage'), [
+    ('SegmentationClass/val_0000.png', put_png(lambda labels: labels[:7, :9])),
+    ('cls/train_0004.mat', put_mat(lambda labels: labels[:7, :9]))], ids=['VOC', 'SBD'])
+def test_labels_of_another_size_are_kept(broken, tmp_path, capsys, name, damage):
+    """They are resized when they are read."""
+    damage(broken / (VOC if 'png' in name else SBD) / name)
+    convert_voc.main(arguments(broken, tmp_path / 'out'))
+    words = f'{Path(name).name} is not of the size of its image'
+    assert words in capsys.readouterr().out
+    assert any(words in line for line in json.loads((tmp_path / 'out' / 'conversion.json').read_text())['warnings'])
+    dataset = SegmentationDataset(tmp_path / 'out', 'val' if 'png' in name else 'trainaug', labels=True)
+    sample = dataset[dataset.ids.index(Path(name).stem)]
+    assert sample['labels'].shape == sample['image'].shape[:2]
 
 
 def test_train_and_val_share_an_image(broken, tmp_path, user_error):
@@ -291,118 +202,3 @@ def test_255_and_20_are_labels(broken, tmp_path):
     save_mat(path, labels)
     convert_voc.main(arguments(broken, tmp_path / 'out'))
     assert np.array_equal(read_labels(tmp_path / 'out' / 'SegmentationClassAug' / 'train_0004.png'), labels)
-
-
-def member(name, content=b'', kind=tarfile.REGTYPE, link=''):
-    info = tarfile.TarInfo(name)
-    info.size, info.type, info.linkname = len(content), kind, link
-    return info, content
-
-
-@pytest.mark.parametrize('hostile', [
-    lambda outside: [member(f'{VOC}/../../../../evil', b'x')],
-    lambda outside: [member('../evil', b'x')],
-    lambda outside: [member(f'{outside}/evil', b'x')],
-    lambda outside: [member(f'{VOC}/JPEGImages', kind=tarfile.SYMTYPE, link=str(outside)),
-                     member(f'{VOC}/JPEGImages/evil.jpg', b'x')],
-    lambda outside: [member(f'{VOC}/JPEGImages', kind=tarfile.SYMTYPE, link='../../../../..')],
-    lambda outside: [member(f'{VOC}/JPEGImages/evil.jpg', kind=tarfile.LNKTYPE, link='../../../../evil')],
-    lambda outside: [member(f'{VOC}/JPEGImages/evil.jpg', kind=tarfile.CHRTYPE)],
-    lambda outside: [member('pipe', kind=tarfile.FIFOTYPE)],
-], ids=['parent inside', 'parent', 'absolute', 'absolute link', 'relative link', 'hard link', 'device', 'pipe'])
-def test_hostile_archives_are_refused(originals, tmp_path, user_error, hostile):
-    voc = tmp_path / 'voc.tar'
-    with tarfile.open(voc, 'w') as tar:
-        for info, content in hostile(tmp_path):
-            tar.addfile(info, io.BytesIO(content))
-        tar.add(originals / 'VOCdevkit', 'VOCdevkit')
-    arguments = ['--voc', str(voc), '--sbd', str(originals), '--out', str(tmp_path / 'db' / 'VOCSegmentation')]
-    line = user_error(lambda: convert_voc.main(arguments))
-    assert f'{voc} is not the official archive' in line
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*')} == {'voc.tar', 'db'}
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """Within the block no file can grow beyond `size` bytes, which fails as a full disk does: with an OSError."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_only_what_is_needed_is_unpacked(broken, converted, tmp_path):
-    """A link inside the archive is harmless and not needed."""
-    (broken / 'benchmark_RELEASE' / 'link').symlink_to('README')
-    (broken / SBD / 'inst' / 'huge.mat').write_bytes(bytes(2 ** 21))
-    (broken / SBD / 'img' / 'train_0003.jpg').write_bytes(bytes(2 ** 21))  # which VOC has
-    voc, sbd = pack(broken, tmp_path)
-    out = tmp_path / 'out'
-    with largest_file(2 ** 20):
-        convert_voc.main(['--voc', str(voc), '--sbd', str(sbd), '--out', str(out)])
-    assert without_record(out) == without_record(converted)
-
-
-def header_of_last_member(archive):
-    """Where it begins. The last file is one that is not needed, so that its loss alone would go unnoticed."""
-    with tarfile.open(archive) as tar:
-        return tar.getmembers()[-1].offset
-
-
-DAMAGES = {
-    'cut in a file': lambda tar, at: tar[:at + 512 + 7],
-    'cut in its padding': lambda tar, at: tar[:at + 512 + 100],
-    'cut in a header': lambda tar, at: tar[:at + 100],
-    'broken header': lambda tar, at: tar[:at] + b'?' * 512 + tar[at + 512:],
-    'cut gzip': lambda tar, at: gzip.compress(tar)[:-5000],
-    'cut checksum': lambda tar, at: gzip.compress(tar)[:-4],
-    'wrong checksum': lambda tar, at: gzip.compress(tar)[:-8] + bytes(8),
-    'empty': lambda tar, at: b'',
-    'no tar': lambda tar, at: b'no tar' * 1000,
-}
-
-
-@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES.keys())
-def test_broken_archives(originals, tmp_path, user_error, damage):
-    voc, sbd = pack(originals, tmp_path)
-    voc.write_bytes(damage(voc.read_bytes(), header_of_last_member(voc)))
-    out = tmp_path / 'db' / 'VOCSegmentation'
-    line = user_error(lambda: convert_voc.main(['--voc', str(voc), '--sbd', str(sbd), '--out', str(out)]))
-    assert f'{voc} is cut off, broken or no tar archive' in line and 'fetch it again' in line
-    assert list(out.parent.iterdir()) == []
-
-
-def test_no_room(originals, tmp_path, user_error):
-    voc, sbd = pack(originals, tmp_path)
-    out = tmp_path / 'db' / 'VOCSegmentation'
-    with largest_file(200):
-        line = user_error(lambda: convert_voc.main(['--voc', str(voc), '--sbd', str(sbd), '--out', str(out)]))
-        assert f'{voc} could not be unpacked to {out.parent} (File too large): make room' in line
-        line = user_error(lambda: convert_voc.main(arguments(originals, out)))
-        assert f'{out} could not be written (File too large): make room or choose another --out' in line
-    assert list(out.parent.iterdir()) == []
-
-
-def test_wrong_paths(originals, tmp_path, user_error):
-    file = tmp_path / 'file'
-    file.write_text('a file')
-
-    def error(voc='VOCdevkit', sbd='benchmark_RELEASE', out='out'):
-        return user_error(lambda: convert_voc.main(arguments(originals, tmp_path / out, voc, sbd)))
-
-    assert f'--voc {originals}/none does not exist: give VOCtrainval_11-May-2012.tar' in error(voc='none')
-    assert f'--sbd {file}/none does not exist: give benchmark.tgz' in error(sbd=file / 'none')
-    assert f'--sbd {originals}/VOCdevkit does not hold cls/, train.txt, val.txt' in error(sbd='VOCdevkit')
-    assert f'--voc {originals}/benchmark_RELEASE does not hold JPEGImages/, ' in error(voc='benchmark_RELEASE')
-    assert f'the folder {file} could not be made (File exists): choose another --out' in error(out='file/out')
-    assert 'required: --voc, --sbd, --out (see --help)' in user_error(lambda: convert_voc.main([]))
-    assert [path.name for path in tmp_path.iterdir()] == ['file']
-
-
-def test_an_archive_of_something_else(originals, tmp_path, user_error):
-    voc, sbd = pack(originals, tmp_path)
-    line = user_error(lambda: convert_voc.main(['--voc', str(sbd), '--sbd', str(voc), '--out', str(tmp_path / 'db' / 'out')]))
-    assert f'--voc {sbd} does not hold JPEGImages/' in line
-    assert list((tmp_path / 'db').iterdir()) == []

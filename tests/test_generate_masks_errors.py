@@ -34,7 +34,8 @@ def root(tmp_path, made):
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     sources = tmp_path / 'mine' / 'sources.json'
     record = json.loads(sources.read_text())
-    assert record['folder'] == str(made / 'photographs') and record['photographs'] == {'a': 'a.jpg', 'deep/b': 'deep/b.png'}
+    paths = {name: path for name, (path, _, _) in record['photographs'].items()}
+    assert record['folder'] == str(made / 'photographs') and paths == {'a': 'a.jpg', 'deep/b': 'deep/b.png'}
     sources.write_text(json.dumps({**record, 'folder': str(tmp_path / 'photographs')}))
     return tmp_path
 
@@ -220,6 +221,21 @@ def test_a_second_model(root, refuse, network, user_error):
         assert line.startswith(f'{out}/config_red.yml: masks of this name were made with another {differing}: give the same')
     results = make_masks(root / 'photographs', out, '--onnx', root / 'other/red.onnx', '--onnx_logits', '--model', 'not-red')
     assert results['model'] == 'not-red' and mask_ids(out, 'not-red') == {'a', 'deep/b'} == mask_ids(out, 'red')
+
+
+def test_masks_of_others_are_not_touched(root, refuse, network):
+    masks = root / 'mine' / 'saliency_supervised_model'
+    shutil.copytree(root / 'mine' / 'saliency_robust_background', masks)
+    line = refuse('--onnx', network('supervised_model.onnx', 1))
+    assert line == (f'{masks} holds masks that generate_masks.py did not make: give another --model, beside --onnx any name')
+
+
+@pytest.mark.parametrize('flags, words', [
+    (('--onnx', 'x.onnx', '--model', 'tokencut'), '--model tokencut: with --onnx give its masks a name of their own'),
+    (('--onnx_logits',), '--onnx_logits: this is about the output of a network given with --onnx'),
+    (('--weights', 'x.pth'), '--weights and --vit are for --model tokencut')])
+def test_flags_that_do_not_go_together(refuse, flags, words):
+    assert refuse(*flags) == words
 
 
 def test_tokencut(root):

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from scipy.io import loadmat
 
-from data.dataset import VOC_CLASSES, VOID, size_text
+from data.dataset import VOC_CLASSES, VOID
 from data.palette import save_labels
 from data.reading import read_image, read_labels
 from utils.errors import UserError
@@ -64,8 +64,9 @@ def convert(voc, sbd, splits, root):
     voc, sbd: folders as of `open_sources`. splits: as of `read_splits`. Images are copies; labels are palette PNGs, H x W
     uint8, 0 background, 1 to 20 classes, 255 void: VOC's in SegmentationClass/ (train and val), and in
     SegmentationClassAug/ (trainaug) VOC's where it has some, else SBD's, which have no void.
-    Returns a dict of counts. Raises `UserError` for the first image, in the order of the ids, whose image or labels are
-    missing or broken, of different sizes, or hold another label.
+    Returns a dict of counts, and the paths of labels whose size is not their image's (they are resized when they are read).
+    Raises `UserError` for the first image, in the order of the ids, whose image or labels are missing or broken, or hold
+    another label.
     """
     for name in ('images', 'SegmentationClass', 'SegmentationClassAug', 'sets'):
         (root / name).mkdir()
@@ -85,29 +86,29 @@ def convert(voc, sbd, splits, root):
         for path in (image_path, label_path):
             if not os.path.isfile(path):
                 raise UserError(f'{path} is missing, and {image_id} is in a list: {WHAT_TO_DO}')
-        labels = checked_labels(read(label_path), label_path, read_image(image_path), image_path)
+        labels, size = checked_labels(read(label_path), label_path), read_image(image_path).shape[:2]
         shutil.copyfile(image_path, root / 'images' / f'{image_id}.jpg')
         for folder in [*folders, *['SegmentationClassAug'] * (image_id in trainaug)]:
             save_labels(root / folder / f'{image_id}.png', labels)
-        return image_path == sbd_image
+        return image_path == sbd_image, None if labels.shape == size else label_path
 
     ids = sorted(annotated | trainaug)
     pool = ThreadPoolExecutor(cores())
     try:
-        from_sbd = sum(progress(pool.map(convert_image, ids), 'Images', len(ids)))
+        results = list(progress(pool.map(convert_image, ids), 'Images', len(ids)))
     finally:
         pool.shutdown(cancel_futures=True)
-    return {**{name: len(ids) for name, ids in splits.items()}, 'images': len(ids), 'images_from_sbd': from_sbd,
-            'labels_from_voc': len(annotated), 'labels_from_sbd': len(trainaug - annotated)}
+    counts = {**{name: len(ids) for name, ids in splits.items()}, 'images': len(ids),
+              'images_from_sbd': sum(from_sbd for from_sbd, _ in results),
+              'labels_from_voc': len(annotated), 'labels_from_sbd': len(trainaug - annotated)}
+    return counts, [path for _, path in results if path]
 
 
-def checked_labels(labels, path, image, image_path):
-    """`labels` (H x W, integers of any type) as uint8. image: H x W x 3. The paths are for messages.
+def checked_labels(labels, path):
+    """`labels` (H x W, integers of any type) as uint8. path: for the message.
 
-    Raises `UserError` when the sizes differ or a label is none of 0 to 20 and 255.
+    Raises `UserError` when a label is none of 0 to 20 and 255.
     """
-    if labels.shape != image.shape[:2]:
-        raise UserError(f'{path} is {size_text(labels)}, but its image {image_path} is {size_text(image)}: {WHAT_TO_DO}')
     last = len(VOC_CLASSES) - 1
     others = labels[(labels < 0) | (labels > last) & (labels != VOID)]
     if others.size:
