@@ -4,8 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from devkits import (ONLY_IN_SBD, SBD, SPLITS, TRAIN, TRAINAUG, VAL, VOC, arguments, contents, pack, save_mat, sbd_labels,
-                     without_record)
+from devkits import (
+    ONLY_IN_SBD,
+    SBD,
+    SPLITS,
+    TRAIN,
+    TRAINAUG,
+    VAL,
+    VOC,
+    arguments,
+    contents,
+    pack,
+    save_mat,
+    sbd_labels,
+    without_record,
+)
 from PIL import Image
 from scipy.io import savemat
 from scipy.sparse import csc_matrix
