@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.checkpoint import load_file
+from utils.checkpoint import load_file, previous_checkpoint
 from utils.config import differing_keys
 from utils.device import choose_precision
 from utils.errors import UserError
@@ -37,13 +37,29 @@ def start_run(output, fresh):
 
 
 def earlier_state(path):
-    """The training checkpoint at `path`, or None without one. Raises `UserError` when the file is not one.
+    """The training checkpoint at `path`, or None without one. A damaged one is set aside, and the one before takes its place.
 
-    Whether its weights fit is for `Trainer.resume` to say.
+    Raises `UserError` when no file that is there is a whole one. Whether its weights fit is for `Trainer.resume` to say.
     """
-    if not Path(path).exists():
+    path, previous = Path(path), previous_checkpoint(path)
+    if not path.exists() and not previous.exists():
         return None
-    state = load_file(path)
+    try:
+        return _training_state(path)
+    except UserError as error:
+        if not previous.exists():
+            raise
+        try:
+            state = _training_state(previous)
+        except UserError as second:
+            raise UserError(f'{error.line()}; and {second.line()}') from second
+        aside = f', is set aside as {set_aside(path).name}' if path.exists() else ''
+        log.warning('%s%s: going on from the checkpoint before, %s', error.line(), aside, previous.name)
+        return state
+
+
+def _training_state(path):
+    state = load_file(path, check=True)
     whole = (isinstance(state, dict) and isinstance(state.get('model'), dict) and isinstance(state.get('epoch'), int)
              and isinstance(state.get('seed', 0), int))
     if not whole:

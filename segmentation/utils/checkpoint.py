@@ -1,5 +1,9 @@
 """Checkpoints: written whole or not at all, read without running code from them, loaded with exactly the right keys."""
+import contextlib
+import os
 import pickle
+import shutil
+import zipfile
 from pathlib import Path
 
 import torch
@@ -8,27 +12,52 @@ from utils.errors import UserError
 from utils.files import atomic_file
 
 
-def save_checkpoint(state, path):
-    """Write `state` (tensors, numbers, strings, lists and dicts) to `path`, which is replaced only when all is on disk.
+def previous_checkpoint(path):
+    """Where the checkpoint before the one at `path` is kept."""
+    path = Path(path)
+    return path.with_name(f'{path.name}.previous')
 
-    Raises `UserError` when it can't be written (a full disk, say); the file that was there stays whole.
+
+def save_checkpoint(state, path):
+    """Write `state` (tensors, numbers, strings, lists and dicts) to `path`, which is replaced only when all is on disk. What it
+    held is kept as `previous_checkpoint(path)`.
+
+    Raises `UserError` when it can't be written (a full disk, say); the files that were there stay whole.
     """
     with atomic_file(path) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # how torch reports that the stream below it failed
             raise OSError(str(error).splitlines()[0]) from error
+        if os.path.exists(path):  # from here on it is there under both names, until the new one takes its place
+            _keep(Path(path), previous_checkpoint(path))
 
 
-def load_file(path):
+def _keep(path, name):
+    """Give the file at `path` another name too, which may be taken."""
+    temporary = name.with_name(f'.{name.name}.{os.getpid()}.tmp')
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:  # file systems without links
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_file(path, check=False):
     """The content of a file made by torch.save, on the CPU. Nothing but tensors and plain values is accepted.
 
+    check: whether to compare the checksums that torch.save wrote, which torch.load does not look at.
     Raises `UserError` when the file is missing, damaged, or holds code.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f'{path}: there is no such checkpoint file')
     try:
+        if check:
+            _check_sums(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # damaged bytes make the unpickler raise anything
         if isinstance(error, pickle.UnpicklingError) and 'weights_only' in str(error) and 'GLOBAL' in str(error):
@@ -38,6 +67,16 @@ def load_file(path):
         if 'weights_only' in reason:  # PyTorch's advice is to run what the file says
             reason = 'its content is not one of torch.save'
         raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): fetch or make it again') from error
+
+
+def _check_sums(path):
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, 'rb'))
+        if file.read(2) != b'PK':  # files of before PyTorch 1.6 are no archives
+            return
+        damaged = stack.enter_context(zipfile.ZipFile(path)).testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f'the checksum of {damaged} is another')
 
 
 def load_exactly(module, state, source, missing=(), leftover=()):
