@@ -25,7 +25,7 @@ def create_config(env_file, exp_file, script=None):
     """
     env = read_env(env_file)
     exp = _read_yaml(exp_file)
-    script = script or _script_of(exp)
+    script = script or script_of(exp)
     p = EasyDict(_checked(exp, KEYS, exp_file, script))
     p.update(env)
     p.name = Path(exp_file).name.removesuffix('.yml').removesuffix('.yaml')
@@ -90,13 +90,16 @@ def _read_yaml(path):
     return content
 
 
-def _script_of(exp):
-    """The script that an experiment file is for, from the keys that only its kind of file has."""
+def script_of(exp):
+    """The script that an experiment is for, from the keys that only its kind of file has. exp: the file's content, or what
+    `create_config` made of it."""
     if 'moco_kwargs' in exp:
         return config_keys.PRETRAIN
     if 'retrieval_kwargs' in exp:
         return config_keys.RETRIEVAL
-    return config_keys.KMEANS if exp.get('kmeans_eval') else config_keys.LINEAR
+    if exp.get('kmeans_eval'):
+        return config_keys.KMEANS
+    return config_keys.LINEAR if 'train_db_name' in exp else config_keys.EVAL
 
 
 def _checked(content, keys, file, script):
