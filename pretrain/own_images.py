@@ -15,6 +15,7 @@ import generate_masks
 import main as pretraining
 from contrastive.settings import IMAGENET, earlier_settings, fingerprint, initial_weights, training_settings
 from data.dataset import VOC, SegmentationDataset
+from data.folder import ImageFolder
 from saliency.estimators import MODELS, ROBUST_BACKGROUND
 from utils.command import add_machine_flags, command, make_env_parser
 from utils.config import read_env
@@ -43,16 +44,19 @@ def main(argv=None):
     args = parse_arguments(argv)
     env = read_env(args.config_env)
     if not re.fullmatch(r'\w[\w.-]*', args.name) or args.name in (VOC, 'Shapes'):
-        raise UserError(f'--name {args.name}: use letters, digits, dots, hyphens and underscores, and no name of a data set '
-                        'that there is already')
-    if args.clusters is not None and not 1 <= args.clusters <= 254:
-        raise UserError(f'--clusters must be from 1 to 254, not {args.clusters}')
+        raise UserError(f'--name {args.name}: use letters, digits, dots, hyphens and underscores; {VOC} and Shapes are others')
     device = choose_device(args.device)
     folder, output = Path(env.db_root) / args.name, Path(env.root_dir) / args.name
+    photographs = len(ImageFolder(args.images, without=folder))
+    if args.clusters is not None and not 1 <= args.clusters <= min(photographs, 254):
+        raise UserError(f'--clusters must be from 1 to 254, and no more than there are images ({photographs}), not '
+                        f'{args.clusters}')
 
     # Masks
     generate_masks.main(['--images', args.images, '--out', str(folder), '--model', args.model, '--device', args.device])
     dataset = SegmentationDataset(folder, 'trainaug', saliency=args.model, drop_missing=True)
+    if args.clusters and args.clusters > len(dataset):
+        raise UserError(f'--clusters {args.clusters}: only {len(dataset)} of the images have masks')
     if args.clusters and args.clusters > len(dataset):
         raise UserError(f'--clusters {args.clusters}: there are only {len(dataset)} images with masks')
 

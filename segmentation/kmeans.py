@@ -78,7 +78,7 @@ def main(argv=None):
     network = network.to(device, memory_format=torch.channels_last).eval()
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
                                                      'num_seeds': args.num_seeds, 'n_clusters': n_clusters})
-    log.info('%s: %d validation images, %s, %d clusters; masks: %s; weights: %s', folder, len(dataset),
+    log.info('%s: %d images, %s, %d clusters with background; masks: %s; weights: %s', folder, len(dataset),
              f'{len(classes)} classes' if classes else 'no labels', n_clusters,
              dataset.masks.name if dataset.masks else 'predicted', p.pretraining)
 

@@ -61,10 +61,10 @@ def initial_weights(asked, settings, earlier):
         more = _settings_for(imagenet, settings)
         if earlier == {**settings, **more}:
             return more, 'initial weights: as the run began'
-    reason = _why_no_weights(settings['backbone'])
-    if reason:
-        return _settings_for(False, settings), (f'no ImageNet weights ({reason}): training starts from random ones, which '
-                                                'find less')
+    if not _can_have_weights(settings['backbone']):
+        return _settings_for(False, settings), (
+            'no ImageNet weights (neither on disk nor to be fetched): training starts from random ones, which find less; to '
+            f'start over with them, ask for {IMAGENET}')
     return _settings_for(True, settings), 'training starts from ImageNet weights'
 
 
@@ -78,17 +78,17 @@ def _settings_for(imagenet, settings):
             'optimizer_kwargs': sgd if imagenet else {'lr': 0.001, 'weight_decay': 0.0001}}
 
 
-def _why_no_weights(backbone):
-    """None where torchvision's weights are on disk or can be fetched, else the reason."""
+def _can_have_weights(backbone):
+    """Whether torchvision's weights are on disk or can be fetched, which is then done."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none of its own
     try:
         backbone_weights(f'{TORCHVISION}{backbone}-IMAGENET1K_V1', backbone)
-    except UserError as error:
-        return error.line()
+    except UserError:
+        return False
     finally:
         socket.setdefaulttimeout(before)
-    return None
+    return True
 
 
 def earlier_settings(experiment, seen):
