@@ -85,8 +85,8 @@ def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys)
     config = yaml.safe_load((folder / 'config.yml').read_text())
     assert config['resolved'] == {'device': 'cpu', 'precision': 'none', 'seed': 3}
     assert {path.name for path in folder.iterdir()} == {
-        'best_model.pth.tar', 'checkpoint.pth.tar', 'checkpoint.pth.tar.previous', 'config.yml', 'log_file.txt', 'metrics.jsonl',
-        'predictions', 'results.json', 'tensorboard'}
+        'best_model.pth.tar', 'checkpoint.pth.tar', 'checkpoint.pth.tar.previous', 'config.yml', 'log_file.txt',
+        'metrics.jsonl', 'predictions', 'results.json', 'tensorboard'}
 
     content = (folder / 'results.json').read_bytes()
     main(arguments())
