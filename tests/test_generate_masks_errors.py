@@ -170,7 +170,8 @@ def test_no_mask_at_all(tmp_path, user_error):
     photograph(images / 'b.png')
     line = user_error(lambda: make_masks(images, out, '--val_fraction', 0.1))
     assert line.startswith(f'error: {out}: 1 images have a mask, which leaves none for training')
-    assert make_masks(images, out)['masks'] == 1 and ids_of(out, 'trainaug') == ['b']
+    assert line.endswith('or --val_fraction 0')
+    assert make_masks(images, out, '--val_fraction', 0)['masks'] == 1 and ids_of(out, 'trainaug') == ['b']
 
 
 def test_full_disk(root):

@@ -73,7 +73,7 @@ class MaskDataSet:
         count = max(1, round(self.val_fraction * len(ids))) if self.val_fraction and ids else 0
         if len(ids) <= count:
             raise UserError(f'{self.out}: {len(ids)} images have a mask, which leaves none for training: give more '
-                            'photographs, or another --model')
+                            'photographs, another --model, or --val_fraction 0')
         val = set(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
         for split, members in (('trainaug', [name for name in ids if name not in val]), ('val', sorted(val))):
             path = self.out / 'sets' / f'{split}.txt'
