@@ -46,9 +46,10 @@ mine: .venv/installed $(if $(filter-out robust_background,$(MODEL)),.venv/instal
 reproduce: .venv/installed
 	cd segmentation && $(PY) reproduce.py $(ENV) $(ARGS)
 
-# What the saliency networks need, which the tests try.
+# What the saliency networks need, which the tests try. rembg compiles its parts on its first import, for a minute.
 .venv/installed-saliency: .venv/installed requirements-saliency.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-saliency.txt
+	$(BIN)/python -c 'import rembg'
 	touch $@
 
 test: .venv/installed-saliency
