@@ -11,6 +11,7 @@ from web import drive, server  # noqa: F401 - fixtures
 from data.dataset import SegmentationDataset
 from data.shapes import draw_shapes
 from models.factory import get_model
+from utils.errors import UserError
 
 PRETRAINING = {
     'train_db_name': 'Shapes', 'train_db_kwargs': {'saliency': 'supervised_model'}, 'train_batch_size': 4,
@@ -50,6 +51,15 @@ def assert_same(a, b, path=''):
         assert torch.equal(a, b), path
     else:
         assert a == b, path
+
+
+def refusal(call, *arguments, **options):
+    """The message of the `UserError` that the call raises, which is one line."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert message == caught.value.line()
+    return message
 
 
 @pytest.fixture(scope='session')

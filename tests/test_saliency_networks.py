@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import refusal
 
 onnxruntime = pytest.importorskip('onnxruntime')
 onnx = pytest.importorskip('onnx')
@@ -73,14 +74,6 @@ def triangle(size, length):
 
 def resized(values, height, width):
     return triangle(values.shape[0], height) @ values @ triangle(values.shape[1], width).T
-
-
-def refusal(call, *arguments, **options):
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    message = str(caught.value)
-    assert message == caught.value.line()  # it is one line
-    return message
 
 
 def test_red_is_the_probability(network, image):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from conftest import refusal
 
 timm = pytest.importorskip('timm')
 
@@ -12,15 +13,6 @@ from huggingface_hub import constants as hub  # noqa: E402 - these come with tim
 from safetensors.torch import save_file  # noqa: E402
 
 from saliency.tokencut import TokenCut, cut  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-
-
-def refusal(call, *arguments, **options):
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    message = str(caught.value)
-    assert message == caught.value.line()  # it is one line
-    return message
 
 
 def random_vit(name, seed=0, **options):

@@ -1,5 +1,4 @@
 """Checkpoints: written whole or not at all, read without running code from them, loaded with exactly the right keys."""
-import contextlib
 import os
 import pickle
 import shutil
@@ -70,13 +69,14 @@ def load_file(path, check=False):
 
 
 def _check_sums(path):
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, 'rb'))
-        if file.read(2) != b'PK':  # files of before PyTorch 1.6 are no archives
+    """Raise BadZipFile for an archive of which a member is damaged. Files of before PyTorch 1.6 are no archives."""
+    with open(path, 'rb') as file:
+        if file.read(2) != b'PK':
             return
-        damaged = stack.enter_context(zipfile.ZipFile(path)).testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f'the checksum of {damaged} is another')
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f'the checksum of {damaged} is another')
 
 
 def load_exactly(module, state, source, missing=(), leftover=()):
