@@ -8,22 +8,25 @@ import copy
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from contrastive.builder import ContrastiveModel
+from contrastive.launch import add_distributed_flags, launch
 from contrastive.pairs import ViewPairs
 from contrastive.training import ContrastiveTrainer, view_figure
 from data.batches import EpochBatches, epoch_loader
 from data.dataset import SegmentationDataset, dataset_folder
 from models.resnet import output_stride
-from utils.command import command, make_parser
+from utils.command import join_processes, make_parser, parallel_command
 from utils.config import create_config, plain
 from utils.config_keys import PRETRAIN
-from utils.device import choose_device
+from utils.distributed import is_main, main_first, rank, share, world_size
 from utils.errors import UserError
 from utils.files import remove_temporaries
-from utils.log import append_metrics, cut_metrics, write_config
+from utils.log import write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
+from utils.preemption import deferred
+from utils.random_streams import RandomStreams
+from utils.record import Record
 from utils.resuming import earlier_state, resolve_start, start_run
 from utils.sources import require_files
 
@@ -31,17 +34,21 @@ from utils.sources import require_files
 def parse_arguments(argv):
     parser = make_parser(__doc__, amp='auto', trains=True)
     parser.add_argument('--nvidia-apex', action='store_true', help='old name of --amp fp16')
+    add_distributed_flags(parser)
     args = parser.parse_args(argv)
     if args.nvidia_apex:
         args.amp = 'fp16'
     return args
 
 
-@command
+@parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    if launch(args, main, argv):
+        return
+    device = join_processes(args, backend=args.dist_backend, url=args.dist_url)
     p = create_config(args.config_env, args.config_exp, PRETRAIN)
-    device = choose_device(args.device)
+    processes = number_of_processes(p, args.config_exp)
     output = Path(p.output_dir)
     log = start_run(output, args.fresh)
 
@@ -53,17 +60,21 @@ def main(argv=None):
     start = resolve_start(p, state, args, device, PRETRAIN)
     if state is None:
         require_files(p, args.config_exp, 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision, 'seed': start.seed})
+    if is_main():
+        write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision,
+                                                         'seed': start.seed, 'processes': processes})
 
     # Data
-    folder = dataset_folder(p.db_root, p.train_db_name)
+    with main_first():
+        folder = dataset_folder(p.db_root, p.train_db_name)
     dataset = SegmentationDataset(folder, 'trainaug', saliency=p.train_db_kwargs.saliency, drop_missing=True)
     if len(dataset) < p.train_batch_size:
         raise UserError(f'{args.config_exp}: train_batch_size is {p.train_batch_size}, but {dataset.split_file} has only '
                         f'{len(dataset)} usable images')
     stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone_kwargs.dilated)
     pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
-    loader = epoch_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, start.seed), p.num_workers, device)
+    loader = epoch_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, start.seed, rank(), world_size()),
+                          share(p.num_workers), device)
     log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
              len(dataset), dataset.masks.name, dataset.dropped, len(loader.batch_sampler))
 
@@ -72,35 +83,49 @@ def main(argv=None):
     settings = copy.deepcopy(p)
     if state:  # its weights take the place of initial ones, which need not be there any more
         settings.backbone_kwargs.update(pretraining=None, state_dict=None)
-    model = ContrastiveModel(settings).to(device, memory_format=torch.channels_last)
+    with main_first():  # which may fetch weights
+        model = ContrastiveModel(settings)
+    model = model.to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
-    trainer = ContrastiveTrainer(model, optimizer, loader, device, start.precision, p.checkpoint, p.checkpoint_every,
+    streams = RandomStreams(start.seed, rank() * model.processes, model.processes, device)
+    trainer = ContrastiveTrainer(model, optimizer, loader, streams, start.precision, p.checkpoint, p.checkpoint_every,
                                  extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
     if state:
         trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     del state  # a model and an optimiser's worth of memory
-    log.info('Training on %s, precision %s, seed %d, batches of %d', device, start.precision, start.seed, p.train_batch_size)
+    log.info('Training on %s, precision %s, seed %d, batches of %d%s', device, start.precision, start.seed, p.train_batch_size,
+             f': {p.train_batch_size // processes} on each of {processes} processes' if processes > 1 else '')
+    if processes != world_size():
+        log.info('%d processes compute what %d would', world_size(), processes)
 
     # Epochs
-    remove_temporaries(output)
-    cut_metrics(output / 'metrics.jsonl', trainer.epoch)
-    with SummaryWriter(output / 'tensorboard', purge_step=trainer.epoch + 1) as writer:
+    if is_main():
+        remove_temporaries(output)
+    with Record(output, trainer.epoch) as record, deferred():
         while trainer.epoch < p.epochs:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
             number = trainer.epoch + 1
-            numbers = trainer.run_epoch(look_at=lambda batch, number=number: writer.add_image(
-                'views', view_figure(batch), number, dataformats='HWC'))
-            append_metrics(output / 'metrics.jsonl', {'epoch': number, 'lr': lr, **numbers})
-            for name, value in {'lr': lr, **numbers}.items():
-                writer.add_scalar(name, value, number)
-            writer.flush()
-            trainer.save()
+            numbers = trainer.run_epoch(lambda batch, number=number: record.picture(lambda: view_figure(batch), number))
+            record.numbers(number, {'lr': lr, **numbers})
+            trainer.end_epoch()
             log.info('Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
                      '%.1f images/s', number, p.epochs, numbers['loss'], numbers['contrastive_loss'],
                      numbers['saliency_loss'], numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second'])
     log.info('Finished: %s', p.checkpoint)
+
+
+def number_of_processes(p, exp_file):
+    """As how many processes this run computes. Raises `UserError` when those there are, or the batch, can't be divided so."""
+    processes = p.simulate_processes or world_size()
+    if processes % world_size():
+        raise UserError(f'{exp_file}: simulate_processes is {processes}, which is no multiple of the {world_size()} processes '
+                        'there are')
+    if p.train_batch_size % processes:
+        raise UserError(f'{exp_file}: train_batch_size is {p.train_batch_size}, which can not be divided over {processes} '
+                        'processes')
+    return processes
 
 
 if __name__ == '__main__':

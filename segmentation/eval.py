@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from data.batches import split_loader
 from data.dataset import VOC, class_names, dataset_folder
 from data.folder import ImageFolder
 from evaluation.confusion import class_iou
@@ -20,10 +21,11 @@ from evaluation.images import EvaluationImages
 from evaluation.report import add_pictures_flag, print_iou, write_results
 from evaluation.segmenting import evaluate
 from evaluation.weights import finetuned_network
-from utils.command import command, make_parser
+from utils.command import join_processes, make_parser, parallel_command
 from utils.config import create_config
 from utils.config_keys import EVAL
-from utils.device import choose_device, choose_precision
+from utils.device import choose_precision
+from utils.distributed import is_main, main_first
 from utils.errors import UserError
 from utils.files import set_aside
 from utils.log import start_log, write_config
@@ -41,19 +43,21 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-@command
+@parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, EVAL)
-    device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
-    weights = Path(local_file(args.state_dict, p.root_dir)).resolve()
+    with main_first():  # which may fetch them
+        weights = Path(local_file(args.state_dict, p.root_dir)).resolve()
     if not weights.is_file():
         raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
     given = ImageFolder(args.images, without=p.root_dir) if args.images is not None else None
     # Data
     only_names = given and p.val_db_name == VOC  # whose class names are known without fetching it
-    folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
+    with main_first():
+        folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
     dataset = given or evaluation_split(folder, p.val_db_kwargs.split)
     classes = class_names(folder)
     images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
@@ -65,16 +69,20 @@ def main(argv=None):
     output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
     other = given.folder if given else dataset.split_file if p.val_db_kwargs.split != 'val' else None
     subject = {'weights_sha256': sha256(weights), 'images': other and str(other)}
-    aside = set_aside(output) if subject_of(output) not in (None, subject) else None
-    log = start_log(output / 'log_file.txt')
+    aside = None
+    with main_first():
+        if is_main() and subject_of(output) not in (None, subject):
+            aside = set_aside(output)
+        log = start_log(output / 'log_file.txt')
     if aside:
         log.info('The evaluation of another model or of other images is now in %s', aside)
     log.info('%s: %d images, %d classes; weights: %s', given.folder if given else folder, len(images), len(classes), weights)
 
     # Evaluation
-    loading = {'num_workers': p.num_workers, 'batch_size': p.val_db_kwargs.batch_size}
-    confusion = evaluate(network, images, classes, output, loading, device, precision, args.crf_postprocess,
-                         args.num_visualizations)
+    loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
+    confusion = evaluate(network, loader, classes, output, device, precision, args.crf_postprocess, args.num_visualizations)
+    if not is_main():
+        return
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'weights': str(weights),
                                                      'crf': args.crf_postprocess, **subject})
     log.info('Predictions and pictures are in %s', output)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.batches import make_loader
+from data.batches import split_loader
 from data.dataset import VOID, class_names, dataset_folder
 from evaluation import confusion as scoring
 from evaluation.cluster_sheet import SHEET, cluster_names, save_cluster_sheet
@@ -21,10 +21,11 @@ from evaluation.folders import evaluation_split
 from evaluation.images import EvaluationImages
 from evaluation.report import add_pictures_flag, print_iou, write_predictions, write_results
 from evaluation.weights import backbone_up_to, embedding_network, require_masks
-from utils.command import command, make_parser
+from utils.command import join_processes, make_parser, parallel_command
 from utils.config import create_config
 from utils.config_keys import KMEANS, MAX_SEED
-from utils.device import choose_device, choose_precision
+from utils.device import choose_precision
+from utils.distributed import is_main, main_first
 from utils.errors import UserError
 from utils.log import start_log, write_config
 from utils.progress import progress
@@ -44,11 +45,11 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-@command
+@parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, KMEANS)
-    device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
     p.seed = first_seed = _first(args.seed, p.seed, FIRST_SEED)
     if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
@@ -62,28 +63,33 @@ def main(argv=None):
     log = start_log(output / 'log_file.txt')
 
     # Data
-    folder = dataset_folder(p.db_root, p.val_db_name)
+    with main_first():
+        folder = dataset_folder(p.db_root, p.val_db_name)
     dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency)
     classes = class_names(folder) if dataset.labels else ()
     n_clusters = _first(args.n_clusters, p.kmeans_kwargs.n_clusters, len(classes) or None)
     _check_clusters(n_clusters, dataset)
     images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
-    loader = make_loader(images, p.num_workers, device, batch_size=p.val_db_kwargs.batch_size)
+    loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
 
     # Model
     torch.manual_seed(first_seed)
-    network = embedding_network(p, p.pretraining)
+    with main_first():  # which may fetch weights
+        network = embedding_network(p, p.pretraining)
     if p.kmeans_kwargs.features != EMBEDDING:
         network = backbone_up_to(network, p.kmeans_kwargs.features)
     network = network.to(device, memory_format=torch.channels_last).eval()
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
-                                                     'num_seeds': args.num_seeds, 'n_clusters': n_clusters})
+    if is_main():
+        write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,
+                                                         'num_seeds': args.num_seeds, 'n_clusters': n_clusters})
     log.info('%s: %d images, %s, %d clusters with background; masks: %s; weights: %s', folder, len(dataset),
              f'{len(classes)} classes' if classes else 'no labels', n_clusters,
              dataset.masks.name if dataset.masks else 'predicted', p.pretraining)
 
     # Clusters
     embedded = embed(network, loader, device, precision, len(classes), hide_background=p.val_db_kwargs.hide_background)
+    if not is_main():
+        return
     seeds = range(first_seed, first_seed + args.num_seeds)
     vectors = whiten(embedded.prototypes) if p.kmeans_kwargs.whiten else embedded.prototypes
     clusterings = cluster_all(vectors, embedded.histograms, n_clusters, seeds)

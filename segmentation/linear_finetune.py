@@ -9,27 +9,29 @@ import json
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from data.batches import EpochBatches, epoch_loader, make_loader
+from data.batches import EpochBatches, epoch_loader, split_loader
 from data.dataset import SegmentationDataset
 from evaluation.confusion import class_iou
 from evaluation.features import ValidationFeatures
 from evaluation.folders import data_folders
 from evaluation.images import EvaluationImages
-from evaluation.linear import LinearTrainer, online_iou
+from evaluation.linear import LinearTrainer
 from evaluation.report import RESULTS, check_output, print_iou, write_results
 from evaluation.segmenting import evaluate
 from evaluation.training_views import TrainingViews, view_figure
 from evaluation.weights import finetuned_network, load_frozen_weights, probe_network, refuse_other_weights
-from utils.command import command, make_parser
+from utils.command import join_processes, make_parser, parallel_command
 from utils.config import create_config, plain
 from utils.config_keys import LINEAR
-from utils.device import choose_device
+from utils.distributed import from_main, is_main, main_first, rank, share, share_state, world_size
 from utils.errors import UserError
 from utils.files import remove_temporaries
-from utils.log import append_metrics, cut_metrics, write_config
+from utils.log import write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
+from utils.preemption import deferred
+from utils.random_streams import RandomStreams
+from utils.record import Record
 from utils.resuming import earlier_state, resolve_start, start_run
 from utils.sources import require_files
 
@@ -41,11 +43,11 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-@command
+@parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, LINEAR)
-    device = choose_device(args.device)
     output = Path(p.output_dir)
     log = start_run(output, args.fresh)
 
@@ -56,24 +58,31 @@ def main(argv=None):
         require_files(p, args.config_exp, 'pretraining')
     else:
         refuse_other_weights(state['model'], p, p.checkpoint)
-    if state and state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess):
+    if state and from_main(state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess)):
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
-        remove_temporaries(output)
+        if is_main():
+            remove_temporaries(output)
         return
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision, 'seed': start.seed})
+    if is_main():
+        write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision,
+                                                         'seed': start.seed, 'processes': world_size()})
 
     # Data
-    folder, val_folder, classes = data_folders(p, args.config_exp)
+    with main_first():
+        folder, val_folder, classes = data_folders(p, args.config_exp)
     dataset = SegmentationDataset(folder, p.train_db_kwargs.split, labels=True)
     batch_size, resolution = p.train_db_kwargs.batch_size, p.transformation_kwargs.resolution
     if len(dataset) < batch_size:
         raise UserError(f'{args.config_exp}: train_db_kwargs.batch_size is {batch_size}, but {dataset.split_file} has only '
                         f'{len(dataset)} images')
+    if batch_size % world_size():
+        raise UserError(f'{args.config_exp}: train_db_kwargs.batch_size is {batch_size}, which can not be divided over '
+                        f'{world_size()} processes')
     views = TrainingViews(dataset, len(classes), start.seed, resolution, p.on_bad_image == 'skip')
-    loader = epoch_loader(views, EpochBatches(len(dataset), batch_size, start.seed), p.num_workers, device)
+    loader = epoch_loader(views, EpochBatches(len(dataset), batch_size, start.seed, rank(), world_size()), share(p.num_workers),
+                          device)
     images = EvaluationImages(SegmentationDataset(val_folder, 'val', labels=True), resolution,
                               len(classes))
-    val_loading = {'num_workers': p.num_workers, 'batch_size': p.val_db_kwargs.batch_size}
     log.info('%s: %d images, %d steps an epoch; %d validation images, %d classes', folder, len(dataset),
              len(loader.batch_sampler), len(images), len(classes))
 
@@ -81,36 +90,41 @@ def main(argv=None):
     torch.manual_seed(start.seed)
     network = probe_network(p, len(classes)).to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(network.parameters(), p.optimizer, **p.optimizer_kwargs)
-    trainer = LinearTrainer(network, optimizer, loader, device, start.precision, p.checkpoint, p.checkpoint_every,
+    trainer = LinearTrainer(network, optimizer, loader, RandomStreams(start.seed, rank(), 1, device), start.precision,
+                            p.checkpoint, p.checkpoint_every,
                             extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)},
                             best_model=p.best_model)
     if state:
         trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     else:
-        load_frozen_weights(network, p)
+        with main_first():
+            load_frozen_weights(network, p)
     del state
-    log.info('Training on %s, precision %s, seed %d, batches of %d; frozen weights: %s', device, start.precision, start.seed,
-             batch_size, p.pretraining)
+    share_state(network)
+    log.info('Training on %s, precision %s, seed %d, batches of %d%s; frozen weights: %s', device, start.precision, start.seed,
+             batch_size, f': {batch_size // world_size()} on each of {world_size()} processes' if world_size() > 1 else '',
+             p.pretraining)
 
     # Epochs
-    remove_temporaries(output)
-    check_output(output)
-    cut_metrics(output / 'metrics.jsonl', trainer.epoch)
+    if is_main():
+        remove_temporaries(output)
+        check_output(output)
     if trainer.epoch < p.epochs:
-        val_loader = make_loader(images, device=device, **val_loading)
+        val_loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
         keep = p.freeze_batchnorm == 'all'  # the features of the validation images never change
         with ValidationFeatures(network, val_loader, device, start.precision, resolution, output, keep) as validation, \
-                SummaryWriter(output / 'tensorboard', purge_step=trainer.epoch + 1) as writer:
+                Record(output, trainer.epoch) as record, deferred():
             while trainer.epoch < p.epochs:
                 lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
                 set_learning_rate(optimizer, lr)
-                numbers = train_and_score(trainer, validation, len(classes), writer)
-                append_metrics(output / 'metrics.jsonl', {'epoch': trainer.epoch, 'lr': lr, **numbers})
-                writer.add_scalar('lr', lr, trainer.epoch)
+                number = trainer.epoch + 1
+                numbers = trainer.run_epoch(lambda batch, number=number: record.picture(lambda: view_figure(batch), number))
+                numbers['mIoU'] = trainer.score(validation, len(classes))
+                record.numbers(number, {'lr': lr, **numbers})
                 trainer.save_epoch(numbers['mIoU'])
-                log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', trainer.epoch,
-                         p.epochs, numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
+                log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', number, p.epochs,
+                         numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
 
     # Final evaluation, as eval.py does it
     if not trainer.best_iou:
@@ -119,23 +133,14 @@ def main(argv=None):
     log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution%s', trainer.best_iou,
              trainer.best_epoch + 1, ', with CRF' if args.crf_postprocess else '')
     network = finetuned_network(p, len(classes), p.best_model).to(device, memory_format=torch.channels_last)
-    confusion = evaluate(network, images, classes, output, val_loading, device, start.precision, args.crf_postprocess,
-                         pictures=0)
+    val_loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
+    confusion = evaluate(network, val_loader, classes, output, device, start.precision, args.crf_postprocess, pictures=0)
+    if not is_main():
+        return
     iou = class_iou(confusion) * 100
     write_results(output, LINEAR, p.best_model, classes, iou, crf=args.crf_postprocess, pretraining=p.pretraining,
                   epochs=trainer.epoch, online_mIoU=trainer.best_iou, best_epoch=trainer.best_epoch)
     print_iou(log, classes, iou)
-
-
-def train_and_score(trainer, validation, classes, writer):
-    """Run an epoch, and return its numbers with the online mIoU in percent, after they went to tensorboard's `writer`."""
-    number = trainer.epoch + 1
-    numbers = trainer.run_epoch(look_at=lambda batch: writer.add_image('views', view_figure(batch), number, dataformats='HWC'))
-    numbers['mIoU'] = float(online_iou(trainer.model.classifier, validation, classes).mean())
-    for name, value in numbers.items():
-        writer.add_scalar(name, value, number)
-    writer.flush()
-    return numbers
 
 
 def finished(output, state, crf):

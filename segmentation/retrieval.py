@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data.batches import make_loader
+from data.batches import split_loader
 from data.dataset import SegmentationDataset
 from evaluation.confusion import class_iou, clustering_confusion
 from evaluation.embedding import embed
@@ -20,10 +20,11 @@ from evaluation.neighbours import neighbour_picture
 from evaluation.report import add_pictures_flag, print_iou, write_pictures, write_results
 from evaluation.retrieval import mask_classes, nearest
 from evaluation.weights import embedding_network, require_masks
-from utils.command import command, make_parser
+from utils.command import join_processes, make_parser, parallel_command
 from utils.config import create_config
 from utils.config_keys import RETRIEVAL
-from utils.device import choose_device, choose_precision
+from utils.device import choose_precision
+from utils.distributed import is_main, main_first
 from utils.errors import UserError
 from utils.log import start_log, write_config
 from utils.sources import require_files
@@ -37,11 +38,11 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-@command
+@parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, RETRIEVAL)
-    device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
     require_masks(p, args.config_exp, 'val_db_kwargs.saliency', 'retrieval_kwargs.saliency')
     names = p.retrieval_kwargs.ignore_classes or ()
@@ -52,7 +53,8 @@ def main(argv=None):
     log = start_log(output / 'log_file.txt')
 
     # Data
-    folder, val_folder, classes = data_folders(p, args.config_exp)
+    with main_first():
+        folder, val_folder, classes = data_folders(p, args.config_exp)
     ignored = ignored_classes(names, classes, args.config_exp)
     splits = {'database': SegmentationDataset(folder, p.retrieval_kwargs.train_split, p.retrieval_kwargs.saliency, labels=True,
                                               ignored=ignored),
@@ -65,15 +67,20 @@ def main(argv=None):
     # Model
     seed = p.seed if args.seed is None else args.seed
     torch.manual_seed(0 if seed is None else seed)  # of random weights
-    network = embedding_network(p, p.pretraining).to(device, memory_format=torch.channels_last).eval()
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'seed': seed})
+    with main_first():  # which may fetch weights
+        network = embedding_network(p, p.pretraining)
+    network = network.to(device, memory_format=torch.channels_last).eval()
+    if is_main():
+        write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'seed': seed})
 
     # Segments
     embedded = {}
     for name, dataset in splits.items():
         images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
-        loader = make_loader(images, p.num_workers, device, batch_size=p.val_db_kwargs.batch_size)
+        loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
         embedded[name] = embed(network, loader, device, precision, len(classes), at_resolution=True)
+    if not is_main():
+        return
     database, queries = embedded['database'], embedded['queries']
 
     # Neighbours

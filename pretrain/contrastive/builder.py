@@ -2,6 +2,7 @@
 
 Axes: B images of this process, D embedding, K queue, H W the input's size, h w the network's grid.
 """
+import contextlib
 import copy
 
 import torch
@@ -17,7 +18,10 @@ from utils import distributed
 class ContrastiveModel(nn.Module):
     """MaskContrast on top of momentum contrast (paper section 3.3; arXiv 1911.05722).
 
-    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K) and `freeze_layers`.
+    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K) and `freeze_layers`, and perhaps
+    `simulate_processes`: as how many processes all of this run's together compute, a multiple of their number. Each has its
+    own batch-norm statistics, in-batch prototypes and weights of the losses, which are averaged.
+    streams: the `RandomStreams` of the processes that are computed here, or None.
     State: model_q.* and model_k.*, equal at the start; queue, D x K unit columns; queue_ptr, the next column to write.
     """
 
@@ -25,6 +29,8 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         moco = p['moco_kwargs']
         self.K, self.m, self.T = moco['K'], moco['m'], moco['T']
+        self.processes = (p.get('simulate_processes') or distributed.world_size()) // distributed.world_size()  # computed here
+        self.streams = None
         self.model_q = get_model(p)
         self.model_k = copy.deepcopy(self.model_q).requires_grad_(False)
         if p.get('freeze_layers'):
@@ -41,22 +47,42 @@ class ContrastiveModel(nn.Module):
         im_q, im_k: B x 3 x H x W normalised float images, the query and the key view.
         sal_q, sal_k: B x H x W integer masks, nonzero = object (B x h x w without `upsample`).
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
-        Raises ValueError for masks of another size, and when K is not a multiple of the global batch.
+        Raises ValueError for masks of another size, and when K is not a multiple of the global batch, or that can't be divided.
         """
         batch = len(im_q) * distributed.world_size()
         if self.K % batch:
             raise ValueError(f'the queue length K = {self.K} is not a multiple of the global batch {batch}')
-        q, saliency = self.model_q.grid(im_q)                           # B x D x h x w, B x h x w
-        self._check_masks(im_q, q, sal_q, sal_k)
+        if len(im_q) % self.processes:
+            raise ValueError(f'{len(im_q)} images can not be divided over {self.processes} simulated processes')
+        queries = self._each_process(self.model_q, im_q)                # B x D x h x w, B x h x w
+        self._check_masks(im_q, queries[0][0], sal_q, sal_k)
         with torch.no_grad():
             self._momentum_update()
             k = self._key_grid(im_k)                                    # B x D x h x w
             prototypes = mask_prototypes(k, sal_k)                      # B x D
-        contrastive, acc1, acc5 = contrastive_loss(q, sal_q, prototypes, self.queue, self.T)
-        saliency = saliency_loss(saliency, sal_q) if saliency is not None else torch.zeros_like(contrastive)
+        shares = zip(queries, sal_q.chunk(self.processes), prototypes.chunk(self.processes), strict=True)
+        outputs = [self._losses(*query, mask, keys) for query, mask, keys in shares]
         self._enqueue(prototypes)
+        return {name: torch.stack([output[name] for output in outputs]).mean() for name in outputs[0]}
+
+    def _losses(self, q, saliency, mask, prototypes):
+        """Losses and accuracies of one process's share of the batch."""
+        contrastive, acc1, acc5 = contrastive_loss(q, mask, prototypes, self.queue, self.T)
+        saliency = saliency_loss(saliency, mask) if saliency is not None else torch.zeros_like(contrastive)
         return {'loss': contrastive + saliency, 'contrastive_loss': contrastive, 'saliency_loss': saliency,
                 'acc1': acc1, 'acc5': acc5}
+
+    def _each_process(self, network, images):
+        """Grids of `images`, of each process's share by itself. Only the first one's batch-norm statistics are kept."""
+        outputs = []
+        for number, share in enumerate(images.chunk(self.processes)):
+            if self.streams:
+                self.streams.use(number)
+            with _statistics_left_alone(network) if number else contextlib.nullcontext():
+                outputs.append(network.grid(share))
+        if self.streams:
+            self.streams.use(0)
+        return outputs
 
     @torch.no_grad()
     def _momentum_update(self):
@@ -71,15 +97,15 @@ class ContrastiveModel(nn.Module):
         """The key network's grid for this process's images, computed on a batch shuffled over all processes.
 
         The shuffle keeps batch norm from leaking which image is which; within one process it would change nothing.
-        Only the grid travels back, not the upsampled embeddings.
+        Each image travels to one process, and only its grid travels back, not the upsampled embeddings.
         """
-        if distributed.world_size() == 1:
+        batch = len(images) * distributed.world_size()
+        if batch == len(images) and self.processes == 1:
             return self.model_k.grid(images)[0]
-        batch = len(images)
-        mine = slice(distributed.rank() * batch, (distributed.rank() + 1) * batch)
-        order = distributed.shared_permutation(batch * distributed.world_size(), images.device)
-        grid = self.model_k.grid(distributed.gather(images)[order[mine]])[0]
-        return distributed.gather(grid)[order.argsort()[mine]]
+        order = distributed.shared_permutation(batch)
+        shuffled = distributed.take_rows(images, order)
+        grid = torch.cat([grid for grid, _ in self._each_process(self.model_k, shuffled)])
+        return distributed.take_rows(grid, order.argsort())
 
     @torch.no_grad()
     def _enqueue(self, prototypes):
@@ -94,3 +120,16 @@ class ContrastiveModel(nn.Module):
         for mask in masks:
             if tuple(mask.shape) != (len(images), *size):
                 raise ValueError(f'masks of shape {tuple(mask.shape)}, but the outputs are {(len(images), *size)}')
+
+
+@contextlib.contextmanager
+def _statistics_left_alone(network):
+    """Batch norms in train mode use their batch's statistics, and don't add them to the running ones."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -3,6 +3,7 @@ import numpy as np
 import torch
 
 from data.batches import to_images
+from utils import distributed
 from utils.device import autocast
 from utils.training import Trainer
 
@@ -13,12 +14,17 @@ class ContrastiveTrainer(Trainer):
     NUMBERS = ('loss', 'contrastive_loss', 'saliency_loss', 'acc1', 'acc5')
     SHOWN = {'loss': 'loss %.4f', 'acc1': 'top-1 %.1f%%'}
 
+    def __init__(self, model, *arguments, **named):
+        super().__init__(model, *arguments, **named)
+        model.streams = self.streams
+        self.parallel = distributed.parallel(model, self.device)
+
     def train_step(self, batch):
         """One step of paper section 3."""
         images = [to_images(batch[view], self.device) for view in ('query', 'key')]
         masks = [batch[view].to(self.device, non_blocking=True) for view in ('query_mask', 'key_mask')]
         with autocast(self.device, self.precision):
-            output = self.model(*images, *masks)
+            output = self.parallel(*images, *masks)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(output['loss']).backward()
         self.scaler.step(self.optimizer)

@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 import torch
 
-from utils.processes import end_with_parent
+from utils.distributed import rank, share, world_size
+from utils.preemption import SIGNALS
+from utils.processes import end_with_parent, obey_only_parent
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels, for values in [0, 1]
 
@@ -45,6 +47,25 @@ class EpochBatches(torch.utils.data.Sampler):
             yield [(self.epoch, int(index)) for index in order[first:first + self.share]]
 
 
+class SplitBatches(torch.utils.data.Sampler):
+    """Batches of consecutive indices, of which each process takes a part: in rank order they are those of a single process.
+
+    indices: those of this process, a range that may be empty.
+    """
+
+    def __init__(self, length, batch_size, rank=0, world_size=1):
+        batches = -(-length // batch_size)
+        first, end = batches * rank // world_size, batches * (rank + 1) // world_size
+        self.indices, self.batch_size = range(first * batch_size, min(end * batch_size, length)), batch_size
+
+    def __len__(self):
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self):
+        for start in range(0, len(self.indices), self.batch_size):
+            yield list(self.indices[start:start + self.batch_size])
+
+
 def item_random(seed, epoch, name):
     """A numpy Generator for one image in one epoch: the same whichever worker reads it, and whatever was read before."""
     return np.random.default_rng([seed, epoch, int.from_bytes(name.encode(), 'little')])
@@ -69,6 +90,12 @@ def epoch_loader(dataset, batches, num_workers, device):
     return make_loader(dataset, num_workers, device, batch_sampler=batches, persistent_workers=num_workers > 0)
 
 
+def split_loader(dataset, num_workers, device, batch_size):
+    """A DataLoader of this process's part of `dataset`, in order. num_workers: of the machine."""
+    return make_loader(dataset, share(num_workers), device,
+                       batch_sampler=SplitBatches(len(dataset), batch_size, rank(), world_size()))
+
+
 def _collate(items):
     batch = {key: [item[key] for item in items] for key in items[0]}
     return {key: torch.stack(values) if torch.is_tensor(values[0]) else values for key, values in batch.items()}
@@ -76,4 +103,5 @@ def _collate(items):
 
 def _start_worker(_):
     end_with_parent()
+    obey_only_parent(SIGNALS)
     cv2.setNumThreads(0)  # workers are the parallelism: OpenCV's threads would only fight for the cores (torch sets its own)

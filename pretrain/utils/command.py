@@ -1,39 +1,102 @@
 """What the scripts' command lines have in common: flags, and how a run ends."""
 import argparse
 import functools
+import logging
 import os
+import traceback
 
+import torch
+
+from utils import distributed, preemption
 from utils.config_keys import MAX_SEED
+from utils.device import choose_device
 from utils.errors import UserError
+from utils.files import release_folders
 from utils.log import log_error, start_log, stop_log
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # as shells have it
+EXIT_BUG = 1  # as Python has it
+
+log = logging.getLogger('maskcontrast')
 
 
 def command(main):
-    """Decorate a script's `main(argv)`: a `UserError` ends it with its line on stderr and exit code 2.
+    """Decorate the `main(argv)` of a script that runs as one process: a `UserError` ends it with its line on stderr and exit
+    code 2.
 
-    Ctrl-C ends it with one line and exit code 130.
+    Ctrl-C ends it with one line and exit code 130, SIGTERM and SIGUSR1 with one line and exit code 75.
     """
     @functools.wraps(main)
     def run(argv=None):
+        return _run(_refuse_several, main, argv)
+    return run
+
+
+def parallel_command(main):
+    """The same for a script that may be one of several processes, of which all end when one does.
+
+    A process that was lost ends the others with exit code 3.
+    """
+    @functools.wraps(main)
+    def run(argv=None):
+        return _run(main, argv)
+    return run
+
+
+def _refuse_several(main, argv):
+    if os.environ.get('WORLD_SIZE', '1') not in ('', '1'):
+        raise UserError('this script runs as one process: start it without torchrun')
+    return main(argv)
+
+
+def _run(main, *arguments):
+    with preemption.handled():
         try:
-            if os.environ.get('WORLD_SIZE', '1') not in ('', '1'):
-                raise UserError('this script runs as one process: start it without torchrun')
             start_log()  # the script adds its file
-            return main(argv)
+            result = main(*arguments)
+            distributed.leave()
+            return result
         except UserError as error:
-            log_error(error.line())
+            code = _end(error.line(), EXIT_USER_ERROR)
             # Its frames hold the DataLoader. Left to the garbage collector, each worker would take 5 s to end.
             error.__traceback__ = None
-            raise SystemExit(EXIT_USER_ERROR) from None
         except KeyboardInterrupt:
-            log_error('interrupted')
-            raise SystemExit(EXIT_INTERRUPTED) from None
+            code = _end('interrupted', EXIT_INTERRUPTED)
+        except preemption.Preempted as stop:
+            code = _leave(stop)
+        except Exception as error:
+            if not distributed.peers():
+                raise
+            distributed.peers().explain(error)
+            traceback.print_exc()
+            code = _end(f'{type(error).__name__}: {error}', EXIT_BUG)
         finally:
             stop_log()
-    return run
+            release_folders()
+        raise SystemExit(code) from None
+
+
+def _end(line, code):
+    """Report why this process ends. Where it is one of several the others end too, and it does at once: the group could only be
+    dissolved by all together."""
+    if not distributed.peers():
+        log_error(line)
+        return code
+    code = distributed.peers().fail(line, code)
+    stop_log()
+    os._exit(code)
+
+
+def _leave(stop):
+    """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, else by ending the others."""
+    stop.__traceback__ = None
+    line = f'stopped by {stop}: the same command goes on from the last checkpoint'
+    if not stop.agreed:
+        return _end(line, preemption.EXIT_PREEMPTED)
+    log.warning(line)
+    distributed.leave()
+    return preemption.EXIT_PREEMPTED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,12 +123,26 @@ def make_parser(description, amp, trains=False):
     parser = make_env_parser(description)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
     add_machine_flags(parser, amp)
+    parser.add_argument('--dist-timeout', type=_seconds, default=distributed.PATIENCE, metavar='SECONDS',
+                        help='under torchrun: how long the processes may stand still before the run ends, naming the one that '
+                             f'hangs (default: {distributed.PATIENCE})')
     if trains:
         parser.add_argument('--override', action='store_true',
                             help='go on although the experiment file has changed since the checkpoint (default: refuse)')
         parser.add_argument('--fresh', action='store_true',
                             help='start over; the folder of the earlier run is renamed, not deleted (default: go on)')
     return parser
+
+
+def join_processes(args, **meeting):
+    """The device that --device asks for, after this process has joined the others of its group, if there are any: on a GPU
+    each takes its own. meeting: of `distributed.join`."""
+    device = choose_device(args.device)
+    distributed.join(device.type, patience=args.dist_timeout, **meeting)
+    if device.type == 'cuda' and distributed.world_size() > 1:
+        device = torch.device('cuda', distributed.local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
 
 
 def add_machine_flags(parser, amp):
@@ -81,4 +158,10 @@ def add_machine_flags(parser, amp):
 def _seed(text):
     if not text.isdecimal() or int(text) > MAX_SEED:
         raise argparse.ArgumentTypeError(f'must be an integer from 0 to {MAX_SEED}, not {text}')
+    return int(text)
+
+
+def _seconds(text):
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f'must be a whole number of seconds, at least 1, not {text}')
     return int(text)

@@ -50,6 +50,7 @@ KEYS = (
     Key('val_db_kwargs.saliency', 'str', None, CLUSTERED),
     Key('val_db_kwargs.hide_background', 'bool', False, (KMEANS,)),
     Key('train_batch_size', 'int', REQUIRED, (PRETRAIN,), minimum=1),
+    Key('simulate_processes', 'int', None, (PRETRAIN,), minimum=1),
     Key('num_workers', 'int', 4, SCRIPTS, minimum=0),
     Key('transformation_kwargs.crop_size', 'int', 224, (PRETRAIN,), minimum=16),
     Key('transformation_kwargs.resolution', 'size', (512, 512), EVALUATIONS),

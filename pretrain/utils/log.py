@@ -13,6 +13,7 @@ from termcolor import colored
 from tqdm import tqdm
 
 from utils.config import TREE, plain
+from utils.distributed import is_main, rank
 from utils.errors import UserError
 from utils.files import atomic_file, make_folder
 
@@ -44,13 +45,17 @@ class _Console(logging.Handler):
 
 
 def start_log(log_file=None):
-    """Send the logger 'maskcontrast' to the console, and append it to `log_file`, whose folder is made. Returns it."""
+    """Send the logger 'maskcontrast' to the console, and append it to `log_file`, whose folder is made. Returns it.
+
+    Of several processes, rank 0 says everything, the others only what went wrong.
+    """
     log = logging.getLogger('maskcontrast')
     stop_log()
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_main() else logging.WARNING)
     log.propagate = False
     console = _Console()
-    console.setFormatter(_Formatter())
+    who = '' if is_main() else f'rank {rank()}: '
+    console.setFormatter(_Formatter(f'{who}%(message)s'))
     log.addHandler(console)
     if log_file is None:
         return log
@@ -59,7 +64,7 @@ def start_log(log_file=None):
         file = logging.FileHandler(log_file, encoding='utf-8')
     except OSError as error:
         raise UserError(f'{log_file} could not be written ({error.strerror})') from error
-    file.setFormatter(_Formatter('%(asctime)s %(message)s', datefmt='%Y-%m-%d %H:%M:%S'))
+    file.setFormatter(_Formatter(f'%(asctime)s {who}%(message)s', datefmt='%Y-%m-%d %H:%M:%S'))
     log.addHandler(file)
     return log
 

@@ -1,6 +1,7 @@
 """Worker processes: how many, and that they don't outlive the main one."""
 import multiprocessing
 import os
+import signal
 import threading
 from multiprocessing import connection
 
@@ -17,5 +18,18 @@ def end_with_parent():
 
     def wait():
         connection.wait([sentinel])
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def obey_only_parent(signals):
+    """Ignore `signals` in this worker process unless its parent sends them, for good: clusters send them to all processes of a
+    run, of which the main one still needs its workers."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    parent = os.getppid()
+
+    def wait():
+        while signal.sigwaitinfo(signals).si_pid != parent:
+            pass
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()

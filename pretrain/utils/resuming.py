@@ -4,15 +4,16 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import distributed
 from utils.checkpoint import load_file, previous_checkpoint
 from utils.config import differing_keys
 from utils.device import choose_precision
 from utils.errors import UserError
-from utils.files import set_aside
+from utils.files import hold_folder, release_folders, set_aside
 from utils.log import start_log
 
 # Experiment keys that may change between two halves of a run: no number depends on them, or only the initial weights do.
-FREE = ('num_workers', 'checkpoint_every', 'on_bad_image', 'val_db_kwargs.batch_size', 'pretraining',
+FREE = ('num_workers', 'checkpoint_every', 'on_bad_image', 'simulate_processes', 'val_db_kwargs.batch_size', 'pretraining',
         'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
 
 log = logging.getLogger('maskcontrast')
@@ -28,9 +29,17 @@ class Start:
 
 def start_run(output, fresh):
     """Start the log of a training run in the folder `output` and return it. With `fresh` that folder, if there is one, is
-    renamed before."""
-    aside = set_aside(output) if fresh and output.exists() else None
-    started = start_log(output / 'log_file.txt')
+    renamed before. Raises `UserError` while another run trains there."""
+    aside = None
+    with distributed.main_first():
+        if distributed.is_main():
+            existed = output.exists()
+            hold_folder(output)
+            if fresh and existed:
+                release_folders()
+                aside = set_aside(output)
+                hold_folder(output)
+        started = start_log(output / 'log_file.txt')
     if aside:
         started.info('The earlier run is now in %s', aside)
     return started
@@ -38,10 +47,15 @@ def start_run(output, fresh):
 
 def earlier_state(path):
     """The training checkpoint at `path`, or None without one. A damaged one is set aside, and the one before takes its place.
+    Only rank 0 needs the file.
 
     Raises `UserError` when no file that is there is a whole one. Whether its weights fit is for `Trainer.resume` to say.
     """
-    path, previous = Path(path), previous_checkpoint(path)
+    return distributed.from_main(_whole_state(Path(path)) if distributed.is_main() else None)
+
+
+def _whole_state(path):
+    previous = previous_checkpoint(path)
     if not path.exists() and not previous.exists():
         return None
     try:
@@ -75,7 +89,7 @@ def resolve_start(p, state, args, device, script):
     elif p.seed is None and state:
         p.seed = state.get('config', {}).get('seed')
     changed = changed_keys(p, state, args.config_exp, args.override, script)
-    drawn = (state or {}).get('seed', secrets.randbelow(2 ** 31))
+    drawn = (state or {}).get('seed', distributed.from_main(secrets.randbelow(2 ** 31)))
     before = (state or {}).get('precision')
     precision = choose_precision(before if args.amp == 'auto' and before else args.amp, device)
     if before and before != precision:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from utils import distributed, preemption
 from utils.checkpoint import load_exactly, save_checkpoint
 from utils.errors import UserError
 
@@ -19,18 +20,22 @@ class Trainer:
     """Runs epochs of one model, optimiser and loader. What a step computes is the subclass's: it defines `train_step`.
 
     model: on its device. loader: of `EpochBatches` and a data set whose items have `id` and `skipped` (a list of lines about
-    files that were passed over). precision: 'none', 'bf16' or 'fp16'. checkpoint: path that is written every `checkpoint_every`
-    steps (None: at the end of epochs only). extra: values that every checkpoint carries (seed, precision, configuration).
+    files that were passed over). streams: the `RandomStreams` of this process. precision: 'none', 'bf16' or 'fp16'. checkpoint:
+    path that is written every `checkpoint_every` steps (None: at the end of epochs only). extra: values that every checkpoint
+    carries (seed, precision, configuration).
+
+    Of several processes each has its share of every batch; rank 0 alone writes.
     """
     PREFIX = ''                       # of the model's keys in checkpoints
     NUMBERS = ('loss',)               # what a step reports
     SHOWN = {'loss': 'loss %.4f'}     # which of it is shown while an epoch runs
 
-    def __init__(self, model, optimizer, loader, device, precision, checkpoint, checkpoint_every=None, extra=None):
-        self.model, self.optimizer, self.loader, self.device = model, optimizer, loader, device
+    def __init__(self, model, optimizer, loader, streams, precision, checkpoint, checkpoint_every=None, extra=None):
+        self.model, self.optimizer, self.loader, self.device = model, optimizer, loader, streams.device
+        self.streams = streams
         self.precision, self.checkpoint, self.checkpoint_every = precision, checkpoint, checkpoint_every
         self.extra = extra or {}
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == 'fp16')
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         self.epoch = self.step = self.skipped = 0
         self.totals = dict.fromkeys(self.NUMBERS, 0.0)
 
@@ -61,31 +66,45 @@ class Trainer:
                 self.scaler.load_state_dict(state['scaler'])
             self.epoch = state['epoch']
             if same_batches and state.get('step'):
-                self.step, self.skipped, self.totals = state['step'], state['skipped'], dict(state['totals'])
-            random = state.get('random', {})  # published checkpoints have none
-            if 'cpu' in random:
-                torch.set_rng_state(random['cpu'])
-            if 'cuda' in random and self.device.type == 'cuda':
-                torch.cuda.set_rng_state(random['cuda'], self.device)
+                self.step, self.totals = state['step'], dict(state['totals'])
+                self.skipped = state['skipped'] if distributed.is_main() else 0
+            self._resume_random(state.get('random'))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise UserError(f'{source}: a run can not go on from it ({type(error).__name__}: {error}): move it away, or '
                             'start over with --fresh') from error
 
+    def _resume_random(self, states):
+        """states: of the random generators of all processes then, in rank order; None in published checkpoints."""
+        if not states:
+            return
+        states = [states] if isinstance(states, dict) else states  # of a run before there could be several
+        here = len(self.streams.states)
+        if len(states) == here * distributed.world_size():
+            self.streams.set(states[here * distributed.rank():][:here])
+        else:
+            log.warning('There were %d processes before, and are %d from here on: batch norm, in-batch prototypes and random '
+                        'numbers are not those of a run that was never stopped', len(states),
+                        here * distributed.world_size())
+
     def save(self):
-        """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True.
+        """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True. All processes call it, and
+        return when it is written.
 
         Raises `UserError`, and leaves the one before, when the weights are not finite any more.
         """
-        random = {'cpu': torch.get_rng_state()}
-        if self.device.type == 'cuda':
-            random['cuda'] = torch.cuda.get_rng_state(self.device)
+        parts = distributed.gather_objects((self.streams.get(), self.skipped))
+        if distributed.is_main():
+            self._write([state for states, _ in parts for state in states], sum(skipped for _, skipped in parts))
+        distributed.barrier()
+
+    def _write(self, random, skipped):
         if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
             raise UserError(f'the weights are not finite after epoch {self.epoch}, step {self.step}: '
                             f'{self._what_to_do()}')
         save_checkpoint({
             'model': {self.PREFIX + key: value for key, value in self.model.state_dict().items()},
             'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(),
-            'epoch': self.epoch, 'step': self.step, 'totals': self.totals, 'skipped': self.skipped, 'random': random,
+            'epoch': self.epoch, 'step': self.step, 'totals': self.totals, 'skipped': skipped, 'random': random,
             **self.own_state(), **self.extra}, self.checkpoint)
 
     def _what_to_do(self):
@@ -96,46 +115,79 @@ class Trainer:
     def run_epoch(self, look_at=None):
         """Run the rest of the epoch and return its mean numbers, with `images_per_second` and `skipped_images`.
 
-        look_at: called with the first batch, for pictures. Raises `UserError` when a loss is not finite, naming step and
-        image ids; nothing is saved then. The checkpoint at the epoch's end is left to the caller, after its reports.
+        look_at: called with the first batch, for pictures. `end_epoch` is left to the caller, after its reports.
+        Raises `UserError` when a loss is not finite, naming step and image ids; nothing is saved then. When one of the
+        processes is asked to stop, all write the checkpoint after the same step, and raise `Preempted`.
         """
         sampler = self.loader.batch_sampler
         sampler.epoch, sampler.start = self.epoch, self.step
         self.model.train()
         unread, started, first_step = [], time.perf_counter(), self.step
-        bar = tqdm(self.loader, desc=f'Epoch {self.epoch + 1}', initial=self.step, total=len(sampler), disable=None,
-                   leave=False)
-        for batch in bar:
-            if self.step == first_step and look_at:
-                look_at(batch)
-            numbers = self.train_step(batch)
-            unread.append((self.step, batch['id'], numbers))
-            self._report_skipped(batch['skipped'])
-            self.step += 1
-            saves = self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < len(sampler)
-            if self.device.type == 'cpu' or saves or self.step % REPORT_EVERY == 0 or self.step == len(sampler):
-                numbers = self._read(unread)
-                shown = ', '.join(text % numbers[name] for name, text in self.SHOWN.items())
-                bar.set_postfix_str(shown)
-                if bar.disable and self.step % REPORT_EVERY == 0:
-                    log.info('Epoch %d step %d/%d: %s', self.epoch + 1, self.step, len(sampler), shown)
-            if saves:
-                self.save()
+        bar = tqdm(self.loader, desc=f'Epoch {self.epoch + 1}', initial=self.step, total=len(sampler), leave=False,
+                   disable=None if distributed.is_main() else True)
+        with distributed.watched():
+            for batch in bar:
+                distributed.note(f'epoch {self.epoch + 1}, step {self.step + 1}')
+                if self.step == first_step and look_at:
+                    look_at(batch)
+                numbers = self.train_step(batch)
+                unread.append((self.step, batch['id'], numbers))
+                self._report_skipped(batch['skipped'])
+                self.step += 1
+                saves = self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < len(sampler)
+                reads = self.device.type == 'cpu' or saves or self.step % REPORT_EVERY == 0 or self.step == len(sampler)
+                if reads:
+                    numbers = self._read(unread)
+                    shown = ', '.join(text % numbers[name] for name, text in self.SHOWN.items())
+                    bar.set_postfix_str(shown)
+                    if bar.disable and self.step % REPORT_EVERY == 0:
+                        log.info('Epoch %d step %d/%d: %s', self.epoch + 1, self.step, len(sampler), shown)
+                stop = self._asked_to_stop()
+                if stop and unread:
+                    self._read(unread)
+                if saves or stop:
+                    self.save()
+                if stop:
+                    raise preemption.Preempted(stop, agreed=True)
         images = (self.step - first_step) * sampler.batch_size
-        return self._finish_epoch(images / max(time.perf_counter() - started, 1e-9))
+        return self._epoch_report(images / max(time.perf_counter() - started, 1e-9))
+
+    def end_epoch(self):
+        """Go on to the next epoch, and write the checkpoint."""
+        self.epoch, self.step, self.skipped, self.totals = self.epoch + 1, 0, 0, dict.fromkeys(self.NUMBERS, 0.0)
+        self.save()
+
+    def _asked_to_stop(self):
+        """The name of the signal that asked any of the processes to stop, or None; the same on all of them."""
+        stop = preemption.requested()
+        if distributed.total(torch.tensor(float(stop is not None))):
+            return stop or 'a signal to another process'
+        return None
 
     def _read(self, unread):
-        """Add the numbers of the steps in `unread` to the epoch's totals, and return the last step's."""
-        values = torch.stack([numbers for _, _, numbers in unread]).tolist()
-        for (step, ids, _), row in zip(unread, values, strict=True):
+        """Add the numbers of the steps in `unread` (steps, ids, values), means over the processes, to the epoch's totals, and
+        return the last step's. Empties `unread`."""
+        own = torch.stack([values for _, _, values in unread]).cpu().double()
+        means = distributed.total(own.clone()) / distributed.world_size()
+        bad = [line for line in (self._not_finite(*row) for row in zip(unread, own.tolist(), strict=True)) if line]
+        if not torch.isfinite(means[:, 0]).all():
+            lines = distributed.gather_objects(bad[:1])
+            found = [line for of_process in lines or [] for line in of_process]
+            raise UserError(distributed.from_main(found and found[0]))
+        for row in means.tolist():
             numbers = dict(zip(self.NUMBERS, row, strict=True))
-            if not math.isfinite(numbers['loss']):
-                raise UserError(f'the loss is {numbers["loss"]} in epoch {self.epoch + 1}, step {step + 1}, images '
-                                f'{" ".join(ids)}: look at these images, {self._what_to_do()}')
             for name, value in numbers.items():
                 self.totals[name] += value
         unread.clear()
         return numbers
+
+    def _not_finite(self, step, values):
+        number, ids, _ = step
+        if math.isfinite(values[0]):
+            return None
+        who = f' of rank {distributed.rank()}' if distributed.world_size() > 1 else ''
+        return (f'the loss is {values[0]} in epoch {self.epoch + 1}, step {number + 1}, images{who} {" ".join(ids)}: look at '
+                f'these images, {self._what_to_do()}')
 
     def _report_skipped(self, lines_of_items):
         for lines in lines_of_items:
@@ -143,8 +195,7 @@ class Trainer:
                 log.warning('skipped: %s', line)
             self.skipped += len(lines)
 
-    def _finish_epoch(self, images_per_second):
+    def _epoch_report(self, images_per_second):
         means = {name: total / self.step for name, total in self.totals.items()}
-        report = {**means, 'images_per_second': images_per_second, 'skipped_images': self.skipped}
-        self.epoch, self.step, self.skipped, self.totals = self.epoch + 1, 0, 0, dict.fromkeys(self.NUMBERS, 0.0)
-        return report
+        skipped = int(distributed.total(torch.tensor(self.skipped)))
+        return {**means, 'images_per_second': images_per_second, 'skipped_images': skipped}

@@ -12,6 +12,7 @@ import torch
 from pydensecrf import densecrf
 
 from models.interpolation import resize
+from utils.distributed import share
 from utils.errors import UserError
 from utils.processes import cores, end_with_parent
 
@@ -54,14 +55,15 @@ def refine(image, grid, resolution):
 class CrfPool:
     """Worker processes that refine the predictions of a data set's images. A context manager.
 
-    dataset: a `SegmentationDataset` or an `ImageFolder`. processes: None for one a core. What comes out doesn't depend on
+    dataset: a `SegmentationDataset` or an `ImageFolder`. processes: None for one a core of the
+    machine, shared with this run's other processes. What comes out doesn't depend on
     their number.
     """
 
     def __init__(self, dataset, processes=None):
         context = multiprocessing.get_context('forkserver')  # forks of this process would inherit its threads' locks
         context.set_forkserver_preload(PRELOADED)
-        self.processes = processes or cores()
+        self.processes = processes or share(cores())
         self.pool = ProcessPoolExecutor(self.processes, context, initializer=_start_worker, initargs=(dataset,))
 
     def __enter__(self):

@@ -12,6 +12,7 @@ from data.batches import to_images
 from evaluation.confusion import confusion_matrix
 from evaluation.images import resize_labels
 from evaluation.prototypes import CompressedMask, object_weights, prototypes
+from utils import distributed
 from utils.device import autocast
 from utils.errors import UserError
 from utils.progress import progress
@@ -35,11 +36,24 @@ def embed(network, loader, device, precision, classes, at_resolution=False, hide
     classes: how many there are. at_resolution: masks and histograms at the network's resolution instead of the images' size.
     hide_background: the network sees ImageNet's mean colour outside the data set's masks.
 
+    All processes call this, each for its part of the images. Returns `Embedded` of all of them on rank 0, and None elsewhere.
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
     Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
     """
+    with distributed.watched():
+        parts = distributed.gather_objects(_embed_part(network, loader, device, precision, classes, at_resolution,
+                                                       hide_background))
+    if parts is None:
+        return None
+    ids, vectors, masks, histograms = (sum(lists, []) for lists in zip(*parts, strict=True))
+    return Embedded(ids, np.concatenate(vectors), masks, np.stack(histograms) if histograms else None)
+
+
+def _embed_part(network, loader, device, precision, classes, at_resolution, hide_background):
+    """Lists of ids, B x D arrays, masks and histograms, as in `Embedded`, of this process's part of the images."""
     ids, vectors, masks, histograms = [], [], [], []
     for batch in progress(loader, 'Embedding'):
+        distributed.note(f'embedding, image {batch["id"][0]}')
         images = to_images(batch['image'], device)
         given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None
         if hide_background:
@@ -48,6 +62,10 @@ def embed(network, loader, device, precision, classes, at_resolution=False, hide
             grid, saliency = network.grid(images)
         inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
         vectors.append(prototypes(grid, weights).cpu().numpy())
+        finite = np.isfinite(vectors[-1]).all(1)
+        if not finite.all():
+            raise UserError(f'the network gives no finite embedding for {batch["id"][int(np.argmin(finite))]}: try --amp none, '
+                            'or another checkpoint')
         given_labels = batch.get('labels', [None] * len(inside))
         for name, size, mask, labels in zip(batch['id'], batch['size'], inside.to(torch.uint8).cpu().numpy(), given_labels,
                                             strict=True):
@@ -57,8 +75,4 @@ def embed(network, loader, device, precision, classes, at_resolution=False, hide
             if labels is not None:
                 histograms.append(confusion_matrix(mask, resize_labels(labels, mask.shape), classes, name, ids=2))
         ids += batch['id']
-    vectors = np.concatenate(vectors)
-    if not np.isfinite(vectors).all():
-        name = ids[int(np.argmin(np.isfinite(vectors).all(1)))]
-        raise UserError(f'the network gives no finite embedding for {name}: try --amp none, or another checkpoint')
-    return Embedded(ids, vectors, masks, np.stack(histograms) if histograms else None)
+    return ids, vectors, masks, histograms

@@ -8,6 +8,7 @@ import torch
 
 from evaluation.images import resize_labels
 from evaluation.linear import frozen_features
+from utils.distributed import local_world_size
 from utils.errors import UserError
 from utils.progress import progress
 
@@ -66,7 +67,7 @@ class ValidationFeatures:
         for ids, features, labels in self._compute():
             array = features.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # no copy where the layout is channels_last
             if not self.batches:
-                needed = (array.nbytes + labels.nbytes) * len(self.loader)
+                needed = (array.nbytes + labels.nbytes) * len(self.loader) * local_world_size()  # which share the disk
                 free = min(shutil.disk_usage(self.folder).free - RESERVE, MOST)
                 if needed > free:
                     raise OSError(f'{needed >> 20} MiB are needed, {max(free, 0) >> 20} MiB may be used')

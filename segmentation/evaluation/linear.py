@@ -10,6 +10,7 @@ from data.batches import to_images
 from data.dataset import VOID
 from evaluation.confusion import class_iou, confusion_matrix
 from models.interpolation import resize
+from utils import distributed, preemption
 from utils.checkpoint import save_checkpoint
 from utils.device import autocast
 from utils.errors import UserError
@@ -27,11 +28,13 @@ def frozen_features(network, images, device, precision):
 def backward_loss(classifier, features, labels):
     """Mean cross-entropy over the valid pixels of a batch; its gradients are added to those of `classifier`.
 
+    Of several processes' batches together: each gets what its own add to the mean, and to the gradients.
+
     features: B x 256 x h x w. labels: B x H x W int64, 255 = void, which is left out. Returns a scalar tensor, 0 where all
     is void. The classifier comes before the upsampling, as both are linear, and images come one by one, so that at no
     time more than one image's C x H x W logits exist.
     """
-    valid = (labels != VOID).sum().clamp(min=1)
+    valid = distributed.total((labels != VOID).sum()).clamp(min=1)
     total = features.new_zeros(())
     for feature, label in zip(features.split(1), labels.split(1), strict=True):
         logits = resize(classifier(feature), label.shape[-2:])                      # 1 x C x H x W
@@ -58,12 +61,15 @@ def class_logits(classifier, features, ids):
 
 
 def online_iou(classifier, batches, classes):
-    """IoU of each class in percent, at the network's resolution. batches: `ValidationFeatures`."""
+    """IoU of each class in percent, at the network's resolution, over all processes. batches: `ValidationFeatures`."""
     confusion = np.zeros((classes, classes), np.int64)
-    for ids, features, labels in batches:
-        predictions = predicted_classes(class_logits(classifier, features, ids), labels.shape[-2:])
-        for name, prediction, label in zip(ids, predictions, labels, strict=True):
-            confusion += confusion_matrix(prediction, label, classes, name)
+    with distributed.watched():
+        for ids, features, labels in batches:
+            distributed.note(f'validation, image {ids[0]}')
+            predictions = predicted_classes(class_logits(classifier, features, ids), labels.shape[-2:])
+            for name, prediction, label in zip(ids, predictions, labels, strict=True):
+                confusion += confusion_matrix(prediction, label, classes, name)
+        distributed.total(torch.from_numpy(confusion))
     return class_iou(confusion) * 100
 
 
@@ -91,8 +97,19 @@ class LinearTrainer(Trainer):
         labels = batch['labels'].to(self.device, non_blocking=True).long()
         self.optimizer.zero_grad(set_to_none=True)
         loss = backward_loss(self.model.classifier, features, labels)
+        distributed.sum_gradients(self.model.classifier.parameters())
         self.optimizer.step()
-        return loss.unsqueeze(0)
+        return loss.unsqueeze(0) * distributed.world_size()  # whose mean over the processes is the loss
+
+    def score(self, validation, classes):
+        """Online mIoU in percent. validation: `ValidationFeatures`."""
+        if validation.file:
+            return float(online_iou(self.model.classifier, validation, classes).mean())
+        # The network runs again, which may take long: a request to stop is not to wait for it.
+        self.save()
+        distributed.share_state(self.model)  # batch norms that are not frozen have seen different images
+        with preemption.at_once():
+            return float(online_iou(self.model.classifier, validation, classes).mean())
 
     def save_epoch(self, iou):
         """Write the checkpoint after `run_epoch`, and the best model if `iou` (percent) is higher than in all epochs before.
@@ -101,10 +118,12 @@ class LinearTrainer(Trainer):
         """
         better = iou > self.best_iou
         if better:
-            self.best_epoch, self.best_iou = self.epoch - 1, iou
-        self.save()
+            self.best_epoch, self.best_iou = self.epoch, iou
+        self.end_epoch()
         if better:
             self._save_best()
+            distributed.barrier()
 
     def _save_best(self):
-        save_checkpoint(self.model.state_dict(), self.best_model)
+        if distributed.is_main():
+            save_checkpoint(self.model.state_dict(), self.best_model)

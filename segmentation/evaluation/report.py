@@ -8,8 +8,12 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from evaluation.confusion import confusion_matrix
 from evaluation.pictures import contact_sheet, save_picture, save_prediction, side_by_side, thumbnail, with_legend
+from utils import distributed
 from utils.errors import UserError
 from utils.files import atomic_file, make_folder
 from utils.processes import cores
@@ -17,7 +21,6 @@ from utils.progress import progress
 
 RESULTS, PREDICTIONS, PICTURES, SHEET = 'results.json', 'predictions', 'visualization', 'contact_sheet.png'
 SHEET_PICTURES, COLUMNS, CELL = 24, 3, (150, 420)  # of the contact sheet; CELL: height and width
-THREADS = cores()
 
 
 def add_pictures_flag(parser):
@@ -47,17 +50,20 @@ def write_results(output, script, weights, classes, iou, crf=False, **more):
         json.dump(results, file, indent=1)
 
 
-def write_predictions(output, dataset, predictions, classes, pictures=None, score=True):
+def write_predictions(output, dataset, predictions, classes, pictures=None, score=True, indices=None):
     """Write predictions/<id>.png of every image, visualization/<id>.png of the first `pictures` (None: all), and the first of
     these on contact_sheet.png, as `fresh_output` does it; count the predictions against the labels.
 
     output: folder. dataset: a `SegmentationDataset` or an `ImageFolder`; without labels pictures lack ground truth, and
     nothing is counted. predictions: iterable of H x W uint8 classes, one an image in their order, at the image's own size.
-    classes: names. score: whether to count. Returns the C x C int64 confusion matrix of all images, or None.
+    classes: names. score: whether to count. indices: a range, of the images that `predictions` are of, where all processes call
+    this, each for its part; None: this process alone writes all.
+    Returns the C x C int64 confusion matrix of all images, or None.
     Raises `UserError` as `confusion_matrix` does, and when something can't be read or written.
     """
     pictures = len(dataset) if pictures is None else pictures
-    confusion, thumbnails = None, []
+    counted = score and dataset.labels
+    confusion, thumbnails = np.zeros((len(classes), len(classes)), np.int64) if counted else None, []
 
     def write(item):
         (index, prediction), counts = item, None
@@ -77,11 +83,15 @@ def write_predictions(output, dataset, predictions, classes, pictures=None, scor
         picture = with_legend(side_by_side(sample['image'], *shown), captions, classes, *shown)
         return counts, save_thumbnail(folder, name, picture, index)
 
-    with fresh_output(output) as folder:
-        for counts, thumb in in_threads(write, enumerate(predictions)):
+    with fresh_output(output, together=indices is not None) as folder:
+        for counts, thumb in in_threads(write, enumerate(predictions, indices.start if indices else 0)):
             if counts is not None:
-                confusion = counts if confusion is None else confusion + counts
+                confusion += counts
             thumbnails.append(thumb)
+        if indices is not None:
+            if counted:
+                distributed.total(torch.from_numpy(confusion))
+            thumbnails = sum(distributed.gather_objects(thumbnails) or [], [])
         save_contact_sheet(folder, thumbnails)
     return confusion
 
@@ -113,12 +123,12 @@ def save_contact_sheet(folder, thumbnails):
 def in_threads(function, items):
     """Yield `function(item)` of each item in order, computed in as many threads as there are cores. The first error is raised,
     and what has not begun is left."""
-    jobs = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
+    jobs, threads = deque(), distributed.share(cores())
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 jobs.append(pool.submit(function, item))
-                if len(jobs) > 4 * THREADS:  # of their results in memory
+                if len(jobs) > 4 * threads:  # of their results in memory
                     yield jobs.popleft().result()
             while jobs:
                 yield jobs.popleft().result()
@@ -127,18 +137,27 @@ def in_threads(function, items):
 
 
 @contextlib.contextmanager
-def fresh_output(output, made=(PREDICTIONS, PICTURES, SHEET)):
+def fresh_output(output, made=(PREDICTIONS, PICTURES, SHEET), together=False):
     """A folder to fill, of which the folders and files `made` take the place of those in `output`, and of its results.json,
-    when the block ends well. When it doesn't, the earlier ones stay.
+    when the block ends well. When it doesn't, the earlier ones stay. together: whether all processes fill it.
 
     Raises `UserError` when something can't be written or replaced.
     """
     check_output(output)
     folder = Path(output) / '.evaluation.tmp'  # one at a time: each evaluation has its own output
+    if together and not distributed.is_main():
+        distributed.barrier()
+        yield folder
+        distributed.barrier()
+        return
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
     try:
+        if together:
+            distributed.barrier()
         yield folder
+        if together:
+            distributed.barrier()
         for name in (RESULTS, *made):  # the score first: it is that of what goes next
             path = Path(output) / name
             try:

@@ -2,39 +2,40 @@
 import contextlib
 from collections import deque
 
-from data.batches import make_loader
 from evaluation.crf import CrfPool
 from evaluation.images import resize_labels
 from evaluation.linear import class_logits, frozen_features, predicted_classes
 from evaluation.report import write_predictions
+from utils import distributed
 from utils.progress import progress
 
 
-def evaluate(network, images, classes, output, loading, device, precision, crf=False, pictures=None):
-    """Segment `images`, write predictions/, visualization/ and contact_sheet.png below `output`, and score.
+def evaluate(network, loader, classes, output, device, precision, crf=False, pictures=None):
+    """Segment images, write predictions/, visualization/ and contact_sheet.png below `output`, and score.
 
-    images: `EvaluationImages`. classes: names. loading: options of `make_loader`. pictures: how many (None: all).
-    Returns the C x C confusion matrix at the images' own size, or None where the images have no labels.
+    loader: `split_loader` of `EvaluationImages`; all processes call this, each for its part. classes: names. pictures: how many
+    (None: all). Returns the C x C confusion matrix of all images at their own size, or None where they have no labels.
     Raises `UserError` for unreadable files, labels that are no class, and a folder that can't be written.
     """
     network.eval()
-    loader = make_loader(images, device=device, **loading)
-    with CrfPool(images.dataset) if crf else contextlib.nullcontext() as pool:
+    dataset, indices = loader.dataset.dataset, loader.batch_sampler.indices
+    with CrfPool(dataset) if crf else contextlib.nullcontext() as pool, distributed.watched():
         # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
         ahead = 2 * pool.processes if crf and device.type != 'cpu' else 0
         predictions = segment(network, loader, device, precision, pool, ahead)
-        return write_predictions(output, images.dataset, progress(predictions, 'CRF' if crf else 'Evaluation', len(images)),
-                                 classes, pictures)
+        return write_predictions(output, dataset, progress(predictions, 'CRF' if crf else 'Evaluation', len(indices)),
+                                 classes, pictures, indices=indices)
 
 
 def segment(network, loader, device, precision, pool=None, ahead=0):
-    """Predictions at the images' own size, H x W uint8 each, in order.
+    """Predictions at the images' own size, H x W uint8 each, of this process's images in order.
 
     Without a `pool`: argmax at the network's resolution, then OpenCV nearest. With one, a `CrfPool`: CRF at the image's size;
     when the network goes on to the next batch, at most `ahead` images are still unfinished.
     """
-    pending, index = deque(), 0
+    pending, index = deque(), loader.batch_sampler.indices.start
     for batch in loader:
+        distributed.note(f'evaluation, image {batch["id"][0]}')
         grid = class_logits(network.classifier, frozen_features(network, batch['image'], device, precision), batch['id'])
         resolution = tuple(batch['image'].shape[1:3])
         if not pool:

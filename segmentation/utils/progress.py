@@ -4,6 +4,8 @@ import time
 
 from tqdm import tqdm
 
+from utils.distributed import is_main
+
 EVERY = 30  # seconds between lines
 
 log = logging.getLogger('maskcontrast')
@@ -11,7 +13,7 @@ log = logging.getLogger('maskcontrast')
 
 def progress(items, what, total=None):
     """Iterate over `items`, and show under the name `what` how many of `total` (None: their length) are done."""
-    bar = tqdm(items, desc=what, total=total, disable=None, leave=False)
+    bar = tqdm(items, desc=what, total=total, disable=None if is_main() else True, leave=False)
     total = len(items) if total is None else total
     last = time.monotonic()
     for done, item in enumerate(bar, start=1):

@@ -1,0 +1,73 @@
+"""Requests to stop, SIGTERM and SIGUSR1, which clusters send before they take a machine away."""
+import contextlib
+import signal
+import threading
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start again
+
+_state = {'deferred': False, 'requested': None}
+
+
+class Preempted(BaseException):
+    """The run was asked to stop. Like KeyboardInterrupt it may come anywhere, and no handler of errors should take it.
+
+    agreed: whether all processes stop here.
+    """
+
+    def __init__(self, name, agreed=False):
+        super().__init__(name)
+        self.agreed = agreed
+
+
+@contextlib.contextmanager
+def handled():
+    """Inside, a request raises `Preempted`, at once or where `deferred` says. Only the main thread can handle signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _state.update(deferred=False, requested=None)
+
+
+@contextlib.contextmanager
+def deferred():
+    """Inside, a request waits for somebody to look at `requested`. If nobody did, it raises `Preempted` at the end."""
+    before, _state['deferred'] = _state['deferred'], True
+    try:
+        yield
+    finally:
+        _state['deferred'] = before
+    check()
+
+
+@contextlib.contextmanager
+def at_once():
+    """Inside, also within `deferred`, a request raises `Preempted`: nothing would be lost."""
+    before, _state['deferred'] = _state['deferred'], False
+    try:
+        check()
+        yield
+    finally:
+        _state['deferred'] = before
+
+
+def requested():
+    """The name of the signal that asked this process to stop, or None."""
+    return _state['requested']
+
+
+def check():
+    """Raise `Preempted` if this process was asked to stop and may do so at once."""
+    if _state['requested'] and not _state['deferred']:
+        raise Preempted(_state['requested'])
+
+
+def _handle(number, _):
+    _state['requested'] = signal.Signals(number).name
+    check()
