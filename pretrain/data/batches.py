@@ -102,6 +102,6 @@ def _collate(items):
 
 
 def _start_worker(_):
+    obey_only_parent(SIGNALS)  # before there are threads, which would not
     end_with_parent()
-    obey_only_parent(SIGNALS)
     cv2.setNumThreads(0)  # workers are the parallelism: OpenCV's threads would only fight for the cores (torch sets its own)

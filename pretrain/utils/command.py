@@ -54,9 +54,7 @@ def _run(main, *arguments):
     with preemption.handled():
         try:
             start_log()  # the script adds its file
-            result = main(*arguments)
-            distributed.leave()
-            return result
+            return _run_to_its_end(main, *arguments)
         except UserError as error:
             code = _end(error.line(), EXIT_USER_ERROR)
             # Its frames hold the DataLoader. Left to the garbage collector, each worker would take 5 s to end.
@@ -75,6 +73,16 @@ def _run(main, *arguments):
             stop_log()
             release_folders()
         raise SystemExit(code) from None
+
+
+def _run_to_its_end(main, *arguments):
+    try:
+        result = main(*arguments)
+        distributed.leave()
+        return result
+    except BaseException:
+        preemption.ignore()  # a second signal would cut short what is done about this one
+        raise
 
 
 def _end(line, code):

@@ -60,20 +60,20 @@ def peers():
     return _peers
 
 
-def join(device_type, backend=None, url='env://', size=None, number=None, patience=PATIENCE):
-    """Join the group of processes that the environment (torchrun's variables) or the arguments describe, if there is one.
+def join(device_type, backend=None, url='env://', patience=PATIENCE):
+    """Join the group of processes that the environment's RANK and WORLD_SIZE describe, as torchrun sets them, if there is one.
 
-    backend: None for nccl on GPUs, else gloo. url: where processes meet. size, number: of processes, and of this one; None: the
-    environment says. patience: seconds without progress or without a sign of life before a process is given up.
-    Raises `UserError` when the others don't come.
+    backend: None for nccl on GPUs, else gloo. url: where the processes meet (env://: at MASTER_ADDR and MASTER_PORT).
+    patience: seconds without progress before a process counts as hanging. Raises `UserError` when the others don't come.
     """
     global _peers
-    if _active() or (size or _number('WORLD_SIZE', default=1)) == 1:
+    number, size = _number('RANK', default=-1), _number('WORLD_SIZE', default=1)
+    if _active() or size == 1:
         return
     backend = backend or ('nccl' if device_type == 'cuda' else 'gloo')
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend  # small tensors are exchanged between the hosts
     try:
-        store, number, size = next(distributed.rendezvous(url, -1 if number is None else number, size or -1, timeout=MEETING))
+        store, number, size = next(distributed.rendezvous(url, number, size, timeout=MEETING))
         distributed.init_process_group(backend, store=distributed.PrefixStore('group', store), rank=number, world_size=size,
                                        timeout=FOREVER)
     except (ValueError, RuntimeError, KeyError) as error:
@@ -214,9 +214,9 @@ def parallel(model, device):
     """
     if world_size() == 1:
         return model
-    _collective()
+    share_state(model)  # DistributedDataParallel leaves out buffers that it does not broadcast later
     wrapped = DistributedDataParallel(model, [device] if device.type == 'cuda' else None, broadcast_buffers=False,
-                                      gradient_as_bucket_view=True)
+                                      init_sync=False, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(None, _average)
     return wrapped
 
@@ -243,4 +243,6 @@ def share_state(module):
         return
     for tensor in module.state_dict().values():
         _collective()
-        distributed.broadcast(tensor, src=0)
+        values = tensor.contiguous()  # convolutions may be in another memory format
+        distributed.broadcast(values, src=0)
+        tensor.copy_(values)

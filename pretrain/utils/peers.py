@@ -28,7 +28,7 @@ class Peers:
         self.place, self.collectives, self.steps = 'at the start', 0, 0
         self.watching, self.trouble, self.failed = False, threading.Event(), False
         self.closed = threading.Event()
-        self.beat = 0
+        self.beat, self.lost = 0, set()
         self._sign()
         self.store.wait([self._key(other) for other in range(world_size)])
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -58,7 +58,7 @@ class Peers:
             first = json.loads(self.store.compare_set('failure', '', json.dumps([self.rank, line, code])))
             if self.rank == 0:
                 self._say(*first)
-                self._until(lambda: self.store.add('gone', 0) >= self.world_size - 1)  # the store may be in this process
+                self._until(self._others_gone)  # the store may be in this process
             elif not self._until(lambda: self.store.check(['said'])):
                 self._say(*first)
             self.store.add('gone', 1)
@@ -77,6 +77,9 @@ class Peers:
         if self.rank == 0:
             with contextlib.suppress(RuntimeError):
                 self.store.set('said', '1')
+
+    def _others_gone(self):
+        return self.store.add('gone', 0) >= self.world_size - 1 - len(self.lost)
 
     def _until(self, condition, seconds=NOTICE):
         end = time.monotonic() + seconds
@@ -120,9 +123,9 @@ class Peers:
     def _judge(self, signs, silent, still):
         """End this process if another has been silent for too long, or all have stood still."""
         limit = SHORT_SILENCE if self.trouble.is_set() else SILENCE
-        lost = [rank for rank, beats in enumerate(silent) if beats > limit]
-        if lost:
-            places = '; '.join(f'rank {rank} has died or hangs ({signs[rank][2]})' for rank in lost)
+        self.lost = {rank for rank, beats in enumerate(silent) if beats > limit}
+        if self.lost:
+            places = '; '.join(f'rank {rank} has died or hangs ({signs[rank][2]})' for rank in sorted(self.lost))
             self._end_together(f'{places}: no sign of life for {limit * BEAT:.0f} s')
         elif self.watching and still * BEAT > self.patience:
             fewest = min(sign[1] for sign in signs)
@@ -141,7 +144,7 @@ class Peers:
             self._say(0 if code == EXIT_LOST else rank, line, code)
         with contextlib.suppress(RuntimeError):
             if self.rank == 0:
-                self._until(lambda: self.store.add('gone', 0) >= self.world_size - 1, NOTICE / 2)
+                self._until(self._others_gone)
             self.store.add('gone', 1)
         for handler in log.handlers:
             handler.flush()

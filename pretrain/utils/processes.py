@@ -23,8 +23,8 @@ def end_with_parent():
 
 
 def obey_only_parent(signals):
-    """Ignore `signals` in this worker process unless its parent sends them, for good: clusters send them to all processes of a
-    run, of which the main one still needs its workers."""
+    """Ignore `signals` in this worker process, and in threads that it starts from here on, unless its parent sends them:
+    clusters send them to all processes of a run, of which the main one still needs its workers."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     parent = os.getppid()
 

@@ -57,6 +57,11 @@ def at_once():
         _state['deferred'] = before
 
 
+def ignore():
+    """From here on, requests change nothing: the run is ending anyway."""
+    _state['deferred'] = True
+
+
 def requested():
     """The name of the signal that asked this process to stop, or None."""
     return _state['requested']
