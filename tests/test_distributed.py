@@ -3,11 +3,11 @@ import os
 
 import pytest
 import torch
-from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss
 from torch import multiprocessing
 from torch.nn import functional as F
 
 from contrastive.builder import ContrastiveModel
+from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss
 from utils import distributed
 from utils.device import choose_device
 from utils.random_streams import RandomStreams

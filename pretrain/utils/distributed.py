@@ -105,13 +105,14 @@ def leave():
 def _collective():
     """Note that this process takes part in one more collective: who has taken part in fewer keeps the others waiting."""
     if _peers:
-        _peers.collectives += 1
+        _peers.passed += 1
 
 
-def note(place):
-    """Say where this process is, for messages about processes that were lost."""
+def note(place, in_step=False):
+    """Say where this process is, for messages about lost processes. in_step: all processes pass here equally often."""
     if _peers:
         _peers.place = place
+        _peers.passed += in_step
 
 
 def watched():

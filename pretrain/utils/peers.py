@@ -19,13 +19,13 @@ class Peers:
     """Exchanges signs of life with the other processes of a group, in a thread, through the store that they met at.
 
     When another one has failed, died, or keeps all others waiting for `patience` seconds inside `watched`, this process ends:
-    its main thread may be inside a collective that will never return. `place` and `collectives` are for others to set:
-    what the process is doing, in words, and in how many collectives it has taken part.
+    its main thread may be inside a collective that will never return. `place` and `passed` are for others to set:
+    what the process is doing, in words, and how many points it has passed that all processes pass: collectives, above all.
     """
 
     def __init__(self, store, rank, world_size, patience):
         self.store, self.rank, self.world_size, self.patience = store, rank, world_size, patience
-        self.place, self.collectives, self.steps = 'at the start', 0, 0
+        self.place, self.passed = 'at the start', 0
         self.watching, self.trouble, self.failed = False, threading.Event(), False
         self.closed = threading.Event()
         self.beat, self.lost = 0, set()
@@ -53,17 +53,11 @@ class Peers:
 
         Rank 0 says it, as its log is the run's; if it does not answer, this process does.
         """
-        self.failed = True
+        self.failed, rank = True, self.rank
         with contextlib.suppress(RuntimeError):
-            first = json.loads(self.store.compare_set('failure', '', json.dumps([self.rank, line, code])))
-            if self.rank == 0:
-                self._say(*first)
-                self._until(self._others_gone)  # the store may be in this process
-            elif not self._until(lambda: self.store.check(['said'])):
-                self._say(*first)
-            self.store.add('gone', 1)
-            return first[2]
-        self._say(self.rank, line, code)
+            rank, line, code = json.loads(self.store.compare_set('failure', '', json.dumps([self.rank, line, code])))
+        self._report(rank, line, of_mine=rank == self.rank)
+        self._go()
         return code
 
     def explain(self, error):
@@ -72,14 +66,27 @@ class Peers:
         self._until(lambda: False, SHORT_SILENCE * BEAT + NOTICE)
         log.error('error: rank %d, %s: %s', self.rank, self.place, str(error).splitlines()[0])
 
-    def _say(self, rank, line, _):
+    def _report(self, rank, line, of_mine):
+        """Say once, for all processes, what happened to `rank`: rank 0 does, else the one that found out (`of_mine`)."""
+        if self.rank and (not of_mine or self._said()):
+            return
         log.error('error: %s%s', f'rank {rank}: ' if rank else '', line)
-        if self.rank == 0:
-            with contextlib.suppress(RuntimeError):
-                self.store.set('said', '1')
+        with contextlib.suppress(RuntimeError):
+            self.store.set('said', '1')
 
-    def _others_gone(self):
-        return self.store.add('gone', 0) >= self.world_size - 1 - len(self.lost)
+    def _said(self):
+        """Whether rank 0 says it."""
+        try:
+            return 0 not in self.lost and self._until(lambda: self.store.check(['said']))
+        except RuntimeError:
+            return False
+
+    def _go(self):
+        """Let the others know that this process ends. Rank 0 is the last, as the store may be in it."""
+        with contextlib.suppress(RuntimeError):
+            if self.rank == 0:
+                self._until(lambda: self.store.add('gone', 0) >= self.world_size - 1 - len(self.lost))
+            self.store.add('gone', 1)
 
     def _until(self, condition, seconds=NOTICE):
         end = time.monotonic() + seconds
@@ -95,7 +102,7 @@ class Peers:
 
     def _sign(self):
         self.beat += 1
-        self.store.set(self._key(self.rank), json.dumps([self.beat, self.collectives, self.place]))
+        self.store.set(self._key(self.rank), json.dumps([self.beat, self.passed, self.place]))
 
     def _watch(self):
         seen = [None] * self.world_size   # what each process's last sign was
@@ -111,6 +118,7 @@ class Peers:
                     self._end(*json.loads(self.store.get('failure')))
             except RuntimeError:  # the store is gone, and it lived in rank 0 or in what had started this process
                 if not self.closed.is_set() and not self.failed:
+                    self.lost.add(0)
                     self._end(self.rank, f'rank 0, or what had started it, has died ({self.place})', EXIT_LOST)
                 continue
             for rank, sign in enumerate(signs):
@@ -140,12 +148,8 @@ class Peers:
     def _end(self, rank, line, code):
         """End this process from the watching thread. What it has not written to disk is lost."""
         self.failed = True
-        if self.rank in (0, rank):
-            self._say(0 if code == EXIT_LOST else rank, line, code)
-        with contextlib.suppress(RuntimeError):
-            if self.rank == 0:
-                self._until(self._others_gone)
-            self.store.add('gone', 1)
+        self._report(0 if code == EXIT_LOST else rank, line, of_mine=rank == self.rank)
+        self._go()
         for handler in log.handlers:
             handler.flush()
         os._exit(code)

@@ -126,15 +126,16 @@ class Trainer:
         bar = tqdm(self.loader, desc=f'Epoch {self.epoch + 1}', initial=self.step, total=len(sampler), leave=False,
                    disable=None if distributed.is_main() else True)
         with distributed.watched():
-            self._note_step()
+            self._note_step(in_step=False)
             for batch in bar:
+                self._note_step(in_step=True)
                 if self.step == first_step and look_at:
                     look_at(batch)
                 numbers = self.train_step(batch)
                 unread.append((self.step, batch['id'], numbers))
                 self._report_skipped(batch['skipped'])
                 self.step += 1
-                self._note_step()
+                self._note_step(in_step=False)
                 saves = self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < len(sampler)
                 reads = self.device.type == 'cpu' or saves or self.step % REPORT_EVERY == 0 or self.step == len(sampler)
                 if reads:
@@ -158,8 +159,8 @@ class Trainer:
         self.epoch, self.step, self.skipped, self.totals = self.epoch + 1, 0, 0, dict.fromkeys(self.NUMBERS, 0.0)
         self.save()
 
-    def _note_step(self):
-        distributed.note(f'epoch {self.epoch + 1}, step {self.step + 1}')
+    def _note_step(self, in_step):
+        distributed.note(f'epoch {self.epoch + 1}, step {self.step + 1}', in_step)
 
     def _asked_to_stop(self):
         """The name of the signal that asked any of the processes to stop, or None; the same on all of them."""

@@ -102,8 +102,12 @@ def _leave(stop):
     line = f'stopped by {stop}: the same command goes on from the last checkpoint'
     if not stop.agreed:
         return _end(line, preemption.EXIT_PREEMPTED)
-    log.warning(line)
-    distributed.leave()
+    if distributed.is_main():
+        log.warning(line)
+    if distributed.peers():
+        distributed.leave()
+        stop_log()
+        os._exit(preemption.EXIT_PREEMPTED)  # torchrun sends SIGTERM to whoever is not the first
     return preemption.EXIT_PREEMPTED
 
 

@@ -1,0 +1,146 @@
+"""`main.py` as several real processes: torchrun, MoCo's flags, requests to stop, and processes that die, hang or fail."""
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import assert_same
+from processes import MAIN, ONE_THREAD, pid_of, torchrun, wait_for
+
+from data.batches import EpochBatches
+from main import main
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(folder):
+    return torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
+
+
+def exit_codes(log):
+    """By rank, from torchrun's report."""
+    text = log.read_text()
+    return {int(rank): int(code) for rank, code in re.findall(r'rank +: (\d+).*\n +exitcode +: (-?\d+)', text)}
+
+
+def errors(log):
+    return [line for line in log.read_text().splitlines() if 'error: ' in line and 'torch' not in line]
+
+
+@pytest.fixture
+def training(experiment, tmp_path):
+    """training(changes, flags) starts two processes of a small training. Returns torchrun's process, its log, and the run's
+    folder."""
+    started = []
+
+    def start(changes=None, flags=(), **named):
+        log = tmp_path / f'{len(started)}.log'
+        started.append(torchrun(MAIN, [*experiment(changes, **named), '--amp', 'none', *flags], log))
+        return started[-1], log, tmp_path / 'output' / 'small'
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+def test_stopped_twice_and_resumed_it_ends_like_simulated_processes(training, experiment, tmp_path, one_thread):
+    """SIGTERM to rank 1, then SIGUSR1 to rank 0, each in mid-epoch: the third start ends in the weights, bit for bit, of one
+    process that was never stopped and computes what two would."""
+    changes = {'epochs': 6, 'num_workers': 2, 'checkpoint_every': 2}
+    before = 0
+    for rank, number in ((1, signal.SIGTERM), (0, signal.SIGUSR1)):
+        process, log, folder = training(changes)
+        wait_for(lambda position=before + 3: (folder / 'checkpoint.pth.tar').exists() and at(folder) >= position)  # noqa: B023
+        os.kill(pid_of(process, rank), number)
+        asked = time.monotonic()
+        process.wait(60)
+        assert time.monotonic() - asked < 20 and exit_codes(log) == {0: 75, 1: 75}, log.read_text()
+        assert log.read_text().count('goes on from the last checkpoint') == 1 and not errors(log)
+        assert before < at(folder) < 18
+        before = at(folder)
+    process, log, folder = training(changes)
+    assert process.wait(120) == 0, log.read_text()
+    written = (folder / 'log_file.txt').read_text()
+    assert written.count('batches of 4: 2 on each of 2 processes') == 3 and written.count('Epoch 6/6') == 1
+
+    main([*experiment({**changes, 'num_workers': 0, 'simulate_processes': 2}, name='simulated'), '--amp', 'none'])
+    stopped, simulated = load(folder), load(tmp_path / 'output' / 'simulated')
+    for key in ('model', 'optimizer', 'random', 'epoch', 'step'):
+        assert_same(stopped[key], simulated[key], key)
+
+
+def at(folder):
+    """Steps until the checkpoint."""
+    state = load(folder)
+    return 3 * state['epoch'] + state['step']
+
+
+def test_a_killed_process_is_named_and_ends_the_others(training):
+    process, log, folder = training({'epochs': 300})
+    wait_for(lambda: (folder / 'checkpoint.pth.tar').exists())
+    os.kill(pid_of(process, 1), signal.SIGKILL)
+    killed = time.monotonic()
+    process.wait(60)
+    assert time.monotonic() - killed < 30
+    assert exit_codes(log)[0] == 3 and exit_codes(log)[1] == -9
+    message, = errors(log)
+    assert re.search(r'rank 1 has died or hangs \(epoch \d+, step \d\)', message)
+    assert message in (folder / 'log_file.txt').read_text()
+    assert load(folder)['epoch'] >= 1
+
+
+@pytest.fixture
+def image(shapes_root, tmp_path):
+    """In a copy of the data set, the file that rank 1 reads for its second step."""
+    folder = shutil.copytree(shapes_root / 'Shapes', tmp_path / 'datasets' / 'Shapes')
+    batches = list(EpochBatches(12, batch_size=4, seed=3, rank=1, world_size=2))
+    _, index = batches[1][1]
+    return folder / 'images' / f'{(folder / "sets" / "trainaug.txt").read_text().split()[index]}.jpg'
+
+
+def test_a_process_that_hangs_is_named(training, image):
+    """An image never comes: its file is a pipe that nobody writes to."""
+    image.unlink()
+    os.mkfifo(image)
+    process, log, _ = training(flags=('--dist-timeout', '6'), db_root=image.parents[2])
+    process.wait(90)
+    assert exit_codes(log) == {0: 3, 1: 3}, log.read_text()
+    message, = errors(log)
+    assert 'rank 1 hangs (epoch 1, step 2): no progress for 6 s' in message
+
+
+def test_a_bad_image_of_one_process_ends_all(training, image):
+    image.write_bytes(image.read_bytes()[:300])
+    process, log, folder = training(db_root=image.parents[2])
+    process.wait(60)
+    assert exit_codes(log) == {0: 2, 1: 2}, log.read_text()
+    message, = errors(log)
+    assert str(image) in message and message.startswith('error: rank 1: ')
+    assert message in (folder / 'log_file.txt').read_text()
+
+
+def test_mocos_flags_join_processes_by_hand(experiment, tmp_path):
+    """As on two machines, each with its own command; the processes meet at the first one's."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    arguments = [*experiment({'epochs': 1}), '--amp', 'none', '--dist-url', f'tcp://127.0.0.1:{port}', '--dist-backend', 'gloo',
+                 '--multiprocessing-distributed', '--world-size', '2']
+    both = [subprocess.Popen([sys.executable, MAIN, *arguments, '--rank', str(rank)], env=ONE_THREAD, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
+    outputs = [process.communicate(timeout=90)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert '2 on each of 2 processes' in outputs[0] and outputs[1].strip() == ''
+    assert load(tmp_path / 'output' / 'small')['epoch'] == 1
