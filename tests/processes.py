@@ -1,5 +1,7 @@
-"""Real processes for the tests: what torchrun starts, and who of them is who."""
+"""Real processes for the tests: what torchrun starts, who of them is who, and a disk that is full for this one."""
+import contextlib
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -37,3 +39,14 @@ def wait_for(condition, seconds=120):
         assert time.monotonic() < end, 'waited in vain'
         time.sleep(0.05)
     return found
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Within the block no file can grow beyond `size` bytes, which fails as a full disk does: with an OSError."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,12 +1,11 @@
 """convert_voc.py: archives and paths that it refuses, and a full disk."""
-import contextlib
 import gzip
 import io
-import resource
 import tarfile
 
 import pytest
 from devkits import SBD, VOC, arguments, pack, without_record
+from processes import largest_file
 
 import convert_voc
 
@@ -38,17 +37,6 @@ def test_hostile_archives_are_refused(originals, tmp_path, user_error, hostile):
     line = user_error(lambda: convert_voc.main(arguments))
     assert f'{voc} is not the official archive' in line
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*')} == {'voc.tar', 'db'}
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """Within the block no file can grow beyond `size` bytes, which fails as a full disk does: with an OSError."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_only_what_is_needed_is_unpacked(broken, converted, tmp_path):

@@ -1,11 +1,9 @@
 """Fetching and unpacking the archive, against a server on this machine."""
-import contextlib
 import gzip
 import io
 import logging
 import os
 import re
-import resource
 import socket
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from processes import largest_file
 from web import CONFIRM_PAGE, DRIVE_ID, QUOTA_PAGE, send
 
 from data.download import VOC_URL, fetch_voc
@@ -210,17 +209,6 @@ def test_a_bad_archive(server, tmp_path, packed, cause, by_hand):
         assert 'was deleted' in message
         assert server.url in message
         assert below(tmp_path) == set()
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """Within the block no file can grow beyond `size` bytes, which fails as a full disk does: with an OSError."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_no_room_for_the_archive(server, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import assert_same
+from processes import largest_file
 
 from main import main
 from utils.checkpoint import load_file, previous_checkpoint, save_checkpoint
@@ -15,8 +16,8 @@ from utils.errors import UserError
 def run(experiment, tmp_path):
     """run() goes on with a small training of 2 epochs of 3 steps, a checkpoint after each step, and returns the checkpoint's
     path."""
-    def call(*flags):
-        main([*experiment({'checkpoint_every': 1}), '--amp', 'none', *flags])
+    def call(*flags, epochs=2):
+        main([*experiment({'checkpoint_every': 1, 'epochs': epochs}), '--amp', 'none', *flags])
         return tmp_path / 'output' / 'small' / 'checkpoint.pth.tar'
     return call
 
@@ -90,3 +91,25 @@ def test_without_a_whole_checkpoint_there_is_an_error(run, tmp_path, user_error)
     line = user_error(run)
     assert f'{path}: damaged' in line and f'{previous_checkpoint(path)}: damaged' in line
     assert path.stat().st_size == previous_checkpoint(path).stat().st_size == 5000  # nothing was begun anew
+
+
+def test_a_full_disk_leaves_the_checkpoints_whole(run, tmp_path, user_error):
+    path = run()
+    before = {file: file.read_bytes() for file in (path, previous_checkpoint(path))}
+
+    def with_a_full_disk():
+        with largest_file(1 << 20):
+            run('--override', epochs=3)
+    line = user_error(with_a_full_disk)
+    assert f'{path} could not be written (' in line and 'what was there before is unchanged' in line
+    assert {file: file.read_bytes() for file in before} == before
+    assert not list(path.parent.glob('.*.tmp'))
+    run('--override', epochs=3)
+    assert load_file(path)['epoch'] == 3
+
+
+def test_a_folder_in_the_place_of_the_checkpoint(run, tmp_path, user_error):
+    path = tmp_path / 'output' / 'small' / 'checkpoint.pth.tar'
+    path.mkdir(parents=True)
+    line = user_error(run)
+    assert str(path) in line and path.is_dir()

@@ -1,6 +1,6 @@
 """The parts of the linear classifier against the plain order of operations."""
+import contextlib
 import os
-import resource
 import shutil
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import LINEAR
 from plain_evaluation import CLASSES, RESOLUTION, plain_images, plain_iou
+from processes import largest_file
 from torch.nn import functional as F
 
 from data.batches import split_loader
@@ -143,23 +144,17 @@ def test_kept_features_equal_computed_ones_and_plain_ones(features, network, sha
 
 @pytest.mark.parametrize('failure', ['file size', 'no folder', 'reserve'])
 def test_without_room_every_pass_computes(features, tmp_path, caplog, monkeypatch, failure):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if failure == 'file size':
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # one batch has 86 kB: the second doesn't fit
-    elif failure == 'no folder':
+    limit = largest_file(100_000) if failure == 'file size' else contextlib.nullcontext()  # one batch has 86 kB, not two
+    if failure == 'no folder':
         validation = features(True)
         (tmp_path / 'features').rmdir()
-    else:
+    elif failure == 'reserve':
         free = shutil.disk_usage(tmp_path).free
         monkeypatch.setattr('evaluation.features.RESERVE', free)
-    try:
-        validation = validation if failure == 'no folder' else features(True)
-        with validation:
-            first = list(validation)
-            assert 'No room to keep the features' in caplog.text and validation.file is None
-            assert_equal_passes(first, validation)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with limit, validation if failure == 'no folder' else features(True) as validation:
+        first = list(validation)
+        assert 'No room to keep the features' in caplog.text and validation.file is None
+        assert_equal_passes(first, validation)
     assert sum(len(ids) for ids, _, _ in first) == 6
 
 

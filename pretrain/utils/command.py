@@ -99,7 +99,7 @@ def _end(line, code):
 def _leave(stop):
     """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, else by ending the others."""
     stop.__traceback__ = None
-    line = f'stopped by {stop}: the same command goes on from the last checkpoint'
+    line = f'stopped by {stop}: give the same command again to go on'
     if not stop.agreed:
         return _end(line, preemption.EXIT_PREEMPTED)
     if distributed.is_main():
