@@ -23,7 +23,7 @@ ENV := --config_env configs/env.yml
 	touch $@
 
 demo: .venv/installed
-	cd pretrain && $(PY) main.py $(ENV) --config_exp configs/demo.yml
+	cd pretrain && $(PY) main.py $(ENV) --config_exp configs/demo.yml --world-size 1
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans_untrained.yml
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans_given_masks.yml
 	cd segmentation && $(PY) kmeans.py $(ENV) --config_exp configs/demo/demo_kmeans.yml

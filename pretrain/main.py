@@ -2,9 +2,11 @@
 
     python main.py --config_env configs/env.yml --config_exp configs/VOCSegmentation_supervised_saliency_model.yml
 
+It uses all GPUs of this machine; torchrun or the flags below spread it over several machines.
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
 import copy
+import functools
 from pathlib import Path
 
 import torch
@@ -13,13 +15,13 @@ from contrastive.builder import ContrastiveModel
 from contrastive.launch import add_distributed_flags, launch
 from contrastive.pairs import ViewPairs
 from contrastive.training import ContrastiveTrainer, view_figure
-from data.batches import EpochBatches, epoch_loader
+from data.batches import epoch_loader
 from data.dataset import SegmentationDataset, dataset_folder
 from models.resnet import output_stride
 from utils.command import join_processes, make_parser, parallel_command
 from utils.config import create_config, plain
 from utils.config_keys import PRETRAIN
-from utils.distributed import is_main, main_first, rank, share, world_size
+from utils.distributed import is_main, main_first, rank, require_same, world_size
 from utils.errors import UserError
 from utils.files import remove_temporaries
 from utils.log import write_config
@@ -29,6 +31,7 @@ from utils.random_streams import RandomStreams
 from utils.record import Record
 from utils.resuming import earlier_state, resolve_start, start_run
 from utils.sources import require_files
+from utils.training import batches_text, check_batch_size
 
 
 def parse_arguments(argv):
@@ -59,7 +62,8 @@ def main(argv=None):
         return
     start = resolve_start(p, state, args, device, PRETRAIN)
     if state is None:
-        require_files(p, args.config_exp, 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
+        with main_first():  # which may fetch them
+            require_files(p, args.config_exp, 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
     if is_main():
         write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision,
                                                          'seed': start.seed, 'processes': processes})
@@ -68,13 +72,11 @@ def main(argv=None):
     with main_first():
         folder = dataset_folder(p.db_root, p.train_db_name)
     dataset = SegmentationDataset(folder, 'trainaug', saliency=p.train_db_kwargs.saliency, drop_missing=True)
-    if len(dataset) < p.train_batch_size:
-        raise UserError(f'{args.config_exp}: train_batch_size is {p.train_batch_size}, but {dataset.split_file} has only '
-                        f'{len(dataset)} usable images')
+    require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
+    check_batch_size(f'{args.config_exp}: train_batch_size', p.train_batch_size, dataset, processes)
     stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone_kwargs.dilated)
     pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
-    loader = epoch_loader(pairs, EpochBatches(len(dataset), p.train_batch_size, start.seed, rank(), world_size()),
-                          share(p.num_workers), device)
+    loader = epoch_loader(pairs, p.train_batch_size, start.seed, p.num_workers, device)
     log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
              len(dataset), dataset.masks.name, dataset.dropped, len(loader.batch_sampler))
 
@@ -94,37 +96,34 @@ def main(argv=None):
         trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     del state  # a model and an optimiser's worth of memory
-    log.info('Training on %s, precision %s, seed %d, batches of %d%s', device, start.precision, start.seed, p.train_batch_size,
-             f': {p.train_batch_size // processes} on each of {processes} processes' if processes > 1 else '')
+    log.info('Training on %s, precision %s, seed %d, %s', device, start.precision, start.seed,
+             batches_text(p.train_batch_size, processes))
     if processes != world_size():
         log.info('%d processes compute what %d would', world_size(), processes)
 
     # Epochs
     if is_main():
         remove_temporaries(output)
-    with Record(output, trainer.epoch) as record, deferred():
+    with Record(output, trainer.epoch, view_figure) as record, deferred():
         while trainer.epoch < p.epochs:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(optimizer, lr)
-            number = trainer.epoch + 1
-            numbers = trainer.run_epoch(lambda batch, number=number: record.picture(lambda: view_figure(batch), number))
-            record.numbers(number, {'lr': lr, **numbers})
+            epoch = trainer.epoch + 1
+            numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
+            record.scalars(epoch, {'lr': lr, **numbers})
             trainer.end_epoch()
             log.info('Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
-                     '%.1f images/s', number, p.epochs, numbers['loss'], numbers['contrastive_loss'],
+                     '%.1f images/s', epoch, p.epochs, numbers['loss'], numbers['contrastive_loss'],
                      numbers['saliency_loss'], numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second'])
     log.info('Finished: %s', p.checkpoint)
 
 
 def number_of_processes(p, exp_file):
-    """As how many processes this run computes. Raises `UserError` when those there are, or the batch, can't be divided so."""
+    """How many processes this run computes as. Raises `UserError` when the real ones can't be so many."""
     processes = p.simulate_processes or world_size()
     if processes % world_size():
         raise UserError(f'{exp_file}: simulate_processes is {processes}, which is no multiple of the {world_size()} processes '
-                        'there are')
-    if p.train_batch_size % processes:
-        raise UserError(f'{exp_file}: train_batch_size is {p.train_batch_size}, which can not be divided over {processes} '
-                        'processes')
+                        'there are: choose fewer GPUs with CUDA_VISIBLE_DEVICES, or one with --world-size 1')
     return processes
 
 

@@ -57,8 +57,6 @@ def main(argv=None):
     dataset = SegmentationDataset(folder, 'trainaug', saliency=args.model, drop_missing=True)
     if args.clusters and args.clusters > len(dataset):
         raise UserError(f'--clusters {args.clusters}: only {len(dataset)} of the images have masks')
-    if args.clusters and args.clusters > len(dataset):
-        raise UserError(f'--clusters {args.clusters}: there are only {len(dataset)} images with masks')
 
     # Settings
     log = start_log()
@@ -83,7 +81,7 @@ def main(argv=None):
     # Pre-training
     seed = [] if args.seed is None else ['--seed', str(args.seed)]
     pretraining.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device,
-                      '--amp', args.amp, *seed])
+                      '--amp', args.amp, '--world-size', '1', *seed])
 
 
 if __name__ == '__main__':

@@ -58,7 +58,8 @@ def main(argv=None):
     if (p.val_db_kwargs.hide_background or p.kmeans_kwargs.features != EMBEDDING) and not p.val_db_kwargs.saliency:
         raise UserError(f'{args.config_exp}: val_db_kwargs.hide_background and kmeans_kwargs.features need masks: name them as '
                         'val_db_kwargs.saliency')
-    require_files(p, args.config_exp, 'pretraining')
+    with main_first():  # which may fetch them
+        require_files(p, args.config_exp, 'pretraining')
     output = Path(p.output_dir)
     log = start_log(output / 'log_file.txt')
 

@@ -5,12 +5,13 @@
 
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
+import functools
 import json
 from pathlib import Path
 
 import torch
 
-from data.batches import EpochBatches, epoch_loader, split_loader
+from data.batches import epoch_loader, split_loader
 from data.dataset import SegmentationDataset
 from evaluation.confusion import class_iou
 from evaluation.features import ValidationFeatures
@@ -24,7 +25,7 @@ from evaluation.weights import finetuned_network, load_frozen_weights, probe_net
 from utils.command import join_processes, make_parser, parallel_command
 from utils.config import create_config, plain
 from utils.config_keys import LINEAR
-from utils.distributed import from_main, is_main, main_first, rank, share, share_state, world_size
+from utils.distributed import broadcast_object, broadcast_state, is_main, main_first, rank, require_same, world_size
 from utils.errors import UserError
 from utils.files import remove_temporaries
 from utils.log import write_config
@@ -34,6 +35,7 @@ from utils.random_streams import RandomStreams
 from utils.record import Record
 from utils.resuming import earlier_state, resolve_start, start_run
 from utils.sources import require_files
+from utils.training import batches_text, check_batch_size
 
 
 def parse_arguments(argv):
@@ -55,10 +57,12 @@ def main(argv=None):
     state = earlier_state(p.checkpoint)
     start = resolve_start(p, state, args, device, LINEAR)
     if state is None:
-        require_files(p, args.config_exp, 'pretraining')
+        with main_first():  # which may fetch them
+            require_files(p, args.config_exp, 'pretraining')
     else:
         refuse_other_weights(state['model'], p, p.checkpoint)
-    if state and from_main(state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess)):
+    done = state and state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess)
+    if broadcast_object(done):  # only rank 0 needs the results
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
         if is_main():
             remove_temporaries(output)
@@ -72,17 +76,12 @@ def main(argv=None):
         folder, val_folder, classes = data_folders(p, args.config_exp)
     dataset = SegmentationDataset(folder, p.train_db_kwargs.split, labels=True)
     batch_size, resolution = p.train_db_kwargs.batch_size, p.transformation_kwargs.resolution
-    if len(dataset) < batch_size:
-        raise UserError(f'{args.config_exp}: train_db_kwargs.batch_size is {batch_size}, but {dataset.split_file} has only '
-                        f'{len(dataset)} images')
-    if batch_size % world_size():
-        raise UserError(f'{args.config_exp}: train_db_kwargs.batch_size is {batch_size}, which can not be divided over '
-                        f'{world_size()} processes')
+    require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
+    check_batch_size(f'{args.config_exp}: train_db_kwargs.batch_size', batch_size, dataset, world_size())
     views = TrainingViews(dataset, len(classes), start.seed, resolution, p.on_bad_image == 'skip')
-    loader = epoch_loader(views, EpochBatches(len(dataset), batch_size, start.seed, rank(), world_size()), share(p.num_workers),
-                          device)
-    images = EvaluationImages(SegmentationDataset(val_folder, 'val', labels=True), resolution,
-                              len(classes))
+    loader = epoch_loader(views, batch_size, start.seed, p.num_workers, device)
+    images = EvaluationImages(SegmentationDataset(val_folder, 'val', labels=True), resolution, len(classes))
+    val_loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
     log.info('%s: %d images, %d steps an epoch; %d validation images, %d classes', folder, len(dataset),
              len(loader.batch_sampler), len(images), len(classes))
 
@@ -101,29 +100,27 @@ def main(argv=None):
         with main_first():
             load_frozen_weights(network, p)
     del state
-    share_state(network)
-    log.info('Training on %s, precision %s, seed %d, batches of %d%s; frozen weights: %s', device, start.precision, start.seed,
-             batch_size, f': {batch_size // world_size()} on each of {world_size()} processes' if world_size() > 1 else '',
-             p.pretraining)
+    broadcast_state(network)  # only rank 0 needs the checkpoint
+    log.info('Training on %s, precision %s, seed %d, %s; frozen weights: %s', device, start.precision, start.seed,
+             batches_text(batch_size, world_size()), p.pretraining)
 
     # Epochs
     if is_main():
         remove_temporaries(output)
         check_output(output)
     if trainer.epoch < p.epochs:
-        val_loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
         keep = p.freeze_batchnorm == 'all'  # the features of the validation images never change
         with ValidationFeatures(network, val_loader, device, start.precision, resolution, output, keep) as validation, \
-                Record(output, trainer.epoch) as record, deferred():
+                Record(output, trainer.epoch, view_figure) as record, deferred():
             while trainer.epoch < p.epochs:
                 lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
                 set_learning_rate(optimizer, lr)
-                number = trainer.epoch + 1
-                numbers = trainer.run_epoch(lambda batch, number=number: record.picture(lambda: view_figure(batch), number))
+                epoch = trainer.epoch + 1
+                numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
                 numbers['mIoU'] = trainer.score(validation, len(classes))
-                record.numbers(number, {'lr': lr, **numbers})
+                record.scalars(epoch, {'lr': lr, **numbers})
                 trainer.save_epoch(numbers['mIoU'])
-                log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', number, p.epochs,
+                log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', epoch, p.epochs,
                          numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
 
     # Final evaluation, as eval.py does it
@@ -133,7 +130,6 @@ def main(argv=None):
     log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution%s', trainer.best_iou,
              trainer.best_epoch + 1, ', with CRF' if args.crf_postprocess else '')
     network = finetuned_network(p, len(classes), p.best_model).to(device, memory_format=torch.channels_last)
-    val_loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
     confusion = evaluate(network, val_loader, classes, output, device, start.precision, args.crf_postprocess, pictures=0)
     if not is_main():
         return

@@ -48,7 +48,8 @@ def main(argv=None):
     names = p.retrieval_kwargs.ignore_classes or ()
     if known_classes(p):
         ignored_classes(names, known_classes(p), args.config_exp)  # a mistake there ends the run before any work
-    require_files(p, args.config_exp, 'pretraining')
+    with main_first():  # which may fetch them
+        require_files(p, args.config_exp, 'pretraining')
     output = Path(p.output_dir)
     log = start_log(output / 'log_file.txt')
 

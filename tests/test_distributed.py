@@ -93,13 +93,13 @@ def worker(rank, folder):
     assert torch.equal(taken, torch.arange(12.).view(6, 2)[order[3 * rank:3 * rank + 3]])
     assert torch.equal(distributed.take_rows(taken, order.argsort()), rows)
     assert distributed.gather_objects(rank) == ([0, 1] if rank == 0 else None)
-    assert distributed.from_main(('a', rank)) == ('a', 0) and distributed.total(torch.tensor(rank + 1)).item() == 3
+    assert distributed.broadcast_object(('a', rank)) == ('a', 0) and distributed.all_reduce(torch.tensor(rank + 1)).item() == 3
 
     results = {}
     for dropout in (0.0, 0.5):
         model = build(seed=7 * rank, dropout=dropout)  # its start state becomes rank 0's
         model.streams = RandomStreams(3, rank, 1, choose_device('cpu'))
-        results[dropout] = train(model, distributed.parallel(model, choose_device('cpu')), rank)
+        results[dropout] = train(model, distributed.data_parallel(model, choose_device('cpu')), rank)
     torch.save(results, f'{folder}/rank{rank}')
     distributed.leave()
 

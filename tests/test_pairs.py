@@ -55,9 +55,9 @@ def same(a, b):
 
 
 def batches_of(pairs, workers, epoch=0, batch=4):
-    sampler = EpochBatches(len(pairs), batch, seed=1)
-    sampler.epoch = epoch
-    return list(epoch_loader(pairs, sampler, workers, torch.device('cpu')))
+    loader = epoch_loader(pairs, batch, 1, workers, torch.device('cpu'))
+    loader.batch_sampler.epoch = epoch
+    return list(loader)
 
 
 def test_items(shapes):

@@ -67,7 +67,7 @@ def test_stopped_twice_and_resumed_it_ends_like_simulated_processes(training, ex
         asked = time.monotonic()
         process.wait(60)
         assert time.monotonic() - asked < 20 and exit_codes(log) == {0: 75, 1: 75}, log.read_text()
-        assert log.read_text().count('give the same command again to go on') == 1 and not errors(log)
+        assert log.read_text().count('give the same command again') == 1 and not errors(log)
         assert before < at(folder) < 18
         before = at(folder)
     process, log, folder = training(changes)

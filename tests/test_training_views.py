@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.batches import EpochBatches, epoch_loader
+from data.batches import epoch_loader
 from data.dataset import SegmentationDataset
 from evaluation.training_views import TrainingViews, View, draw_view, render, view_figure
 from utils.errors import UserError
@@ -108,7 +108,7 @@ def test_items_depend_on_seed_epoch_and_id_only(shapes_root):
     views[0, 1]
     assert same(views[0, 3], item) and same(views_of(dataset)[0, 3], item)
     assert not same(views[1, 3], item) and not same(views_of(dataset, seed=2)[0, 3], item)
-    batches = {workers: list(epoch_loader(views, EpochBatches(len(views), 4, seed=1), workers, torch.device('cpu')))
+    batches = {workers: list(epoch_loader(views, 4, 1, workers, torch.device('cpu')))
                for workers in (0, 2)}
     assert len(batches[0]) == 3 and all(same(*pair) for pair in zip(batches[0], batches[2], strict=True))
     figure = view_figure(batches[0][0])

@@ -1,6 +1,6 @@
 """The method: a query and a key network, a queue of prototypes, and one step of their contrast (paper section 3).
 
-Axes: B images of this process, D embedding, K queue, H W the input's size, h w the network's grid.
+Axes: B images of this process, P processes it computes, D embedding, K queue, H W the input's size, h w the network's grid.
 """
 import contextlib
 import copy
@@ -19,9 +19,9 @@ class ContrastiveModel(nn.Module):
     """MaskContrast on top of momentum contrast (paper section 3.3; arXiv 1911.05722).
 
     p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K) and `freeze_layers`, and perhaps
-    `simulate_processes`: as how many processes all of this run's together compute, a multiple of their number. Each has its
-    own batch-norm statistics, in-batch prototypes and weights of the losses, which are averaged.
-    streams: the `RandomStreams` of the processes that are computed here, or None.
+    `simulate_processes`: how many processes the run computes as, a multiple of the real number, which is the default. Each
+    has its own batch-norm statistics, in-batch prototypes and weights of the losses, which are averaged.
+    Attribute streams: the `RandomStreams` of the processes that are computed here, or None.
     State: model_q.* and model_k.*, equal at the start; queue, D x K unit columns; queue_ptr, the next column to write.
     """
 
@@ -47,14 +47,14 @@ class ContrastiveModel(nn.Module):
         im_q, im_k: B x 3 x H x W normalised float images, the query and the key view.
         sal_q, sal_k: B x H x W integer masks, nonzero = object (B x h x w without `upsample`).
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
-        Raises ValueError for masks of another size, and when K is not a multiple of the global batch, or that can't be divided.
+        Raises ValueError for masks of another size, when K is no multiple of the global batch, and when B is none of P.
         """
         batch = len(im_q) * distributed.world_size()
         if self.K % batch:
             raise ValueError(f'the queue length K = {self.K} is not a multiple of the global batch {batch}')
         if len(im_q) % self.processes:
             raise ValueError(f'{len(im_q)} images can not be divided over {self.processes} simulated processes')
-        queries = self._each_process(self.model_q, im_q)                # B x D x h x w, B x h x w
+        queries = self._each_process(self.model_q, im_q)                # P times (B/P x D x h x w, B/P x h x w)
         self._check_masks(im_q, queries[0][0], sal_q, sal_k)
         with torch.no_grad():
             self._momentum_update()
@@ -110,7 +110,7 @@ class ContrastiveModel(nn.Module):
     @torch.no_grad()
     def _enqueue(self, prototypes):
         """Write the prototypes of all processes, in rank order, into the queue at `queue_ptr`, which moves on."""
-        keys = distributed.gather(prototypes)
+        keys = distributed.all_gather(prototypes)
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue.index_copy_(1, columns, keys.t().to(self.queue.dtype))
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)

@@ -1,25 +1,23 @@
 """How main.py becomes several processes: by itself on a machine with several GPUs, or with the flags of MoCo's scripts."""
-import multiprocessing
 import os
 import signal
-import time
-from multiprocessing import connection
 
 import torch
+from torch import multiprocessing
 
-from utils.distributed import meeting_place
+from utils.distributed import rendezvous_store
 from utils.errors import UserError
-from utils.preemption import SIGNALS
+from utils.preemption import EXIT_PREEMPTED, SIGNALS
 from utils.processes import end_with_parent
 
-LINGER = 40  # seconds that the others get to end by themselves when one has ended
+GRACE = 20  # seconds that the others get to end by themselves when one has failed
 
 
 def add_distributed_flags(parser):
     group = parser.add_argument_group('several processes', 'All visible GPUs of the machine are used if nothing else is said; '
                                                            'under torchrun none of these flags is needed.')
-    group.add_argument('--world-size', type=int, default=-1, help='with --multiprocessing-distributed: of machines, else '
-                                                                  'of processes')
+    group.add_argument('--world-size', type=int, default=-1, help='number of machines with --multiprocessing-distributed, else '
+                                                                  'of processes; 1 is one process, on one GPU')
     group.add_argument('--rank', type=int, default=-1, help='number of this machine, or process, from 0')
     group.add_argument('--dist-url', default='env://', help='where the processes meet: tcp://HOST:PORT, HOST being the machine '
                                                             'of rank 0 (default: env://, MASTER_ADDR and MASTER_PORT)')
@@ -32,80 +30,78 @@ def launch(args, main, argv):
     """Start the processes of this machine and wait for them, where there are several to start: `main(argv)` each.
 
     args: with the flags above and --device. Returns whether it did; the caller then has nothing left to do. Where this process
-    is one of several by itself, the environment says so afterwards. Raises `SystemExit` with the exit code of the process that
-    ended first when that was no success, and `UserError` for flags that don't fit together.
+    is one of several by itself, the environment says so afterwards. Raises `SystemExit` when a process has failed, with the
+    first positive exit code in rank order, and `UserError` for flags that don't fit together.
     """
-    if 'RANK' in os.environ or args.world_size < 2 and args.rank > 0:
-        if 'RANK' not in os.environ:
-            raise UserError(f'--rank {args.rank} needs --world-size')
+    if 'LOCAL_RANK' in os.environ:  # started by torchrun, or from here
         return False
+    if args.world_size < 1 and 'WORLD_SIZE' in os.environ and args.dist_url == 'env://':  # as MoCo's scripts have it
+        args.world_size, args.rank = int(os.environ['WORLD_SIZE']), int(os.environ.get('RANK', -1))
+    if args.rank > 0 and args.world_size < 2:
+        raise UserError(f'--rank {args.rank} needs --world-size, of 2 or more')
+    if args.world_size > 1:
+        _check_meeting(args)
+    by_hand = args.world_size > 0 and not args.multiprocessing_distributed  # whoever started this starts the others
     gpus = torch.cuda.device_count() if args.device in ('auto', 'cuda') else 0
-    everywhere = args.multiprocessing_distributed or args.world_size < 1
-    here, machines = (max(gpus, 1), max(args.world_size, 1)) if everywhere else (1, args.world_size)
-    if here * machines == 1:
-        return False
-    if machines > 1:
-        _check_meeting(args, machines)
-    first = max(args.rank, 0) * here
-    environments = [{'RANK': str(first + local), 'WORLD_SIZE': str(here * machines), 'LOCAL_WORLD_SIZE': str(here),
-                     'LOCAL_RANK': str(local)} for local in range(here)]
+    here, others = 1 if by_hand else max(gpus, 1), max(args.world_size, 1)
+    world_size, first = here * others, max(args.rank, 0) * here
+    if here == 1 and world_size > 1:
+        os.environ.update(_environment(first, world_size))
+        if not by_hand:  # the only one on its machine
+            os.environ.update(LOCAL_RANK='0', LOCAL_WORLD_SIZE='1')
     if here == 1:
-        if not everywhere:  # other processes may be on this machine, too
-            del environments[0]['LOCAL_RANK'], environments[0]['LOCAL_WORLD_SIZE']
-        os.environ.update(environments[0])
         return False
-    if machines == 1:  # the meeting place lives in this process
-        store, way = meeting_place()  # noqa: F841 - there until all have ended
-        for environment in environments:
-            environment.update(way)
+    environments = [{**_environment(first + local, world_size), 'LOCAL_RANK': str(local), 'LOCAL_WORLD_SIZE': str(here)}
+                    for local in range(here)]
+    if others == 1:
+        store, way = rendezvous_store()  # noqa: F841 - it is there until all have ended
+        environments = [{**environment, **way} for environment in environments]
     code = _run(main, argv, environments)
     if code:
         raise SystemExit(code)
     return True
 
 
-def _check_meeting(args, machines):
-    if not 0 <= args.rank < machines:
-        raise UserError(f'--world-size {machines} needs a --rank from 0 to {machines - 1}, not {args.rank}')
+def _environment(rank, world_size):
+    return {'RANK': str(rank), 'WORLD_SIZE': str(world_size)}
+
+
+def _check_meeting(args):
+    if not 0 <= args.rank < args.world_size:
+        raise UserError(f'--world-size {args.world_size} needs a --rank from 0 to {args.world_size - 1}, not {args.rank}')
     if args.dist_url == 'env://' and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
         raise UserError('--world-size needs --dist-url tcp://HOST:PORT, where the processes meet')
 
 
 def _run(main, argv, environments):
-    """Run a process for each of the environments. Signals go to all. Returns the exit code of the first to end badly."""
-    context = multiprocessing.get_context('spawn')
-    processes = [context.Process(target=_child, args=(main, argv, environment)) for environment in environments]
-    before = {number: signal.signal(number, lambda number, _: _signal(processes, number)) for number in SIGNALS}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches them by itself
-    try:
-        for process in processes:
-            process.start()
-        connection.wait([process.sentinel for process in processes])
-        code = 0
-        while not code and any(process.is_alive() for process in processes):
-            connection.wait([process.sentinel for process in processes if process.is_alive()])
-            code = next((process.exitcode for process in processes if process.exitcode), 0)
-        end = time.monotonic() + LINGER
-        for process in processes:
-            process.join(max(0, end - time.monotonic()))
-        codes = [process.exitcode for process in processes if process.exitcode and process.exitcode > 0]
-        return codes[0] if codes else 1 if code else 0  # not of one that was killed: of one that says why
-    finally:
+    """Run a process for each of the environments, to which signals go on. Returns 0, or the exit code of one that says why."""
+    processes, signals = [], []
+
+    def forward(number, _):
+        signals.append(number)
         for process in processes:
             if process.is_alive():
-                process.kill()
+                os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches them by itself
+    try:
+        context = multiprocessing.start_processes(_child, (main, argv, environments), len(environments), join=False)
+        processes += context.processes
+        if signals:  # while they were being started
+            forward(signals[0], None)
+        while not context.join(grace_period=GRACE):
+            pass
+        return 0
+    except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException):
+        otherwise = EXIT_PREEMPTED if signals else 1  # the signal may have come before they could handle it
+        return next((process.exitcode for process in processes if process.exitcode > 0), otherwise)
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _signal(processes, number):
-    for process in processes:
-        if process.is_alive():
-            os.kill(process.pid, number)
-
-
-def _child(main, argv, environment):
-    os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the starting process ignored it
+def _child(local, main, argv, environments):
+    os.environ.update(environments[local])
     end_with_parent()
     main(argv)

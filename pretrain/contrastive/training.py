@@ -17,7 +17,7 @@ class ContrastiveTrainer(Trainer):
     def __init__(self, model, *arguments, **named):
         super().__init__(model, *arguments, **named)
         model.streams = self.streams
-        self.parallel = distributed.parallel(model, self.device)
+        self.parallel = distributed.data_parallel(model, self.device)
 
     def train_step(self, batch):
         """One step of paper section 3."""

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from utils.distributed import rank, share, world_size
+from utils.distributed import per_process, rank, world_size
 from utils.preemption import SIGNALS
 from utils.processes import end_with_parent, obey_only_parent
 
@@ -47,23 +47,14 @@ class EpochBatches(torch.utils.data.Sampler):
             yield [(self.epoch, int(index)) for index in order[first:first + self.share]]
 
 
-class SplitBatches(torch.utils.data.Sampler):
-    """Batches of consecutive indices, of which each process takes a part: in rank order they are those of a single process.
+def split_batches(length, batch_size, rank, world_size):
+    """A sampler of a process's part of the batches of consecutive indices: in rank order they are those of a single process.
 
-    indices: those of this process, a range that may be empty.
+    Its `sampler` is the range of this process's indices, which may be empty.
     """
-
-    def __init__(self, length, batch_size, rank=0, world_size=1):
-        batches = -(-length // batch_size)
-        first, end = batches * rank // world_size, batches * (rank + 1) // world_size
-        self.indices, self.batch_size = range(first * batch_size, min(end * batch_size, length)), batch_size
-
-    def __len__(self):
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self):
-        for start in range(0, len(self.indices), self.batch_size):
-            yield list(self.indices[start:start + self.batch_size])
+    batches = -(-length // batch_size)
+    first, end = (batches * number // world_size * batch_size for number in (rank, rank + 1))
+    return torch.utils.data.BatchSampler(range(min(first, length), min(end, length)), batch_size, drop_last=False)
 
 
 def item_random(seed, epoch, name):
@@ -85,15 +76,19 @@ def make_loader(dataset, num_workers, device, **options):
                                            **options)
 
 
-def epoch_loader(dataset, batches, num_workers, device):
-    """A DataLoader of `EpochBatches` whose workers live as long as it does."""
-    return make_loader(dataset, num_workers, device, batch_sampler=batches, persistent_workers=num_workers > 0)
+def epoch_loader(dataset, batch_size, seed, num_workers, device):
+    """A DataLoader of this process's share of `EpochBatches`, whose workers live as long as it does.
+
+    batch_size: of all processes together. num_workers: of all on this machine.
+    """
+    batches = EpochBatches(len(dataset), batch_size, seed, rank(), world_size())
+    return make_loader(dataset, per_process(num_workers), device, batch_sampler=batches, persistent_workers=num_workers > 0)
 
 
 def split_loader(dataset, num_workers, device, batch_size):
     """A DataLoader of this process's part of `dataset`, in order. num_workers: of the machine."""
-    return make_loader(dataset, share(num_workers), device,
-                       batch_sampler=SplitBatches(len(dataset), batch_size, rank(), world_size()))
+    return make_loader(dataset, per_process(num_workers), device,
+                       batch_sampler=split_batches(len(dataset), batch_size, rank(), world_size()))
 
 
 def _collate(items):

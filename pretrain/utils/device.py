@@ -27,7 +27,7 @@ def choose_precision(amp, device):
     """
     if amp == 'auto':
         fast = {'cuda': _cuda_has_bfloat16, 'cpu': _cpu_is_fast_at_bfloat16}.get(device.type)
-        amp = distributed.from_main('bf16' if fast and fast() else 'none')  # which is a measurement: all need the same
+        amp = distributed.broadcast_object('bf16' if fast and fast() else 'none')  # which is a measurement: all need the same
     torch.backends.cudnn.allow_tf32 = amp != 'none'
     return amp
 

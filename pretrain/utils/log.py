@@ -1,5 +1,4 @@
-"""What a run leaves behind: the log, its configuration, and one JSON line an epoch."""
-import json
+"""What a run leaves behind: the log and its configuration."""
 import logging
 import os
 import platform
@@ -92,34 +91,6 @@ def write_config(path, p, **resolved):
     record = {**plain(p), **resolved, 'command': ' '.join(sys.argv), 'versions': _versions(), 'git_revision': _revision()}
     with atomic_file(path, 'w') as file:
         yaml.safe_dump(record, file, sort_keys=False)
-
-
-def append_metrics(path, row):
-    """Append one JSON object as a line."""
-    try:
-        with open(path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(row) + '\n')
-    except OSError as error:
-        raise UserError(f'{path} could not be written ({error.strerror})') from error
-
-
-def cut_metrics(path, epochs):
-    """Drop the lines of epochs after `epochs` and a broken last line: a resumed run writes them again."""
-    path = Path(path)
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding='utf-8').splitlines()
-    kept = [line for line in lines if _epoch_of(line) <= epochs]
-    if kept != lines:
-        with atomic_file(path, 'w') as file:
-            file.writelines(line + '\n' for line in kept)
-
-
-def _epoch_of(line):
-    try:
-        return json.loads(line)['epoch']
-    except (ValueError, KeyError, TypeError):
-        return float('inf')
 
 
 def _versions():

@@ -25,6 +25,8 @@ def end_with_parent():
 def obey_only_parent(signals):
     """Ignore `signals` in this worker process, and in threads that it starts from here on, unless its parent sends them:
     clusters send them to all processes of a run, of which the main one still needs its workers."""
+    if not hasattr(signal, 'sigwaitinfo'):  # macOS
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     parent = os.getppid()
 

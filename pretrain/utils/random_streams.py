@@ -12,15 +12,13 @@ class RandomStreams:
 
     def __init__(self, seed, first, count, device):
         self.device, self.current = device, 0
-        states = []
+        self.states = []
         for number in range(first, first + count):
-            before = self._state()
-            if number:
-                torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1))
-            states.append(self._state())
-            self._set(before)
-        self.states = states
-        self._set(states[0])
+            with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+                if number:
+                    torch.manual_seed(int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1))
+                self.states.append(self._state())
+        self._set(self.states[0])
 
     def use(self, index):
         """From here on, draw the numbers of the `index`th of these processes."""

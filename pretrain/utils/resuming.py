@@ -13,6 +13,7 @@ from utils.files import hold_folder, release_folders, set_aside
 from utils.log import start_log
 
 # Experiment keys that may change between two halves of a run: no number depends on them, or only the initial weights do.
+# simulate_processes may, like the real number of processes: `Trainer` warns of what changes then.
 FREE = ('num_workers', 'checkpoint_every', 'on_bad_image', 'simulate_processes', 'val_db_kwargs.batch_size', 'pretraining',
         'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
 
@@ -51,7 +52,7 @@ def earlier_state(path):
 
     Raises `UserError` when no file that is there is a whole one. Whether its weights fit is for `Trainer.resume` to say.
     """
-    return distributed.from_main(_whole_state(Path(path)) if distributed.is_main() else None)
+    return distributed.broadcast_object(_whole_state(Path(path)) if distributed.is_main() else None)
 
 
 def _whole_state(path):
@@ -89,7 +90,8 @@ def resolve_start(p, state, args, device, script):
     elif p.seed is None and state:
         p.seed = state.get('config', {}).get('seed')
     changed = changed_keys(p, state, args.config_exp, args.override, script)
-    drawn = (state or {}).get('seed', distributed.from_main(secrets.randbelow(2 ** 31)))
+    fresh = distributed.broadcast_object(secrets.randbelow(2 ** 31))
+    drawn = (state or {}).get('seed', fresh)
     before = (state or {}).get('precision')
     precision = choose_precision(before if args.amp == 'auto' and before else args.amp, device)
     if before and before != precision:

@@ -12,7 +12,7 @@ import torch
 from pydensecrf import densecrf
 
 from models.interpolation import resize
-from utils.distributed import share
+from utils.distributed import per_process
 from utils.errors import UserError
 from utils.processes import cores, end_with_parent
 
@@ -63,7 +63,7 @@ class CrfPool:
     def __init__(self, dataset, processes=None):
         context = multiprocessing.get_context('forkserver')  # forks of this process would inherit its threads' locks
         context.set_forkserver_preload(PRELOADED)
-        self.processes = processes or share(cores())
+        self.processes = processes or per_process(cores())
         self.pool = ProcessPoolExecutor(self.processes, context, initializer=_start_worker, initargs=(dataset,))
 
     def __enter__(self):

@@ -34,7 +34,7 @@ def backward_loss(classifier, features, labels):
     is void. The classifier comes before the upsampling, as both are linear, and images come one by one, so that at no
     time more than one image's C x H x W logits exist.
     """
-    valid = distributed.total((labels != VOID).sum()).clamp(min=1)
+    valid = distributed.all_reduce((labels != VOID).sum()).clamp(min=1)
     total = features.new_zeros(())
     for feature, label in zip(features.split(1), labels.split(1), strict=True):
         logits = resize(classifier(feature), label.shape[-2:])                      # 1 x C x H x W
@@ -69,7 +69,7 @@ def online_iou(classifier, batches, classes):
             predictions = predicted_classes(class_logits(classifier, features, ids), labels.shape[-2:])
             for name, prediction, label in zip(ids, predictions, labels, strict=True):
                 confusion += confusion_matrix(prediction, label, classes, name)
-        distributed.total(torch.from_numpy(confusion))
+        distributed.all_reduce(torch.from_numpy(confusion))
     return class_iou(confusion) * 100
 
 
@@ -102,12 +102,10 @@ class LinearTrainer(Trainer):
         return loss.unsqueeze(0) * distributed.world_size()  # whose mean over the processes is the loss
 
     def score(self, validation, classes):
-        """Online mIoU in percent. validation: `ValidationFeatures`."""
-        if validation.file:
-            return float(online_iou(self.model.classifier, validation, classes).mean())
-        # The network runs again, which may take long: a request to stop is not to wait for it.
+        """Online mIoU in percent. validation: `ValidationFeatures`. It may take long, and a request to stop doesn't wait."""
         self.save()
-        distributed.share_state(self.model)  # batch norms that are not frozen have seen different images
+        if not validation.keep:
+            distributed.broadcast_state(self.model)  # batch norms that are not frozen have seen different images
         with preemption.at_once():
             return float(online_iou(self.model.classifier, validation, classes).mean())
 

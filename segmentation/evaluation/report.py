@@ -50,13 +50,13 @@ def write_results(output, script, weights, classes, iou, crf=False, **more):
         json.dump(results, file, indent=1)
 
 
-def write_predictions(output, dataset, predictions, classes, pictures=None, score=True, indices=None):
+def write_predictions(output, dataset, predictions, classes, pictures=None, score=True, part=None):
     """Write predictions/<id>.png of every image, visualization/<id>.png of the first `pictures` (None: all), and the first of
     these on contact_sheet.png, as `fresh_output` does it; count the predictions against the labels.
 
     output: folder. dataset: a `SegmentationDataset` or an `ImageFolder`; without labels pictures lack ground truth, and
     nothing is counted. predictions: iterable of H x W uint8 classes, one an image in their order, at the image's own size.
-    classes: names. score: whether to count. indices: a range, of the images that `predictions` are of, where all processes call
+    classes: names. score: whether to count. part: the range of the images that `predictions` are of, where all processes call
     this, each for its part; None: this process alone writes all.
     Returns the C x C int64 confusion matrix of all images, or None.
     Raises `UserError` as `confusion_matrix` does, and when something can't be read or written.
@@ -83,14 +83,14 @@ def write_predictions(output, dataset, predictions, classes, pictures=None, scor
         picture = with_legend(side_by_side(sample['image'], *shown), captions, classes, *shown)
         return counts, save_thumbnail(folder, name, picture, index)
 
-    with fresh_output(output, together=indices is not None) as folder:
-        for counts, thumb in in_threads(write, enumerate(predictions, indices.start if indices else 0)):
+    with fresh_output(output, together=part is not None) as folder:
+        for counts, thumb in in_threads(write, enumerate(predictions, 0 if part is None else part.start)):
             if counts is not None:
                 confusion += counts
             thumbnails.append(thumb)
-        if indices is not None:
+        if part is not None:
             if counted:
-                distributed.total(torch.from_numpy(confusion))
+                distributed.all_reduce(torch.from_numpy(confusion))
             thumbnails = sum(distributed.gather_objects(thumbnails) or [], [])
         save_contact_sheet(folder, thumbnails)
     return confusion
@@ -123,7 +123,7 @@ def save_contact_sheet(folder, thumbnails):
 def in_threads(function, items):
     """Yield `function(item)` of each item in order, computed in as many threads as there are cores. The first error is raised,
     and what has not begun is left."""
-    jobs, threads = deque(), distributed.share(cores())
+    jobs, threads = deque(), distributed.per_process(cores())
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
@@ -169,8 +169,11 @@ def fresh_output(output, made=(PREDICTIONS, PICTURES, SHEET), together=False):
                     os.rename(folder / name, path)
             except OSError as error:
                 raise UserError(f'{path} could not be replaced ({error.strerror}): move it away and start again') from error
-    finally:
         shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        if distributed.world_size() == 1:  # else others may be writing into it: the next evaluation removes it
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def check_output(output):

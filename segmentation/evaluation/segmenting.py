@@ -18,13 +18,13 @@ def evaluate(network, loader, classes, output, device, precision, crf=False, pic
     Raises `UserError` for unreadable files, labels that are no class, and a folder that can't be written.
     """
     network.eval()
-    dataset, indices = loader.dataset.dataset, loader.batch_sampler.indices
+    dataset, part = loader.dataset.dataset, loader.batch_sampler.sampler
     with CrfPool(dataset) if crf else contextlib.nullcontext() as pool, distributed.watched():
         # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
         ahead = 2 * pool.processes if crf and device.type != 'cpu' else 0
         predictions = segment(network, loader, device, precision, pool, ahead)
-        return write_predictions(output, dataset, progress(predictions, 'CRF' if crf else 'Evaluation', len(indices)),
-                                 classes, pictures, indices=indices)
+        return write_predictions(output, dataset, progress(predictions, 'CRF' if crf else 'Evaluation', len(part)),
+                                 classes, pictures, part=part)
 
 
 def segment(network, loader, device, precision, pool=None, ahead=0):
@@ -33,7 +33,7 @@ def segment(network, loader, device, precision, pool=None, ahead=0):
     Without a `pool`: argmax at the network's resolution, then OpenCV nearest. With one, a `CrfPool`: CRF at the image's size;
     when the network goes on to the next batch, at most `ahead` images are still unfinished.
     """
-    pending, index = deque(), loader.batch_sampler.indices.start
+    pending, index = deque(), loader.batch_sampler.sampler.start
     for batch in loader:
         distributed.note(f'evaluation, image {batch["id"][0]}')
         grid = class_logits(network.classifier, frozen_features(network, batch['image'], device, precision), batch['id'])
@@ -47,5 +47,6 @@ def segment(network, loader, device, precision, pool=None, ahead=0):
             index += 1
         while len(pending) > ahead:
             yield pool.result(pending.popleft())
+            distributed.note(f'evaluation, CRF, {len(pending)} images in work up to {batch["id"][-1]}')
     while pending:
         yield pool.result(pending.popleft())

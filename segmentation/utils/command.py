@@ -66,7 +66,7 @@ def _run(main, *arguments):
         except Exception as error:
             if not distributed.peers():
                 raise
-            distributed.peers().explain(error)
+            distributed.peers().wait_for_cause()
             traceback.print_exc()
             code = _end(f'{type(error).__name__}: {error}', EXIT_BUG)
         finally:
@@ -86,29 +86,32 @@ def _run_to_its_end(main, *arguments):
 
 
 def _end(line, code):
-    """Report why this process ends. Where it is one of several the others end too, and it does at once: the group could only be
-    dissolved by all together."""
+    """Report why this process ends. With several, tell the others, which end too, and exit at once: leaving the group takes all
+    of them."""
     if not distributed.peers():
         log_error(line)
         return code
-    code = distributed.peers().fail(line, code)
-    stop_log()
-    os._exit(code)
+    _exit_now(distributed.peers().fail(line, code))
 
 
 def _leave(stop):
     """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, else by ending the others."""
     stop.__traceback__ = None
-    line = f'stopped by {stop}: give the same command again to go on'
+    line = f'stopped by {stop}: give the same command again'
     if not stop.agreed:
         return _end(line, preemption.EXIT_PREEMPTED)
     if distributed.is_main():
         log.warning(line)
     if distributed.peers():
         distributed.leave()
-        stop_log()
-        os._exit(preemption.EXIT_PREEMPTED)  # torchrun sends SIGTERM to whoever is not the first
+        _exit_now(preemption.EXIT_PREEMPTED)  # torchrun sends SIGTERM to whoever is not the first
     return preemption.EXIT_PREEMPTED
+
+
+def _exit_now(code):
+    stop_log()
+    release_folders()
+    os._exit(code)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,9 +138,9 @@ def make_parser(description, amp, trains=False):
     parser = make_env_parser(description)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
     add_machine_flags(parser, amp)
-    parser.add_argument('--dist-timeout', type=_seconds, default=distributed.PATIENCE, metavar='SECONDS',
-                        help='under torchrun: how long the processes may stand still before the run ends, naming the one that '
-                             f'hangs (default: {distributed.PATIENCE})')
+    parser.add_argument('--dist-timeout', type=_seconds, default=distributed.TIMEOUT, metavar='SECONDS',
+                        help='with several processes: how long they may stand still before the run ends, naming the one that '
+                             f'hangs (default: {distributed.TIMEOUT})')
     if trains:
         parser.add_argument('--override', action='store_true',
                             help='go on although the experiment file has changed since the checkpoint (default: refuse)')
@@ -152,7 +155,10 @@ def join_processes(args, **meeting):
     device = choose_device(args.device)
     distributed.join(device.type, patience=args.dist_timeout, **meeting)
     if device.type == 'cuda' and distributed.world_size() > 1:
-        device = torch.device('cuda', distributed.local_rank() % torch.cuda.device_count())
+        gpus, number = torch.cuda.device_count(), distributed.local_rank()
+        if 1 < gpus <= number:  # a single one may be this process's own, as SLURM gives them
+            raise UserError(f'there are more processes than the {gpus} GPUs of this machine: start fewer')
+        device = torch.device('cuda', number % gpus)
         torch.cuda.set_device(device)
     return device
 

@@ -4,30 +4,32 @@ import os
 from datetime import timedelta
 
 import torch
-from torch import distributed
+import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
 from utils.peers import Peers
 
-PATIENCE = 300  # seconds without progress before a process counts as hanging
-MEETING = timedelta(minutes=10)  # until all processes have come
+TIMEOUT = 300  # seconds without progress before a process counts as hanging
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # until all processes have come
+AGENT_STORE = 'TORCHELASTIC_USE_AGENT_STORE'  # set where the launcher has the store
 FOREVER = timedelta(days=30)  # no collective ends a run: utils/peers.py knows better who is to blame
 
 _peers = None
 
 
 def _active():
-    return distributed.is_available() and distributed.is_initialized()
+    return dist.is_available() and dist.is_initialized()
 
 
 def rank():
-    return distributed.get_rank() if _active() else 0
+    return dist.get_rank() if _active() else 0
 
 
 def world_size():
-    return distributed.get_world_size() if _active() else 1
+    return dist.get_world_size() if _active() else 1
 
 
 def is_main():
@@ -45,7 +47,7 @@ def local_world_size():
     return min(_number('LOCAL_WORLD_SIZE', 'SLURM_NTASKS_PER_NODE', default=world_size()), world_size())
 
 
-def share(count):
+def per_process(count):
     """Of `count` workers for a machine, those of each of its processes."""
     return -(-count // local_world_size())
 
@@ -60,7 +62,7 @@ def peers():
     return _peers
 
 
-def join(device_type, backend=None, url='env://', patience=PATIENCE):
+def join(device_type, backend=None, url='env://', patience=TIMEOUT):
     """Join the group of processes that the environment's RANK and WORLD_SIZE describe, as torchrun sets them, if there is one.
 
     backend: None for nccl on GPUs, else gloo. url: where the processes meet (env://: at MASTER_ADDR and MASTER_PORT).
@@ -72,23 +74,30 @@ def join(device_type, backend=None, url='env://', patience=PATIENCE):
         return
     backend = backend or ('nccl' if device_type == 'cuda' else 'gloo')
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend  # small tensors are exchanged between the hosts
+    url = 'env://' if AGENT_STORE in os.environ else url
     try:
-        store, number, size = next(distributed.rendezvous(url, number, size, timeout=MEETING))
-        distributed.init_process_group(backend, store=distributed.PrefixStore('group', store), rank=number, world_size=size,
-                                       timeout=FOREVER)
+        store, number, size = next(dist.rendezvous(url, number, size, timeout=RENDEZVOUS_TIMEOUT))
+        connection = store.clone() if hasattr(store, 'clone') else store  # a wait on the other must not stop the heartbeats
+        store, connection = (dist.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', one)
+                             for one in (store, connection))
+        store.set(f'here {number}', '')
+        store.wait([f'here {other}' for other in range(size)], RENDEZVOUS_TIMEOUT)
+        _peers = Peers(dist.PrefixStore('peers', connection), number, size, patience)
+        with watched():
+            dist.init_process_group(backend, store=dist.PrefixStore('group', store), rank=number, world_size=size,
+                                    timeout=FOREVER)
+            barrier()
     except (ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).splitlines() or [''])[0]
         raise UserError(f'the processes of this run could not meet at {url} ({reason}): start all of them, with the same '
                         'address and number of processes') from error
-    connection = store.clone() if hasattr(store, 'clone') else store  # a wait on the other must not stop the signs of life
-    _peers = Peers(connection, number, size, patience)
 
 
-def meeting_place():
-    """A store for the processes of this machine to meet at, and the environment variables that lead them there. It is there as
-    long as the object is."""
-    store = distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
-    return store, {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port), 'TORCHELASTIC_USE_AGENT_STORE': 'True'}
+def rendezvous_store():
+    """A store for the processes of this machine to meet at, and the environment variables that lead them there: rank 0 joins
+    this store, too, instead of starting its own. It is there as long as the object is."""
+    store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    return store, {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port), AGENT_STORE: 'True'}
 
 
 def leave():
@@ -99,7 +108,7 @@ def leave():
     barrier()
     _peers.close()
     _peers = None
-    distributed.destroy_process_group()
+    dist.destroy_process_group()
 
 
 def _collective():
@@ -122,7 +131,7 @@ def watched():
 
 def barrier():
     """Wait for all processes."""
-    total(torch.zeros(1))
+    all_reduce(torch.zeros(1))
 
 
 @contextlib.contextmanager
@@ -138,22 +147,22 @@ def main_first():
 
 
 @torch.no_grad()
-def total(tensor):
+def all_reduce(tensor):
     """Sum of every process's `tensor`, in its place."""
     if world_size() > 1:
         _collective()
-        distributed.all_reduce(tensor)
+        dist.all_reduce(tensor)
     return tensor
 
 
 @torch.no_grad()
-def gather(tensor):
+def all_gather(tensor):
     """Concatenate every process's `tensor` (equal shapes) along dimension 0 in rank order, without gradient."""
     if world_size() == 1:
         return tensor
     _collective()
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    distributed.all_gather(parts, tensor.contiguous())
+    dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
@@ -163,17 +172,17 @@ def gather_objects(value):
         return [value]
     _collective()
     values = [None] * world_size() if is_main() else None
-    distributed.gather_object(value, values)
+    dist.gather_object(value, values)
     return values
 
 
-def from_main(value):
+def broadcast_object(value):
     """Rank 0's `value` (anything that can be pickled) on every process."""
     if world_size() == 1:
         return value
     _collective()
     values = [value]
-    distributed.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
@@ -183,7 +192,7 @@ def shared_permutation(length):
     permutation = torch.randperm(length) if is_main() else torch.empty(length, dtype=torch.long)
     if world_size() > 1:
         _collective()
-        distributed.broadcast(permutation, src=0)
+        dist.broadcast(permutation, src=0)
     return permutation
 
 
@@ -202,20 +211,21 @@ def take_rows(tensor, order):
     sent = torch.cat([row[own == mine] for row, own in zip(sources, owner, strict=True)]) - mine * rows
     tensor = tensor.contiguous()[sent.to(tensor.device)]
     received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-    distributed.all_to_all_single(received, tensor.contiguous(), owner[mine].bincount(minlength=world_size()).tolist(),
+    dist.all_to_all_single(received, tensor.contiguous(), owner[mine].bincount(minlength=world_size()).tolist(),
                                   (owner == mine).sum(1).tolist())
     places = owner[mine].argsort(stable=True)  # they came sorted by owner
     return received[places.argsort().to(tensor.device)]
 
 
-def parallel(model, device):
+def data_parallel(model, device):
     """`model` with its start state made rank 0's, and gradients averaged over the processes in every backward pass.
 
     Buffers are not broadcast: batch-norm statistics are each process's own, and the queue is equal without.
     """
     if world_size() == 1:
         return model
-    share_state(model)  # DistributedDataParallel leaves out buffers that it does not broadcast later
+    with watched():
+        broadcast_state(model)  # DistributedDataParallel leaves out buffers that it does not broadcast later
     wrapped = DistributedDataParallel(model, [device] if device.type == 'cuda' else None, broadcast_buffers=False,
                                       init_sync=False, gradient_as_bucket_view=True)
     wrapped.register_comm_hook(None, _average)
@@ -224,26 +234,52 @@ def parallel(model, device):
 
 def _average(_, bucket):
     _collective()
-    return allreduce_hook(None, bucket)
+    if bucket.buffer().is_cuda or world_size() == 2:
+        return allreduce_hook(None, bucket)
+    future = torch.futures.Future()
+    future.set_result(_sum_in_order(bucket.buffer().div_(world_size())))
+    return future
 
 
-@torch.no_grad()
+def _sum_in_order(vector):
+    """Sum of every process's `vector`, in its place, added from the last rank to the first, as autograd adds up the gradients
+    of simulated processes.
+
+    all_reduce adds each element in an order that depends on its place in the vector, and the places of gradients in DDP's
+    buckets change after the first step: a run of more than two processes that was cut would end in other bits.
+    """
+    parts = F.pad(vector, (0, -len(vector) % world_size()))
+    received = torch.empty_like(parts)
+    dist.all_to_all_single(received, parts)
+    *others, total = received.chunk(world_size())
+    for other in reversed(others):
+        total += other
+    dist.all_gather_into_tensor(parts, total)
+    return vector.copy_(parts[:len(vector)])
+
+
+def require_same(what, value):
+    """Raise a `UserError` where the processes have different values (that can be pickled). what: in words, for the message."""
+    values = gather_objects(value)
+    odd = broadcast_object([rank for rank, other in enumerate(values or []) if other != values[0]])
+    if odd:
+        raise UserError(f'{what} of rank {", ".join(map(str, odd))} differ from those of rank 0: all machines need the same '
+                        'files')
+
+
 def sum_gradients(parameters):
-    """Add up the gradients of all processes."""
-    if world_size() == 1:
-        return
+    """Add up the gradients of all processes. Every parameter must have one."""
     for parameter in parameters:
-        if parameter.grad is not None:
-            total(parameter.grad)
+        all_reduce(parameter.grad)
 
 
 @torch.no_grad()
-def share_state(module):
+def broadcast_state(module):
     """Give every process rank 0's parameters and buffers."""
     if world_size() == 1:
         return
     for tensor in module.state_dict().values():
         _collective()
         values = tensor.contiguous()  # convolutions may be in another memory format
-        distributed.broadcast(values, src=0)
+        dist.broadcast(values, src=0)
         tensor.copy_(values)

@@ -1,4 +1,4 @@
-"""Signs of life between the processes of a run, so that none waits for one that has died or hangs."""
+"""Heartbeats between the processes of a run, so that none waits for one that has died or hangs."""
 import contextlib
 import json
 import logging
@@ -7,8 +7,8 @@ import threading
 import time
 
 EXIT_LOST = 3       # another process died or hangs
-BEAT = 0.5          # seconds between signs of life
-SILENCE = 40        # beats without one before a process counts as dead
+HEARTBEAT = 0.5     # seconds between two of them
+SILENCE = 40        # heartbeats missed before a process counts as dead
 SHORT_SILENCE = 10  # the same, once a collective has failed
 NOTICE = 10         # seconds that an ending process waits for others to have noticed
 
@@ -16,7 +16,7 @@ log = logging.getLogger('maskcontrast')
 
 
 class Peers:
-    """Exchanges signs of life with the other processes of a group, in a thread, through the store that they met at.
+    """Exchanges heartbeats with the other processes of a group, in a thread, through the store that they met at.
 
     When another one has failed, died, or keeps all others waiting for `patience` seconds inside `watched`, this process ends:
     its main thread may be inside a collective that will never return. `place` and `passed` are for others to set:
@@ -31,8 +31,10 @@ class Peers:
         self.beat, self.lost = 0, set()
         self._sign()
         self.store.wait([self._key(other) for other in range(world_size)])
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
+        self.rounds = 0
+        self.threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._watch_store)]
+        for thread in self.threads:
+            thread.start()
 
     @contextlib.contextmanager
     def watched(self):
@@ -44,27 +46,31 @@ class Peers:
             self.watching = False
 
     def close(self):
-        """Stop the signs of life. All processes must be past their last collective."""
+        """Stop the heartbeats. All processes must be past their last collective."""
         self.closed.set()
-        self.thread.join()
+        for thread in self.threads:
+            thread.join()
+        with contextlib.suppress(RuntimeError):
+            self.store.add('closed', 1)
+            if self.rank == 0:  # the store may be in this process
+                self._until(lambda: self.store.add('closed', 0) == self.world_size)
 
     def fail(self, line, code):
         """Tell the others that this process ends with exit code `code`, and why. Returns the code with which to end.
 
         Rank 0 says it, as its log is the run's; if it does not answer, this process does.
         """
-        self.failed, rank = True, self.rank
+        self.failed, rank, own = True, self.rank, line
         with contextlib.suppress(RuntimeError):
             rank, line, code = json.loads(self.store.compare_set('failure', '', json.dumps([self.rank, line, code])))
-        self._report(rank, line, of_mine=rank == self.rank)
+        self._report(self.rank if line == own else rank, line, of_mine=rank == self.rank)
         self._go()
         return code
 
-    def explain(self, error):
-        """Wait until the watch has found out why a collective failed, which ends this process. Returns when it has not."""
+    def wait_for_cause(self):
+        """Give the watch time to find out why a collective failed, which ends this process. Returns when it has not."""
         self.trouble.set()
-        self._until(lambda: False, SHORT_SILENCE * BEAT + NOTICE)
-        log.error('error: rank %d, %s: %s', self.rank, self.place, str(error).splitlines()[0])
+        time.sleep(SHORT_SILENCE * HEARTBEAT + NOTICE)
 
     def _report(self, rank, line, of_mine):
         """Say once, for all processes, what happened to `rank`: rank 0 does, else the one that found out (`of_mine`)."""
@@ -108,7 +114,7 @@ class Peers:
         seen = [None] * self.world_size   # what each process's last sign was
         silent = [0] * self.world_size    # beats since then: counted, as the clock runs on while a machine sleeps
         progress, still = None, 0         # the same of all that they say but that they live
-        while not self.closed.wait(BEAT):
+        while not self.closed.wait(HEARTBEAT):
             if self.failed:
                 continue  # this process is ending by itself
             try:
@@ -121,6 +127,7 @@ class Peers:
                     self.lost.add(0)
                     self._end(self.rank, f'rank 0, or what had started it, has died ({self.place})', EXIT_LOST)
                 continue
+            self.rounds += 1
             for rank, sign in enumerate(signs):
                 silent[rank] = 0 if sign[0] != seen[rank] else silent[rank] + 1
                 seen[rank] = sign[0]
@@ -128,14 +135,23 @@ class Peers:
             progress = [sign[1:] for sign in signs]
             self._judge(signs, silent, still)
 
+    def _watch_store(self):
+        """End this process when the store gives no answer: then the other thread waits for ever."""
+        before, silent = self.rounds, 0
+        while not self.closed.wait(HEARTBEAT):
+            before, silent = self.rounds, 0 if self.rounds != before or self.failed else silent + 1
+            if silent > 2 * SILENCE:  # the other thread, which knows more, comes first where it can
+                log.error('error: rank 0, or what had started it, gives no answer (%s)', self.place)
+                os._exit(EXIT_LOST)
+
     def _judge(self, signs, silent, still):
         """End this process if another has been silent for too long, or all have stood still."""
         limit = SHORT_SILENCE if self.trouble.is_set() else SILENCE
         self.lost = {rank for rank, beats in enumerate(silent) if beats > limit}
         if self.lost:
             places = '; '.join(f'rank {rank} has died or hangs ({signs[rank][2]})' for rank in sorted(self.lost))
-            self._end_together(f'{places}: no sign of life for {limit * BEAT:.0f} s')
-        elif self.watching and still * BEAT > self.patience:
+            self._end_together(f'{places}: no heartbeat for {limit * HEARTBEAT:.0f} s')
+        elif self.watching and still * HEARTBEAT > self.patience:
             fewest = min(sign[1] for sign in signs)
             late = [f'rank {rank} hangs ({sign[2]})' for rank, sign in enumerate(signs) if sign[1] == fewest]
             behind = '; '.join(late) if len(late) < self.world_size else f'all ranks hang ({signs[self.rank][2]})'

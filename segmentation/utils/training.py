@@ -16,6 +16,22 @@ REPORT_EVERY = 10  # steps between looks at the loss on a GPU, which makes the h
 log = logging.getLogger('maskcontrast')
 
 
+def check_batch_size(name, batch_size, dataset, processes):
+    """Raise a `UserError` for a global batch that `dataset` can't fill, or that can't be divided over so many processes. name:
+    of the key, with its file."""
+    if len(dataset) < batch_size:
+        raise UserError(f'{name} is {batch_size}, but {dataset.split_file} has only {len(dataset)} usable images')
+    if batch_size % processes:
+        raise UserError(f'{name} is {batch_size}, which can not be divided over {processes} processes: start fewer of them '
+                        '(CUDA_VISIBLE_DEVICES says how many GPUs are used)')
+
+
+def batches_text(batch_size, processes):
+    """The global and the local batch, in words."""
+    text = f'batches of {batch_size}'
+    return f'{text}: {batch_size // processes} on each of {processes} processes' if processes > 1 else text
+
+
 class Trainer:
     """Runs epochs of one model, optimiser and loader. What a step computes is the subclass's: it defines `train_step`.
 
@@ -77,7 +93,6 @@ class Trainer:
         """states: of the random generators of all processes then, in rank order; None in published checkpoints."""
         if not states:
             return
-        states = [states] if isinstance(states, dict) else states  # of a run before there could be several
         here = len(self.streams.states)
         if len(states) == here * distributed.world_size():
             self.streams.set(states[here * distributed.rank():][:here])
@@ -92,10 +107,11 @@ class Trainer:
 
         Raises `UserError`, and leaves the one before, when the weights are not finite any more.
         """
-        parts = distributed.gather_objects((self.streams.get(), self.skipped))
-        if distributed.is_main():
-            self._write([state for states, _ in parts for state in states], sum(skipped for _, skipped in parts))
-        distributed.barrier()
+        with distributed.watched():
+            parts = distributed.gather_objects((self.streams.get(), self.skipped))
+            if distributed.is_main():
+                self._write([state for states, _ in parts for state in states], sum(skipped for _, skipped in parts))
+            distributed.barrier()
 
     def _write(self, random, skipped):
         if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
@@ -165,7 +181,7 @@ class Trainer:
     def _asked_to_stop(self):
         """The name of the signal that asked any of the processes to stop, or None; the same on all of them."""
         stop = preemption.requested()
-        if distributed.total(torch.tensor(float(stop is not None))):
+        if distributed.all_reduce(torch.tensor(float(stop is not None))):
             return stop or 'a signal to another process'
         return None
 
@@ -173,12 +189,11 @@ class Trainer:
         """Add the numbers of the steps in `unread` (steps, ids, values), means over the processes, to the epoch's totals, and
         return the last step's. Empties `unread`."""
         own = torch.stack([values for _, _, values in unread]).cpu().double()
-        means = distributed.total(own.clone()) / distributed.world_size()
-        bad = [line for line in (self._not_finite(*row) for row in zip(unread, own.tolist(), strict=True)) if line]
+        means = distributed.all_reduce(own.clone()) / distributed.world_size()
         if not torch.isfinite(means[:, 0]).all():
-            lines = distributed.gather_objects(bad[:1])
-            found = [line for of_process in lines or [] for line in of_process]
-            raise UserError(distributed.from_main(found and found[0]))
+            bad = [self._not_finite(*row) for row in zip(unread, own.tolist(), strict=True) if not math.isfinite(row[1][0])]
+            found = sum(distributed.gather_objects(bad[:1]) or [], [])
+            raise UserError(distributed.broadcast_object(found and min(found)[1]))  # from one, they spread to all
         for row in means.tolist():
             numbers = dict(zip(self.NUMBERS, row, strict=True))
             for name, value in numbers.items():
@@ -187,12 +202,11 @@ class Trainer:
         return numbers
 
     def _not_finite(self, step, values):
+        """The number of the step, and a message."""
         number, ids, _ = step
-        if math.isfinite(values[0]):
-            return None
         who = f' of rank {distributed.rank()}' if distributed.world_size() > 1 else ''
-        return (f'the loss is {values[0]} in epoch {self.epoch + 1}, step {number + 1}, images{who} {" ".join(ids)}: look at '
-                f'these images, {self._what_to_do()}')
+        return number, (f'the loss is {values[0]} in epoch {self.epoch + 1}, step {number + 1}, images{who} {" ".join(ids)}: '
+                        f'look at these images, {self._what_to_do()}')
 
     def _report_skipped(self, lines_of_items):
         for lines in lines_of_items:
@@ -202,5 +216,5 @@ class Trainer:
 
     def _epoch_report(self, images_per_second):
         means = {name: total / self.step for name, total in self.totals.items()}
-        skipped = int(distributed.total(torch.tensor(self.skipped)))
+        skipped = int(distributed.all_reduce(torch.tensor(self.skipped)))
         return {**means, 'images_per_second': images_per_second, 'skipped_images': skipped}
