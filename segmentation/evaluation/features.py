@@ -8,7 +8,7 @@ import torch
 
 from evaluation.images import resize_labels
 from evaluation.linear import frozen_features
-from utils.distributed import local_world_size
+from utils import distributed
 from utils.errors import UserError
 from utils.progress import progress
 
@@ -37,7 +37,8 @@ class ValidationFeatures:
     def __enter__(self):
         if self.keep:
             try:
-                self._fill()
+                with distributed.watched():
+                    self._fill()
             except OSError as error:
                 log.warning('No room to keep the features of the validation images (%s): the network runs in every epoch',
                             error)
@@ -65,9 +66,10 @@ class ValidationFeatures:
     def _fill(self):
         self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - lives as long as this object
         for ids, features, labels in self._compute():
+            distributed.note(f'validation, image {ids[0]}')
             array = features.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # no copy where the layout is channels_last
             if not self.batches:
-                needed = (array.nbytes + labels.nbytes) * len(self.loader) * local_world_size()  # which share the disk
+                needed = (array.nbytes + labels.nbytes) * len(self.loader) * distributed.local_world_size()
                 free = min(shutil.disk_usage(self.folder).free - RESERVE, MOST)
                 if needed > free:
                     raise OSError(f'{needed >> 20} MiB are needed, {max(free, 0) >> 20} MiB may be used')

@@ -88,10 +88,10 @@ def _run_to_its_end(main, *arguments):
 def _end(line, code):
     """Report why this process ends. With several, tell the others, which end too, and exit at once: leaving the group takes all
     of them."""
-    if not distributed.peers():
-        log_error(line)
-        return code
-    _exit_now(distributed.peers().fail(line, code))
+    if distributed.peers():
+        _exit_now(distributed.peers().fail(line, code))
+    log_error(line)
+    return code
 
 
 def _leave(stop):

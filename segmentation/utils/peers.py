@@ -27,7 +27,7 @@ class Peers:
         self.store, self.rank, self.world_size, self.patience = store, rank, world_size, patience
         self.place, self.passed = 'at the start', 0
         self.watching, self.trouble, self.failed = False, threading.Event(), False
-        self.closed = threading.Event()
+        self.closed, self.once = threading.Event(), threading.Lock()
         self.beat, self.lost = 0, set()
         self._sign()
         self.store.wait([self._key(other) for other in range(world_size)])
@@ -74,8 +74,8 @@ class Peers:
 
     def _report(self, rank, line, of_mine):
         """Say once, for all processes, what happened to `rank`: rank 0 does, else the one that found out (`of_mine`)."""
-        if self.rank and (not of_mine or self._said()):
-            return
+        if self.rank and (not of_mine or self._said()) or not self.once.acquire(blocking=False):
+            return  # the main thread and the watch may both end this process
         log.error('error: %s%s', f'rank {rank}: ' if rank else '', line)
         with contextlib.suppress(RuntimeError):
             self.store.set('said', '1')
