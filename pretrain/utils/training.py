@@ -10,6 +10,7 @@ from tqdm import tqdm
 from utils import distributed, preemption
 from utils.checkpoint import load_exactly, save_checkpoint
 from utils.errors import UserError
+from utils.log import warn_once
 
 REPORT_EVERY = 10  # steps between looks at the loss on a GPU, which makes the host wait, and between lines in the log
 
@@ -97,9 +98,8 @@ class Trainer:
         if len(states) == here * distributed.world_size():
             self.streams.set(states[here * distributed.rank():][:here])
         else:
-            log.warning('There were %d processes before, and are %d from here on: batch norm, in-batch prototypes and random '
-                        'numbers are not those of a run that was never stopped', len(states),
-                        here * distributed.world_size())
+            warn_once('There were %d processes before, and are %d from here on: batch norm, in-batch prototypes and random '
+                      'numbers are not those of a run that was never stopped', len(states), here * distributed.world_size())
 
     def save(self):
         """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True. All processes call it, and

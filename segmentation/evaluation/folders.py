@@ -1,10 +1,10 @@
 """The data sets of an evaluation, which may train or look up on one and be scored on another."""
-import logging
 from pathlib import Path
 
 from data.dataset import VOC, SegmentationDataset, class_names, dataset_folder
 from utils.config import nearest_name
 from utils.errors import UserError
+from utils.log import warn_once
 
 
 def evaluation_split(folder, split, saliency=None):
@@ -12,13 +12,12 @@ def evaluation_split(folder, split, saliency=None):
 
     PASCAL VOC has labels: there their folder is as necessary as all else. Raises `UserError` as `SegmentationDataset` does.
     """
-    log = logging.getLogger('maskcontrast')
     dataset = SegmentationDataset(folder, split, saliency, labels=True if Path(folder).name == VOC else None)
     if dataset.labels:
         return dataset
     dataset = SegmentationDataset(folder, split, saliency, drop_missing=True)
-    log.warning('%s has no labels for the split %s: nothing is scored%s', folder, split,
-                f' ({dataset.dropped} ids without image or mask are left out)' if dataset.dropped else '')
+    warn_once('%s has no labels for the split %s: nothing is scored%s', folder, split,
+              f' ({dataset.dropped} ids without image or mask are left out)' if dataset.dropped else '')
     return dataset
 
 

@@ -1,5 +1,4 @@
 """Networks for the evaluations, with weights from files."""
-import logging
 from pathlib import Path
 
 import torch
@@ -10,9 +9,8 @@ from models.networks import BackboneNetwork
 from models.weights import backbone_weights
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
+from utils.log import warn_once
 from utils.model_zoo import is_zoo, zoo_file
-
-log = logging.getLogger('maskcontrast')
 
 PREFIX = 'module.model_q.'
 CLASSIFIER = {'deeplab': ('decoder.4.weight', 'decoder.4.bias'),  # all that the linear classifier trains, by `head`
@@ -140,4 +138,4 @@ def _state(path):
 
 
 def _warn_of_random_weights():
-    log.warning('pretraining is null: the network has random weights')
+    warn_once('pretraining is null: the network has random weights')

@@ -77,6 +77,12 @@ def stop_log():
             handler.close()
 
 
+def warn_once(text, *values):
+    """Warn of what all processes find alike: rank 0 says it. text, values: as for a logger."""
+    if is_main():
+        logging.getLogger('maskcontrast').warning(text, *values)
+
+
 def log_error(line):
     """Report an error: through the log once that was started, before that on stderr."""
     log = logging.getLogger('maskcontrast')

@@ -10,7 +10,7 @@ from utils.config import differing_keys
 from utils.device import choose_precision
 from utils.errors import UserError
 from utils.files import hold_folder, release_folders, set_aside
-from utils.log import start_log
+from utils.log import start_log, warn_once
 
 # Experiment keys that may change between two halves of a run: no number depends on them, or only the initial weights do.
 # simulate_processes may, like the real number of processes: `Trainer` warns of what changes then.
@@ -95,7 +95,7 @@ def resolve_start(p, state, args, device, script):
     before = (state or {}).get('precision')
     precision = choose_precision(before if args.amp == 'auto' and before else args.amp, device)
     if before and before != precision:
-        log.warning('The precision was %s before, and is %s from here on', before, precision)
+        warn_once('The precision was %s before, and is %s from here on', before, precision)
     return Start(changed, p.seed if p.seed is not None else drawn, precision)
 
 
