@@ -31,7 +31,7 @@ class Peers:
         self.beat, self.lost = 0, set()
         self._sign()
         self.store.wait([self._key(other) for other in range(world_size)])
-        self.rounds = 0
+        self.rounds = self.still = 0  # beats, and those of them since anybody's last progress
         self.threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._watch_store)]
         for thread in self.threads:
             thread.start()
@@ -39,11 +39,11 @@ class Peers:
     @contextlib.contextmanager
     def watched(self):
         """The block makes progress all the time: it takes part in collectives or sets `place`."""
-        self.watching = True
+        before, self.watching, self.still = self.watching, True, 0
         try:
             yield
         finally:
-            self.watching = False
+            self.watching = before
 
     def close(self):
         """Stop the heartbeats. All processes must be past their last collective."""
@@ -113,7 +113,7 @@ class Peers:
     def _watch(self):
         seen = [None] * self.world_size   # what each process's last sign was
         silent = [0] * self.world_size    # beats since then: counted, as the clock runs on while a machine sleeps
-        progress, still = None, 0         # the same of all that they say but that they live
+        progress = None                   # all that they say but that they live
         while not self.closed.wait(HEARTBEAT):
             if self.failed:
                 continue  # this process is ending by itself
@@ -131,9 +131,9 @@ class Peers:
             for rank, sign in enumerate(signs):
                 silent[rank] = 0 if sign[0] != seen[rank] else silent[rank] + 1
                 seen[rank] = sign[0]
-            still = 0 if progress != [sign[1:] for sign in signs] else still + 1
+            self.still = 0 if progress != [sign[1:] for sign in signs] else self.still + 1
             progress = [sign[1:] for sign in signs]
-            self._judge(signs, silent, still)
+            self._judge(signs, silent)
 
     def _watch_store(self):
         """End this process when the store gives no answer: then the other thread waits for ever."""
@@ -144,14 +144,14 @@ class Peers:
                 log.error('error: rank 0, or what had started it, gives no answer (%s)', self.place)
                 os._exit(EXIT_LOST)
 
-    def _judge(self, signs, silent, still):
+    def _judge(self, signs, silent):
         """End this process if another has been silent for too long, or all have stood still."""
         limit = SHORT_SILENCE if self.trouble.is_set() else SILENCE
         self.lost = {rank for rank, beats in enumerate(silent) if beats > limit}
         if self.lost:
             places = '; '.join(f'rank {rank} has died or hangs ({signs[rank][2]})' for rank in sorted(self.lost))
             self._end_together(f'{places}: no heartbeat for {limit * HEARTBEAT:.0f} s')
-        elif self.watching and still * HEARTBEAT > self.patience:
+        elif self.watching and self.still * HEARTBEAT > self.patience:
             fewest = min(sign[1] for sign in signs)
             late = [f'rank {rank} hangs ({sign[2]})' for rank, sign in enumerate(signs) if sign[1] == fewest]
             behind = '; '.join(late) if len(late) < self.world_size else f'all ranks hang ({signs[self.rank][2]})'
@@ -159,7 +159,10 @@ class Peers:
 
     def _end_together(self, line):
         line = f'{line}; the run goes on from its last checkpoint when it is started again'
-        self._end(*json.loads(self.store.compare_set('failure', '', json.dumps([self.rank, line, EXIT_LOST]))))
+        failure = json.dumps([self.rank, line, EXIT_LOST])
+        with contextlib.suppress(RuntimeError):
+            failure = self.store.compare_set('failure', '', failure)
+        self._end(*json.loads(failure))
 
     def _end(self, rank, line, code):
         """End this process from the watching thread. What it has not written to disk is lost."""
