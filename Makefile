@@ -54,7 +54,7 @@ reproduce: .venv/installed
 	touch $@
 
 test: .venv/installed-saliency
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Files of tests/soak are no test_*.py, so that `make test` leaves them out.
 soak: .venv/installed

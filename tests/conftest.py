@@ -36,6 +36,14 @@ LINEAR = {
 }
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What was printed may hold file names that are no text, which can not be sent to the process that prints the report."""
+    report = yield
+    report.sections = [(name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections]
+    return report
+
+
 def assert_same(a, b, path=''):
     """Nested dicts and lists of tensors and values are equal bit for bit."""
     assert type(a) is type(b), path

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -55,25 +54,21 @@ def training(experiment, tmp_path):
             process.kill()
 
 
-def test_stopped_twice_and_resumed_it_ends_like_simulated_processes(training, experiment, tmp_path, one_thread):
-    """SIGTERM to rank 1, then SIGUSR1 to rank 0, each in mid-epoch: the third start ends in the weights, bit for bit, of one
-    process that was never stopped and computes what two would."""
+def test_stopped_and_resumed_it_ends_like_simulated_processes(training, experiment, tmp_path, one_thread):
+    """SIGTERM to rank 1 alone: the second start ends in the weights, bit for bit, of one process that was never stopped and
+    computes what two would."""
     changes = {'epochs': 6, 'num_workers': 2, 'checkpoint_every': 2}
-    before = 0
-    for rank, number in ((1, signal.SIGTERM), (0, signal.SIGUSR1)):
-        process, log, folder = training(changes)
-        wait_for(lambda position=before + 3: (folder / 'checkpoint.pth.tar').exists() and at(folder) >= position)  # noqa: B023
-        os.kill(pid_of(process, rank), number)
-        asked = time.monotonic()
-        process.wait(60)
-        assert time.monotonic() - asked < 20 and exit_codes(log) == {0: 75, 1: 75}, log.read_text()
-        assert log.read_text().count('give the same command again') == 1 and not errors(log)
-        assert before < at(folder) < 18
-        before = at(folder)
+    process, log, folder = training(changes)
+    wait_for((folder / 'checkpoint.pth.tar').exists)
+    os.kill(pid_of(process, 1), signal.SIGTERM)
+    process.wait(20)
+    assert exit_codes(log) == {0: 75, 1: 75}, log.read_text()
+    assert log.read_text().count('give the same command again') == 1 and not errors(log)
+    assert 2 <= at(folder) < 18
     process, log, folder = training(changes)
     assert process.wait(120) == 0, log.read_text()
     written = (folder / 'log_file.txt').read_text()
-    assert written.count('batches of 4: 2 on each of 2 processes') == 3 and written.count('Epoch 6/6') == 1
+    assert written.count('batches of 4: 2 on each of 2 processes') == 2 and written.count('Epoch 6/6') == 1
 
     main([*experiment({**changes, 'num_workers': 0, 'simulate_processes': 2}, name='simulated'), '--amp', 'none'])
     stopped, simulated = load(folder), load(tmp_path / 'output' / 'simulated')
@@ -91,9 +86,7 @@ def test_a_killed_process_is_named_and_ends_the_others(training):
     process, log, folder = training({'epochs': 300})
     wait_for(lambda: (folder / 'checkpoint.pth.tar').exists())
     os.kill(pid_of(process, 1), signal.SIGKILL)
-    killed = time.monotonic()
-    process.wait(60)
-    assert time.monotonic() - killed < 30
+    process.wait(30)
     assert exit_codes(log)[0] == 3 and exit_codes(log)[1] == -9
     message, = errors(log)
     assert re.search(r'rank 1 has died or hangs \(epoch \d+, step \d\)', message)

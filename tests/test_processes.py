@@ -1,5 +1,9 @@
-"""Workers of a main process that was killed end, whatever they wait for; a reader of the output who leaves stops nothing."""
+"""Workers of a main process that was killed end, whatever they wait for; a reader of the output who leaves stops nothing; a
+process that ends says why once, and is not disturbed.
+"""
+import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +12,12 @@ from pathlib import Path
 import pytest
 from conftest import KMEANS
 from test_main import MAIN
+from torch.distributed import HashStore
+
+from utils import preemption
+from utils.command import command
+from utils.errors import UserError
+from utils.peers import Peers
 
 ROOT = Path(__file__).resolve().parents[1]
 CRF = '''
@@ -73,3 +83,33 @@ def test_the_reader_of_the_output_goes_away(experiment, tmp_path):
     assert process.wait(timeout=120) == 0 and 'Traceback' not in errors and 'BrokenPipe' not in errors
     folder = tmp_path / 'output' / 'small'
     assert (folder / 'results.json').is_file() and 'Average mIoU is' in (folder / 'log_file.txt').read_text()
+
+
+@pytest.mark.parametrize('end, code', [(UserError('no such file'), 2), (preemption.Preempted('SIGTERM'), 75),
+                                       (preemption.Preempted('SIGTERM', agreed=True), 75)])
+def test_a_signal_that_comes_again_does_not_disturb_the_end(end, code, capsys):
+    """As torchrun sends it to those that still run, and a cluster to torchrun and to them."""
+    class Again(logging.Handler):
+        def emit(self, _):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @command
+    def main(_):
+        raise end
+
+    log, again = logging.getLogger('maskcontrast'), Again()
+    log.addHandler(again)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        log.removeHandler(again)
+    assert stop.value.code == code and ''.join(capsys.readouterr()).count('\n') == 1
+
+
+def test_why_a_run_ends_is_said_once(caplog):
+    """Though a process has its own reason while it ends for another's."""
+    peers = Peers(HashStore(), 0, 1, patience=300)
+    assert [peers.fail(line, code) for line, code in (('the first', 2), ('the second', 1))] == [2, 2]
+    peers.close()
+    assert [record.message for record in caplog.records] == ['error: the first']
