@@ -99,7 +99,7 @@ def main(argv=None):
     log.info('Training on %s, precision %s, seed %d, %s', device, start.precision, start.seed,
              batches_text(p.train_batch_size, processes))
     if processes != world_size():
-        log.info('%d processes compute what %d would', world_size(), processes)
+        log.info('These %d processes are simulated by %d', processes, world_size())
 
     # Epochs
     if is_main():

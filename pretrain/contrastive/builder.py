@@ -78,6 +78,7 @@ class ContrastiveModel(nn.Module):
         for number, share in enumerate(images.chunk(self.processes)):
             if self.streams:
                 self.streams.use(number)
+            torch.clear_autocast_cache()  # through weights that are cast once for all, gradients would add up in half precision
             with _statistics_left_alone(network) if number else contextlib.nullcontext():
                 outputs.append(network.grid(share))
         if self.streams:

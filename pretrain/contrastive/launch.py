@@ -68,7 +68,7 @@ def _environment(rank, world_size):
 
 def _check_meeting(args):
     if not 0 <= args.rank < args.world_size:
-        raise UserError(f'--world-size {args.world_size} needs a --rank from 0 to {args.world_size - 1}, not {args.rank}')
+        raise UserError(f'--world-size {args.world_size} needs a --rank from 0 to {args.world_size - 1}')
     if args.dist_url == 'env://' and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
         raise UserError('--world-size needs --dist-url tcp://HOST:PORT, where the processes meet')
 

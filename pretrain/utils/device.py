@@ -1,11 +1,14 @@
 """Which device to compute on, and in which precision."""
 import contextlib
+import logging
 import time
 
 import torch
 
 from utils import distributed
 from utils.errors import UserError
+
+log = logging.getLogger('maskcontrast')
 
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -28,6 +31,8 @@ def choose_precision(amp, device):
     if amp == 'auto':
         fast = {'cuda': _cuda_has_bfloat16, 'cpu': _cpu_is_fast_at_bfloat16}.get(device.type)
         amp = distributed.broadcast_object('bf16' if fast and fast() else 'none')  # which is a measurement: all need the same
+        log.info('--amp auto: %s', 'bf16, in which this device is faster' if amp == 'bf16' else
+                 'none, as this device is no faster in bfloat16')
     torch.backends.cudnn.allow_tf32 = amp != 'none'
     return amp
 

@@ -99,7 +99,8 @@ class Trainer:
             self.streams.set(states[here * distributed.rank():][:here])
         else:
             warn_once('There were %d processes before, and are %d from here on: batch norm, in-batch prototypes and random '
-                      'numbers are not those of a run that was never stopped', len(states), here * distributed.world_size())
+                      'numbers are not those of a run that was never stopped (simulate_processes: %d would keep them)',
+                      len(states), here * distributed.world_size(), len(states))
 
     def save(self):
         """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True. All processes call it, and

@@ -72,6 +72,8 @@ def join(device_type, backend=None, url='env://', patience=TIMEOUT):
     number, size = _number('RANK', default=-1), _number('WORLD_SIZE', default=1)
     if _active() or size == 1:
         return
+    if backend == 'nccl' and device_type != 'cuda':
+        raise UserError('--dist-backend nccl needs GPUs: give gloo, or leave it out')
     backend = backend or ('nccl' if device_type == 'cuda' else 'gloo')
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend  # small tensors are exchanged between the hosts
     url = 'env://' if AGENT_STORE in os.environ else url

@@ -67,7 +67,8 @@ def _whole_state(path):
         try:
             state = _training_state(previous)
         except UserError as second:
-            raise UserError(f'{error.line()}; and {second.line()}') from second
+            raise UserError(f'neither checkpoint of this run can be read ({error.line()}; {second.line()}): start over with '
+                            f'--fresh, which keeps this folder as {path.parent.name}.old-1') from second
         aside = f', is set aside as {set_aside(path).name}' if path.exists() else ''
         log.warning('%s%s: going on from the checkpoint before, %s', error.line(), aside, previous.name)
         return state
