@@ -60,11 +60,11 @@ class Run:
 def start(arguments, processes=1):
     """A `Run` of main.py with these arguments, under torchrun for several processes. What lives at the end of the block is
     killed."""
-    torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
     mark = secrets.token_hex(8)
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([sys.executable, *torchrun, MAIN, *arguments], stdout=said, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL, env={**ONE_THREAD, MARK: mark})
+    with tempfile.TemporaryDirectory() as folder, open(f'{folder}/said', 'w+b') as said:
+        torchrun = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', f'--log-dir={folder}']
+        process = subprocess.Popen([sys.executable, *(torchrun if processes > 1 else []), MAIN, *arguments], stdout=said,
+                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**ONE_THREAD, MARK: mark})
         run = Run(process, mark, said)
         try:
             yield run
