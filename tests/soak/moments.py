@@ -23,7 +23,8 @@ def in_the_first_write(run, checkpoints, rng):
 
 def while_starting(run, checkpoints, rng):
     seconds = rng.uniform(0, checkpoints.startup)
-    time.sleep(seconds)
+    end = time.monotonic() + seconds
+    wait(run, lambda: checkpoints.look() >= 0 and time.monotonic() > end, f'{seconds:.2f} s had passed')
     return f'{seconds:.2f} s after its start'
 
 
