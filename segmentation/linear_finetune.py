@@ -74,7 +74,7 @@ def main(argv=None):
     # Data
     with main_first():
         folder, val_folder, classes = data_folders(p, args.config_exp)
-    dataset = SegmentationDataset(folder, p.train_db_kwargs.split, labels=True)
+    dataset = SegmentationDataset(folder, p.train_db_kwargs.split, labels=True, cache=p.image_cache)
     batch_size, resolution = p.train_db_kwargs.batch_size, p.transformation_kwargs.resolution
     require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
     check_batch_size(f'{args.config_exp}: train_db_kwargs.batch_size', batch_size, dataset, world_size())

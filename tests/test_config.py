@@ -14,7 +14,7 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'pretrain' / 'configs'
 SUPERVISED, UNSUPERVISED = 'VOCSegmentation_supervised_saliency_model', 'VOCSegmentation_unsupervised_saliency_model'
-ADDED = ('name', 'root_dir', 'db_root', 'output_dir', 'checkpoint', 'best_model')
+ADDED = ('name', 'root_dir', 'db_root', 'image_cache', 'output_dir', 'checkpoint', 'best_model')
 MOCO_K, BACKBONE = 'moco_kwargs.K', 'backbone_kwargs.pretraining'
 
 

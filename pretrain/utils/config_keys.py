@@ -101,4 +101,5 @@ KEYS = (
 ENV_KEYS = (
     Key('root_dir', 'path', REQUIRED, SCRIPTS),
     Key('db_root', 'path', None, SCRIPTS),
+    Key('image_cache', 'path', None, SCRIPTS),
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.cache import DecodedCache
 from data.download import fetch_voc
 from data.reading import read_image, read_labels, read_saliency
 from data.shapes import draw_shapes
@@ -59,13 +60,15 @@ class SegmentationDataset:
     `SegmentationClassAug/` for the split trainaug and in `SegmentationClass/` for every other; None: if that folder is there.
     ignored: class indices that become void in the labels.
     drop_missing: leave out the ids that lack their image or mask (pre-training), instead of failing when they are read.
+    cache: a folder in which decoded files are kept, for those who read images more than once, or None.
 
     Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object; with labels
     `labels`, H x W uint8, 0 background, 255 void, resized to the image if their size differs.
     Raises `UserError` for missing folders, files and an empty split.
     """
 
-    def __init__(self, folder, split, saliency=None, labels=False, drop_missing=False, ignored=()):
+    def __init__(self, folder, split, saliency=None, labels=False, drop_missing=False, ignored=(),
+                 cache=None):
         self.folder = Path(folder)
         self.images = self.folder / 'images'
         self.masks = self.folder / f'saliency_{saliency}' if saliency else None
@@ -78,6 +81,7 @@ class SegmentationDataset:
                 raise UserError(f'{part}: the folder is missing from the data set')
         self.replacement = np.arange(256, dtype=np.uint8)  # of each label
         self.replacement[list(ignored)] = VOID
+        self.cache = DecodedCache(cache) if cache else None
         self.split_file = self.folder / 'sets' / f'{split}.txt'
         self.ids = [line.strip() for line in _text(self.split_file).splitlines() if line.strip()]
         listed = len(self.ids)
@@ -93,20 +97,23 @@ class SegmentationDataset:
 
     def __getitem__(self, index):
         name = self.ids[index]
-        sample = {'id': name, 'image': read_image(self.images / f'{name}.jpg')}
+        sample = {'id': name, 'image': self._read(read_image, self.images / f'{name}.jpg')}
         size = sample['image'].shape[:2]
         if self.masks:
             path = self.masks / f'{name}.png'
-            sample['saliency'] = read_saliency(path)
+            sample['saliency'] = self._read(read_saliency, path)
             if sample['saliency'].shape != size:
                 raise UserError(f'{path} is {size_text(sample["saliency"])}, but its image is {size_text(sample["image"])}: '
                                 'make the mask again at the size of the image')
         if self.labels:
-            labels = self.replacement[read_labels(self.labels / f'{name}.png')]
+            labels = self.replacement[self._read(read_labels, self.labels / f'{name}.png')]
             if labels.shape != size:
                 labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
             sample['labels'] = labels
         return sample
+
+    def _read(self, decode, path):
+        return self.cache.read(decode, path) if self.cache else decode(path)
 
     def _drop_missing(self):
         images = _stems(self.images, '.jpg')

@@ -17,7 +17,7 @@ TREE = Path(__file__).resolve().parents[1]  # relative paths in YAML files start
 def create_config(env_file, exp_file, script=None):
     """Read and check both files and return one EasyDict with defaults filled in.
 
-    env_file: path of env.yml (`root_dir`, `db_root`). exp_file: path of an experiment's YAML file.
+    env_file: path of env.yml (`root_dir`, `db_root`, `image_cache`). exp_file: path of an experiment's YAML file.
     script: the name of the script that runs, whose keys must be there; None derives it from the experiment's keys.
     Added to the files' keys: `name` (the experiment's), `output_dir`, `checkpoint`, `best_model`; all paths absolute.
     Raises `UserError`, in one line with file, key and the nearest valid name, for an unreadable file, an unknown or
@@ -44,7 +44,8 @@ def create_config(env_file, exp_file, script=None):
 
 
 def read_env(file):
-    """Read and check env.yml: an EasyDict with the absolute paths `root_dir` and `db_root`. Raises as `create_config` does."""
+    """Read and check env.yml: an EasyDict of absolute paths, `root_dir`, `db_root` and `image_cache` (or None).
+    Raises as `create_config` does."""
     env = EasyDict(_checked(_read_yaml(file), ENV_KEYS, file, config_keys.SCRIPTS[0]))
     if env.db_root is None:
         env.db_root = MyPath.db_root_dir()
