@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from contrastive.builder import ContrastiveModel
-from plain import plain_step
+from plain import plain_network, plain_step
 
 
 def build(backbone='resnet18', freeze=False, dtype=torch.float32, **changes):
@@ -55,7 +55,7 @@ def take_steps(model, step, steps, dtype):
 @pytest.mark.parametrize('dtype, steps, tolerance', [(torch.float32, 1, 1e-5), (torch.float64, 3, 1e-9)])
 def test_steps_equal_the_plain_version(backbone, freeze, dtype, steps, tolerance):
     fast = build(backbone, freeze, dtype)
-    plain = copy.deepcopy(fast)
+    plain = plain_network(copy.deepcopy(fast))
     start = copy.deepcopy(fast.state_dict())
     got = take_steps(fast, fast, steps, dtype)
     want = take_steps(plain, lambda *inputs: plain_step(plain, *inputs), steps, dtype)

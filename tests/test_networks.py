@@ -1,4 +1,5 @@
 """Keys, shapes and dilations of the networks, and where their initial weights come from."""
+import copy
 import re
 
 import pytest
@@ -6,9 +7,11 @@ import torch
 from torchvision.models import resnet18, resnet50
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
+from models.atrous import AtrousConv2d
 from models.factory import get_model
 from models.resnet import Backbone
 from models.weights import load_initial_weights
+from plain import plain_network
 from utils.checkpoint import load_exactly
 from utils.errors import UserError
 
@@ -57,7 +60,7 @@ def test_dilation_is_torchvisions():
     theirs = dict(theirs.named_modules())
     for name, module in ours.named_modules():
         if isinstance(module, torch.nn.Conv2d):
-            assert str(module) == str(theirs[name]), name
+            assert module.extra_repr() == theirs[name].extra_repr(), name
 
 
 def test_dilation_of_resnet18():
@@ -108,6 +111,53 @@ def test_aspp_equals_torchvisions(size):
         assert torch.allclose(ours(features), theirs(features), rtol=1e-9, atol=1e-12)
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(mine.grad, other.grad, rtol=1e-7, atol=1e-12), name
+
+
+def gradients(network, images):
+    network.zero_grad()
+    network(images).square().mean().backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize('size', [(11, 16), (16, 11), (4, 37), (5, 5), (12, 12), (30, 30)])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_atrous_convolutions_equal_plain_ones(size, dtype, tolerance):
+    """Outputs, and gradients of weights and images; which of three ways a convolution takes depends on the map."""
+    torch.manual_seed(0)
+    for dilation in (1, 2, 4, 12):
+        plain = torch.nn.Conv2d(6, 10, 3, padding=dilation, dilation=dilation, bias=False, dtype=dtype)
+        ours = AtrousConv2d(copy.deepcopy(plain), dilation)
+        images = torch.randn(3, 6, *size, dtype=dtype)
+        pairs = []
+        for convolution in (ours, plain):
+            x = images.clone().requires_grad_()
+            output = convolution(x)
+            output.square().sum().backward()
+            pairs.append((output, x.grad, convolution.weight.grad))
+        for a, b in zip(*pairs, strict=True):
+            assert (a - b).abs().max() <= tolerance * b.abs().max(), dilation
+
+
+@pytest.mark.parametrize('backbone, size', [('resnet18', (95, 130)), ('resnet50', (96, 96))])
+def test_backbones_learn_as_with_plain_convolutions(backbone, size):
+    ours = Backbone(backbone).double()
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    got, want = gradients(ours, images), gradients(plain_network(copy.deepcopy(ours)), images)
+    for name in want:
+        assert (got[name] - want[name]).abs().max() <= 1e-10 * want[name].abs().max(), name
+
+
+def test_atrous_convolutions_in_bfloat16():
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(4, 5, 3, padding=4, dilation=4, bias=False)
+    ours, images = AtrousConv2d(copy.deepcopy(plain), 4), torch.randn(1, 4, 6, 6)
+    for convolution in (ours, plain):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            output = convolution(images)
+        assert output.dtype == torch.bfloat16
+        output.float().sum().backward()
+    assert torch.allclose(ours.weight.grad, plain.weight.grad, rtol=2 ** -8)
+    assert ours.weight.grad.dtype == torch.float32
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 from torch import nn
 from torchvision.models import resnet
 
+from models.atrous import AtrousConv2d
+
 CHANNELS = {'resnet18': 512, 'resnet50': 2048}  # of the last grid
 FROZEN = ('conv1', 'bn1', 'layer1', 'layer2')   # what `freeze` freezes
 
@@ -55,11 +57,9 @@ def _dilate(layer, first, others):
     torchvision's `replace_stride_with_dilation` does the same, for bottleneck blocks only.
     """
     for block in layer:
+        for name, module in block.named_children():
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                setattr(block, name, AtrousConv2d(module, first if module.stride == (2, 2) else others))
         for module in block.modules():
-            if not isinstance(module, nn.Conv2d):
-                continue
-            strided = module.stride == (2, 2)
-            module.stride = (1, 1)
-            if module.kernel_size == (3, 3):
-                dilation = first if strided else others
-                module.dilation = module.padding = (dilation, dilation)
+            if isinstance(module, nn.Conv2d):
+                module.stride = (1, 1)

@@ -4,8 +4,9 @@ Axes: B batch, D embedding, C classes, H W the input's height and width, h w the
 """
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.segmentation.deeplabv3 import ASPPConv, ASPPPooling, DeepLabHead
+from torchvision.models.segmentation.deeplabv3 import ASPPPooling, DeepLabHead
 
+from models.atrous import AtrousConv2d
 from models.interpolation import resize
 
 DECODER_CHANNELS = 256
@@ -104,19 +105,6 @@ class LinearNetwork(nn.Module):
         return self
 
 
-class _AtrousConvolution(ASPPConv):
-    """torchvision's atrous branch, as a 1x1 convolution where its dilation reaches over the whole map.
-
-    There every tap but the centre one only sees padding: the result is the same, and so are the gradients, which are zero
-    for the other taps.
-    """
-
-    def forward(self, x):
-        convolution, norm, relu = self
-        only_centre = convolution.dilation[0] >= max(x.shape[-2:])
-        return relu(norm(F.conv2d(x, convolution.weight[:, :, 1:2, 1:2]) if only_centre else convolution(x)))
-
-
 class _ImagePooling(ASPPPooling):
     """torchvision's image pooling branch, which also trains on a batch of one image.
 
@@ -137,7 +125,7 @@ class _ImagePooling(ASPPPooling):
 def _decoder(in_channels, out_channels):
     decoder = DeepLabHead(in_channels, out_channels, ATROUS_RATES)
     branches = decoder[0].convs
-    for i, rate in enumerate(ATROUS_RATES, start=1):
-        branches[i] = _AtrousConvolution(in_channels, DECODER_CHANNELS, rate)
+    for branch, rate in zip(branches[1:-1], ATROUS_RATES, strict=True):
+        branch[0] = AtrousConv2d(branch[0], rate)
     branches[-1] = _ImagePooling(in_channels, DECODER_CHANNELS)
     return decoder

@@ -1,0 +1,75 @@
+"""3x3 convolutions whose dilation is large beside the map, where many of the nine taps only see padding (arXiv 1706.05587).
+
+Axes: B batch, I channels in, O channels out, h w the grid.
+"""
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+FEW = 2 / 3  # share of live taps below which the weight's gradient is faster tap by tap
+
+
+class AtrousConv2d(nn.Conv2d):
+    """A dilated 3x3 convolution, stride 1, without bias, whose output has its input's size.
+
+    convolution: an `nn.Conv2d`, whose weight this takes over. dilation: of the new one.
+    It computes what `nn.Conv2d` does, in fewer operations: no taps that see nothing but padding, whose gradients are zero.
+    """
+
+    def __init__(self, convolution, dilation):
+        super().__init__(convolution.in_channels, convolution.out_channels, 3, padding=dilation, dilation=dilation, bias=False,
+                         device='meta')  # draws no random numbers
+        self.weight = convolution.weight
+
+    def forward(self, x):
+        """B x I x h x w -> B x O x h x w."""
+        dilation = self.dilation[0]
+        if dilation >= max(x.shape[-2:]):  # the others reach beyond the map from everywhere
+            return F.conv2d(x, self.weight[:, :, 1:2, 1:2])
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        if learns and x.device.type == 'cpu' and _live(x.shape[-2], dilation) * _live(x.shape[-1], dilation) < FEW:
+            dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+            return _TapByTap.apply(x.to(dtype), self.weight.to(dtype), dilation)
+        return super().forward(x)
+
+
+class _TapByTap(torch.autograd.Function):
+    """The convolution with its weight's gradient as one matrix product a tap, over the pixels that it sees.
+
+    oneDNN leaves out taps in the padding in all but this gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, dilation):
+        ctx.save_for_backward(x, weight)
+        ctx.dilation = dilation
+        return F.conv2d(x, weight, padding=dilation, dilation=dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        padding = [ctx.dilation] * 2
+        x_gradient = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, [1, 1], padding, padding, False, [0, 0], 1, [ctx.needs_input_grad[0], False, False])[0]
+        weight_gradient = torch.zeros_like(weight)
+        pixels, gradient = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)          # B x h x w x I and O
+        for i in range(3):
+            down, rows = _overlap(x.shape[2], (i - 1) * ctx.dilation)
+            for j in range(3):
+                across, columns = _overlap(x.shape[3], (j - 1) * ctx.dilation)
+                seen, answered = pixels[:, rows, columns], gradient[:, down, across]
+                weight_gradient[:, :, i, j] = answered.flatten(0, 2).t() @ seen.flatten(0, 2)
+        return x_gradient, weight_gradient, None
+
+
+def _overlap(length, offset):
+    """Slices of the outputs whose input at +offset is on the map, and of these inputs."""
+    first, end = max(0, -offset), max(0, min(length, length - offset))
+    return slice(first, end), slice(first + offset, max(0, end + offset))
+
+
+def _live(length, dilation):
+    """The share of the three taps along a side that is on the map, on average over its positions."""
+    return 1 - 2 * min(dilation, length) / (3 * length)
