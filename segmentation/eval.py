@@ -29,7 +29,7 @@ from utils.distributed import is_main, main_first
 from utils.errors import UserError
 from utils.files import set_aside
 from utils.log import start_log, write_config
-from utils.model_zoo import local_file, sha256
+from utils.zoo import local_file, sha256
 
 
 def parse_arguments(argv):

@@ -20,7 +20,7 @@ from utils.config import read_env
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.log import start_log
-from utils.model_zoo import ZOO, local_file, zoo_file
+from utils.zoo import ZOO, local_file, zoo_file
 
 TREE = Path(__file__).resolve().parent
 MOCO_INITIALISED = 'voc_supervised_moco_pretrained'  # was never published, see MOCO_CONFIG

@@ -16,8 +16,9 @@ from web import QUOTA_PAGE, send
 import main as pretraining_script
 from models.factory import get_model
 from utils import model_zoo
+from utils import zoo as zoo_module
 from utils.errors import UserError
-from utils.model_zoo import ZOO, Entry, local_file
+from utils.zoo import ZOO, Entry, local_file
 
 SEGMENTATION = Path(__file__).resolve().parents[1] / 'segmentation'
 NAME = 'voc_supervised_linear'
@@ -33,7 +34,8 @@ def content(tmp_path):
 @pytest.fixture
 def zoo(server, monkeypatch, tmp_path):
     """A zoo whose one entry is on the server; gives its root_dir."""
-    monkeypatch.setattr(model_zoo, 'ZOO', {NAME: Entry('test', server.url, '')})
+    for module in (zoo_module, model_zoo):
+        monkeypatch.setattr(module, 'ZOO', {NAME: Entry('test', server.url, '')})
     return tmp_path / 'root'
 
 
@@ -133,7 +135,7 @@ def test_listed_from_inside_either_tree():
 def test_pretraining_starts_from_the_zoo(server, experiment, monkeypatch, tmp_path):
     weights = resnet18(weights=None).state_dict()
     torch.save({'state_dict': {f'module.encoder_q.{key}': value for key, value in weights.items()}}, tmp_path / 'moco')
-    monkeypatch.setattr(model_zoo, 'ZOO', {'moco_v2_800ep': Entry('test', server.url, '')})
+    monkeypatch.setattr(zoo_module, 'ZOO', {'moco_v2_800ep': Entry('test', server.url, '')})
     server.reply = send((tmp_path / 'moco').read_bytes())
     pretraining_script.main(experiment({
         'epochs': 1, 'optimizer_kwargs.lr': 1e-12, 'optimizer_kwargs.weight_decay': 0,

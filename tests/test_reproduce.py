@@ -11,7 +11,7 @@ from test_retrieval import RETRIEVAL
 import reproduce
 from models.factory import get_model
 from reproduce import MOCO_INITIALISED, ROWS, Row
-from utils.model_zoo import ZOO
+from utils.zoo import ZOO
 
 
 @pytest.fixture

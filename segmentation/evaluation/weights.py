@@ -10,7 +10,7 @@ from models.weights import backbone_weights
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
 from utils.log import warn_once
-from utils.model_zoo import is_zoo, zoo_file
+from utils.zoo import is_zoo, zoo_file
 
 PREFIX = 'module.model_q.'
 CLASSIFIER = {'deeplab': ('decoder.4.weight', 'decoder.4.bias'),  # all that the linear classifier trains, by `head`

@@ -3,7 +3,7 @@ from models.networks import BackboneNetwork, LinearNetwork, PretrainingNetwork
 from models.resnet import CHANNELS, Backbone
 from models.weights import load_initial_weights
 from utils.errors import UserError
-from utils.model_zoo import local_file
+from utils.zoo import local_file
 
 
 def get_model(p):

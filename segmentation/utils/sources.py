@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.model_zoo import local_file
+from utils.zoo import local_file
 
 TORCHVISION = 'torchvision://'  # torchvision://resnet50-IMAGENET1K_V1, say, which torchvision keeps in a folder of its own
 
