@@ -47,7 +47,6 @@ def test_groups_and_chunks_change_nothing(monkeypatch, budget):
     whole = contrastive_loss(grid.requires_grad_(), mask, prototypes, queue, 0.5)
     gradient, = torch.autograd.grad(whole[0], grid)
     monkeypatch.setattr(losses, 'CHUNK_ELEMENTS', budget)
-    monkeypatch.setattr(losses, 'GROUP_ELEMENTS', budget)
     parts = contrastive_loss(grid, mask, prototypes, queue, 0.5)
     assert torch.allclose(torch.autograd.grad(parts[0], grid)[0], gradient, rtol=1e-12, atol=1e-15)
     assert torch.allclose(torch.stack(parts), torch.stack(whole), rtol=1e-12)

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from models.interpolation import interpolation_matrix, resize
 
 EPS = 1e-12                # of the L2 normalisation
-GROUP_ELEMENTS = 1 << 20   # upsampled embedding values held at once on a CPU: 4 MiB, about the size of its caches
-CHUNK_ELEMENTS = 1 << 19   # logits held at once on a CPU
-GPU_FACTOR = 64            # a GPU wants large kernels more than small memory
+CHUNK_ELEMENTS = 1 << 19   # logits held at once on a CPU: 2 MiB, which its caches hold
+GPU_ELEMENTS = 1 << 26     # logits, or upsampled embedding values, held at once on a GPU, which wants large kernels
 
 
 def contrastive_loss(grid, mask, prototypes, queue, temperature):
@@ -56,8 +55,11 @@ def mask_prototypes(grid, mask):
     """
     with torch.autocast(grid.device.type, enabled=False):
         grid = _at_least_float32(grid)
-        sums = [torch.bmm((mask[group].bool().flatten(1) / pixels.norm(dim=2).clamp_min(EPS)).unsqueeze(1), pixels).squeeze(1)
-                for group, pixels in _pixel_groups(grid, mask.shape[-2:])]
+        sums = []
+        for group, inside, matrices in _image_groups(grid, mask.bool()):
+            pixels = _upsample(grid[group], *matrices).flatten(1, 2)    # images x N x D
+            weight = inside.flatten(1) / pixels.norm(dim=2).clamp_min(EPS)
+            sums.append(torch.bmm(weight.unsqueeze(1), pixels).squeeze(1))
         return F.normalize(torch.cat(sums), dim=1, eps=EPS)
 
 
@@ -67,21 +69,19 @@ class _ContrastiveLoss(torch.autograd.Function):
         target_weight = _target_weights(mask, grid.dtype)
         loss, top1, top5 = grid.new_zeros(3).unbind()
         grid_gradient = torch.empty_like(grid)
-        size = mask.shape[-2:]
-        rows = max(1, _budget(CHUNK_ELEMENTS, grid) // columns.shape[1])
-        for group, pixels in _pixel_groups(grid, size):
-            pixels = pixels.flatten(0, 1)
-            target = torch.arange(group.start, group.stop, device=grid.device).repeat_interleave(size[0] * size[1])
-            inside = mask[group].flatten()
-            gradient = torch.zeros_like(pixels)
+        rows = max(1, (CHUNK_ELEMENTS if grid.device.type == 'cpu' else GPU_ELEMENTS) // columns.shape[1])
+        for group, inside, matrices in _image_groups(grid, mask):
+            upsampled = _upsample(grid[group], *matrices)
+            pixels, gradient = upsampled.flatten(0, 2), torch.zeros_like(upsampled)
+            target = torch.arange(group.start, group.stop, device=grid.device).repeat_interleave(inside[0].numel())
+            inside = inside.flatten()
             for index in _chunks(inside, rows):
                 part = _chunk(pixels[index], target[index], inside[index], target_weight, columns)
                 loss += part[0]
                 top1 += part[1]
                 top5 += part[2]
-                gradient[index] = part[3]
-            gradient = gradient.view(-1, *size, gradient.shape[1])
-            grid_gradient[group] = _downsample_adjoint(gradient, grid.shape[-2:])
+                gradient.flatten(0, 2)[index] = part[3]
+            grid_gradient[group] = _downsample_adjoint(gradient, *matrices)
         ctx.save_for_backward(grid_gradient)
         percent = 100 / mask.sum().clamp_min(1).to(grid.dtype)
         top1, top5 = top1 * percent, top5 * percent
@@ -137,32 +137,36 @@ def _chunks(inside, rows):
     return [slice(start, start + rows) for start in range(0, len(inside), rows)]
 
 
-def _pixel_groups(grid, size):
-    """Yield (slice of images, their upsampled embeddings as images x H*W x D) for groups that fit the budget."""
-    images = max(1, _budget(GROUP_ELEMENTS, grid) // (grid.shape[1] * size[0] * size[1]))
+def _image_groups(grid, mask):
+    """Yield (slice of images, part of their masks, interpolation matrices from the grid to this part).
+
+    On a CPU image by image, and the part is the box that the object fills. On a GPU the box would make the host wait: there it
+    is the whole masks, of as many images as the budget holds.
+    """
+    matrices = [interpolation_matrix(*sizes, grid) for sizes in zip(grid.shape[-2:], mask.shape[-2:], strict=True)]
+    on_cpu = grid.device.type == 'cpu'
+    images = 1 if on_cpu else max(1, GPU_ELEMENTS // (grid.shape[1] * mask[0].numel()))
     for start in range(0, len(grid), images):
         group = slice(start, min(start + images, len(grid)))
-        yield group, _upsample(grid[group], size).flatten(1, 2)
+        rows, columns = _box(mask[start]) if on_cpu else (slice(None), slice(None))
+        yield group, mask[group, rows, columns], (matrices[0][rows], matrices[1][columns])
 
 
-def _budget(elements, grid):
-    return elements if grid.device.type == 'cpu' else elements * GPU_FACTOR
+def _box(mask):
+    """Slices of the rows and columns between the first and the last that are not empty. mask: H x W bool."""
+    filled = [mask.any(1 - side).nonzero().flatten().tolist() for side in (0, 1)]
+    return [slice(indices[0], indices[-1] + 1) if indices else slice(0, 0) for indices in filled]
 
 
-def _upsample(grid, size):
-    """Bilinear upsampling as two matrix products: B x D x h x w -> B x H x W x D."""
-    images, channels, height, width = grid.shape
-    across, down = interpolation_matrix(width, size[1], grid), interpolation_matrix(height, size[0], grid)
+def _upsample(grid, down, across):
+    """Bilinear upsampling as two matrix products: B x D x h x w -> B x H x W x D. down: H x h. across: W x w."""
     wide = across @ grid.permute(0, 2, 3, 1)                            # B x h x W x D
-    return (down @ wide.flatten(2)).view(images, *size, channels)
+    return (down @ wide.flatten(2)).unflatten(2, wide.shape[2:])
 
 
-def _downsample_adjoint(gradient, grid_size):
+def _downsample_adjoint(gradient, down, across):
     """The transpose of `_upsample`: B x H x W x D -> B x D x h x w."""
-    images, height, width, channels = gradient.shape
-    across = interpolation_matrix(grid_size[1], width, gradient)
-    down = interpolation_matrix(grid_size[0], height, gradient)
-    low = (down.t() @ gradient.flatten(2)).view(images, grid_size[0], width, channels)
+    low = (down.t() @ gradient.flatten(2)).unflatten(2, gradient.shape[2:])
     return (across.t() @ low).permute(0, 3, 1, 2)
 
 
