@@ -115,9 +115,9 @@ def _chunk(pixels, target, inside, target_weight, columns):
     unit = pixels / norm
     logits = unit @ columns                                             # N x C
     right = logits.gather(1, target.unsqueeze(1))                       # N x 1
-    better = (logits > right).sum(1)
     highest = logits.amax(1)
     probability = torch.softmax(logits, dim=1)
+    better = logits.gt_(right).sum(1)                                   # in place: a sum of booleans would copy them
     log_sum = highest - probability.amax(1).log()                       # of the exponentials; the highest never underflows
     weight = target_weight[target] * inside
     loss = weight @ (log_sum - right.squeeze(1))
@@ -144,18 +144,22 @@ def _image_groups(grid, mask):
     is the whole masks, of as many images as the budget holds.
     """
     matrices = [interpolation_matrix(*sizes, grid) for sizes in zip(grid.shape[-2:], mask.shape[-2:], strict=True)]
-    on_cpu = grid.device.type == 'cpu'
-    images = 1 if on_cpu else max(1, GPU_ELEMENTS // (grid.shape[1] * mask[0].numel()))
+    if grid.device.type == 'cpu':
+        for image, (rows, columns) in enumerate(zip(_extent(mask.any(2)), _extent(mask.any(1)), strict=True)):
+            group = slice(image, image + 1)
+            yield group, mask[group, rows, columns], (matrices[0][rows], matrices[1][columns])
+        return
+    images = max(1, GPU_ELEMENTS // (grid.shape[1] * mask[0].numel()))
     for start in range(0, len(grid), images):
         group = slice(start, min(start + images, len(grid)))
-        rows, columns = _box(mask[start]) if on_cpu else (slice(None), slice(None))
-        yield group, mask[group, rows, columns], (matrices[0][rows], matrices[1][columns])
+        yield group, mask[group], matrices
 
 
-def _box(mask):
-    """Slices of the rows and columns between the first and the last that are not empty. mask: H x W bool."""
-    filled = [mask.any(1 - side).nonzero().flatten().tolist() for side in (0, 1)]
-    return [slice(indices[0], indices[-1] + 1) if indices else slice(0, 0) for indices in filled]
+def _extent(filled):
+    """For each row of a B x L bool tensor a slice from its first True to its last; all of it where there is none."""
+    first = filled.byte().argmax(1).tolist()
+    behind = filled.flip(1).byte().argmax(1).tolist()
+    return [slice(start, filled.shape[1] - rest) for start, rest in zip(first, behind, strict=True)]
 
 
 def _upsample(grid, down, across):
