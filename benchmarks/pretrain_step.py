@@ -4,23 +4,24 @@
 
 bare: both forward passes, backward, SGD and momentum update of the same networks, in the same precision and layout, with a
 sum in place of the losses. plain: the method as written out in `plain.py`, in float32 and PyTorch's own layout, with ordinary
-convolutions. They are timed in turns, in one process.
+convolutions, in a process of its own. They are timed in turns.
 """
 import argparse
+import functools
 import json
 import statistics
 import sys
 from pathlib import Path
 
 import torch
-from measure import ratio, take_turns
+from measure import elsewhere, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
 from contrastive.builder import ContrastiveModel  # noqa: E402
 from plain import plain_network, plain_step  # noqa: E402
-from utils.device import autocast, choose_precision  # noqa: E402
+from utils.device import autocast, choose_precision, keep_freed_memory  # noqa: E402
 from utils.optim import get_optimizer  # noqa: E402
 
 NDIM, T, M = 32, 0.5, 0.999
@@ -85,13 +86,20 @@ class Steps:
         self.optimizer.step()
 
 
+def plain_steps(shape):
+    steps = Steps(*shape, 'none', torch.contiguous_format)
+    plain_network(steps.model)
+    return steps.plain
+
+
 def main():
     args = parse_arguments()
     precision = choose_precision(args.amp, torch.device('cpu'))
     shape = args.backbone, args.size, args.batch, args.queue, args.freeze
-    ours, theirs = Steps(*shape, precision), Steps(*shape, 'none', torch.contiguous_format)
-    plain_network(theirs.model)
-    whole, bare, plain = take_turns(args.steps, ours.whole, ours.bare, theirs.plain)
+    keep_freed_memory()
+    ours = Steps(*shape, precision)
+    with elsewhere(functools.partial(plain_steps, shape)) as theirs:
+        whole, bare, plain = take_turns(args.steps, ours.whole, ours.bare, theirs)
     print(json.dumps({
         'benchmark': 'pretrain_step', 'backbone': args.backbone, 'size': args.size, 'batch': args.batch,
         'precision': precision, 'freeze': args.freeze, 'seconds': round(statistics.median(whole), 4),

@@ -57,7 +57,7 @@ def test_all_pixels_with_weight_zero_outside_equal_the_masked_ones(monkeypatch):
     grid, mask, prototypes, queue = example()
     masked = contrastive_loss(grid.requires_grad_(), mask, prototypes, queue, 0.5)
     gradient, = torch.autograd.grad(masked[0], grid)
-    monkeypatch.setattr(losses, '_chunks', lambda inside, rows: [slice(i, i + 500) for i in range(0, len(inside), 500)])
+    monkeypatch.setattr(losses, '_chunks', lambda inside, rows: [slice(i, i + 500) for i in range(0, inside.shape[1], 500)])
     everywhere = contrastive_loss(grid, mask, prototypes, queue, 0.5)
     assert torch.allclose(torch.autograd.grad(everywhere[0], grid)[0], gradient, rtol=1e-12, atol=1e-15)
     assert torch.allclose(torch.stack(everywhere), torch.stack(masked), rtol=1e-12)

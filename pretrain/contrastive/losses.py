@@ -1,6 +1,7 @@
 """The losses of pre-training (paper section 3).
 
-Axes: B images, D embedding, h w the network's grid, H W the masks' size, N pixels of a chunk, C = B + K logit columns.
+Axes: B images, D embedding, h w the network's grid, H W the masks' size, N pixels of a chunk,
+I images of a group, C = B + K logit columns.
 
 Pixel embeddings are the grid's, upsampled bilinearly and then L2-normalised. Neither they nor their logits are ever held
 for the whole batch: images are taken in groups and pixels in chunks, and the gradient with respect to the grid is formed
@@ -56,7 +57,7 @@ def mask_prototypes(grid, mask):
     with torch.autocast(grid.device.type, enabled=False):
         grid = _at_least_float32(grid)
         sums = []
-        for group, inside, matrices in _image_groups(grid, mask.bool()):
+        for group, inside, matrices in _image_groups(grid, mask.bool(), grid.shape[1]):
             pixels = _upsample(grid[group], *matrices).flatten(1, 2)    # images x N x D
             weight = inside.flatten(1) / pixels.norm(dim=2).clamp_min(EPS)
             sums.append(torch.bmm(weight.unsqueeze(1), pixels).squeeze(1))
@@ -69,18 +70,16 @@ class _ContrastiveLoss(torch.autograd.Function):
         target_weight = _target_weights(mask, grid.dtype)
         loss, top1, top5 = grid.new_zeros(3).unbind()
         grid_gradient = torch.empty_like(grid)
-        rows = max(1, (CHUNK_ELEMENTS if grid.device.type == 'cpu' else GPU_ELEMENTS) // columns.shape[1])
-        for group, inside, matrices in _image_groups(grid, mask):
+        budget = CHUNK_ELEMENTS if grid.device.type == 'cpu' else GPU_ELEMENTS
+        for group, inside, matrices in _image_groups(grid, mask, columns.shape[1]):
             upsampled = _upsample(grid[group], *matrices)
-            pixels, gradient = upsampled.flatten(0, 2), torch.zeros_like(upsampled)
-            target = torch.arange(group.start, group.stop, device=grid.device).repeat_interleave(inside[0].numel())
-            inside = inside.flatten()
-            for index in _chunks(inside, rows):
-                part = _chunk(pixels[index], target[index], inside[index], target_weight, columns)
+            pixels, inside, gradient = upsampled.flatten(1, 2), inside.flatten(1), torch.zeros_like(upsampled)
+            for index in _chunks(inside, max(1, budget // (len(pixels) * columns.shape[1]))):
+                part = _chunk(pixels[:, index], inside[:, index], target_weight[group], group, columns)
                 loss += part[0]
                 top1 += part[1]
                 top5 += part[2]
-                gradient.flatten(0, 2)[index] = part[3]
+                gradient.flatten(1, 2)[:, index] = part[3]
             grid_gradient[group] = _downsample_adjoint(gradient, *matrices)
         ctx.save_for_backward(grid_gradient)
         percent = 100 / mask.sum().clamp_min(1).to(grid.dtype)
@@ -105,43 +104,43 @@ def _target_weights(mask, dtype):
     return weight / (area * weight).sum().clamp_min(1)
 
 
-def _chunk(pixels, target, inside, target_weight, columns):
-    """Loss, number of top-1 and top-5 hits, and gradient (N x D) of one chunk of pixels.
+def _chunk(pixels, inside, weight, targets, columns):
+    """Loss, number of top-1 and top-5 hits, and gradient (I x N x D) of N pixels of each of I images.
 
-    pixels: N x D, before normalisation. target: N, the right column. inside: N, False for pixels that don't count.
-    target_weight: B. columns: D x C, divided by the temperature.
+    pixels: I x N x D, before normalisation. inside: I x N, False for pixels that don't count. weight: I, what a pixel counts.
+    targets: the slice of the images' own columns. columns: D x C, divided by the temperature.
     """
-    norm = pixels.norm(dim=1, keepdim=True).clamp_min(EPS)
+    norm = pixels.norm(dim=2, keepdim=True).clamp_min(EPS)
     unit = pixels / norm
-    logits = unit @ columns                                             # N x C
-    right = logits.gather(1, target.unsqueeze(1))                       # N x 1
-    highest = logits.amax(1)
-    probability = torch.softmax(logits, dim=1)
-    better = logits.gt_(right).sum(1)                                   # in place: a sum of booleans would copy them
-    log_sum = highest - probability.amax(1).log()                       # of the exponentials; the highest never underflows
-    weight = target_weight[target] * inside
-    loss = weight @ (log_sum - right.squeeze(1))
-    gradient = probability @ columns.t() - columns.t()[target]          # N x D, with respect to the unit vectors
-    gradient = (gradient - unit * (unit * gradient).sum(1, keepdim=True)) * (weight.unsqueeze(1) / norm)
+    logits = unit @ columns                                             # I x N x C
+    right = logits[:, :, targets].diagonal(dim1=0, dim2=2).t().clone()  # I x N
+    highest = logits.amax(2)
+    probability = torch.softmax(logits, dim=2)
+    better = logits.gt_(right.unsqueeze(2)).sum(2)                      # in place: a sum of booleans would copy them
+    log_sum = highest - probability.amax(2).log()                       # of the exponentials; the highest never underflows
+    weight = weight.unsqueeze(1) * inside
+    loss = (weight * (log_sum - right)).sum()
+    gradient = probability @ columns.t() - columns.t()[targets].unsqueeze(1)    # with respect to the unit vectors
+    gradient = (gradient - unit * (unit * gradient).sum(2, keepdim=True)) * (weight.unsqueeze(2) / norm)
     return loss, ((better < 1) & inside).sum(), ((better < 5) & inside).sum(), gradient
 
 
 def _chunks(inside, rows):
-    """Indices of the pixels to look at, `rows` at a time.
+    """Indices of the pixels to look at, `rows` at a time. inside: I x H*W.
 
-    On a CPU those inside the masks. On a GPU their number would have to be fetched, which makes the host wait, so there
-    it is all of them, and those outside weigh nothing.
+    On a CPU, where there is one image, those inside its mask. On a GPU their number would have to be fetched, which makes the
+    host wait, so there it is all of them, and those outside weigh nothing.
     """
     if inside.device.type == 'cpu':
-        return inside.nonzero().squeeze(1).split(rows) if inside.any() else ()
-    return [slice(start, start + rows) for start in range(0, len(inside), rows)]
+        return inside[0].nonzero().squeeze(1).split(rows) if inside.any() else ()
+    return [slice(start, start + rows) for start in range(0, inside.shape[1], rows)]
 
 
-def _image_groups(grid, mask):
+def _image_groups(grid, mask, values):
     """Yield (slice of images, part of their masks, interpolation matrices from the grid to this part).
 
     On a CPU image by image, and the part is the box that the object fills. On a GPU the box would make the host wait: there it
-    is the whole masks, of as many images as the budget holds.
+    is the whole masks, of as many images as the budget holds. values: held at once for each pixel.
     """
     matrices = [interpolation_matrix(*sizes, grid) for sizes in zip(grid.shape[-2:], mask.shape[-2:], strict=True)]
     if grid.device.type == 'cpu':
@@ -149,7 +148,7 @@ def _image_groups(grid, mask):
             group = slice(image, image + 1)
             yield group, mask[group, rows, columns], (matrices[0][rows], matrices[1][columns])
         return
-    images = max(1, GPU_ELEMENTS // (grid.shape[1] * mask[0].numel()))
+    images = max(1, GPU_ELEMENTS // (values * mask[0].numel()))
     for start in range(0, len(grid), images):
         group = slice(start, min(start + images, len(grid)))
         yield group, mask[group], matrices

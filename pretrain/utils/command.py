@@ -9,7 +9,7 @@ import torch
 
 from utils import distributed, preemption
 from utils.config_keys import MAX_SEED
-from utils.device import choose_device
+from utils.device import choose_device, keep_freed_memory
 from utils.errors import UserError
 from utils.files import release_folders
 from utils.log import log_error, start_log, stop_log
@@ -153,6 +153,8 @@ def join_processes(args, **meeting):
     """The device that --device asks for, after this process has joined the others of its group, if there are any: on a GPU
     each takes its own. meeting: of `distributed.join`."""
     device = choose_device(args.device)
+    if device.type == 'cpu':
+        keep_freed_memory()
     distributed.join(device.type, patience=args.dist_timeout, **meeting)
     if device.type == 'cuda' and distributed.world_size() > 1:
         gpus, number = torch.cuda.device_count(), distributed.local_rank()

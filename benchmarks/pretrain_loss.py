@@ -1,0 +1,93 @@
+"""The losses of pre-training alone, forward and backward: time and peak memory of ours and the plain ones. One line of JSON.
+
+    python benchmarks/pretrain_loss.py --batch 64 --grid 28 --size 224 --queue 128
+
+A third of each image is foreground. Both are timed in turns, in one process, after their losses were found equal. Memory is
+the growth of the resident set in fresh processes that compute them once.
+"""
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from measure import in_fresh_process, peak_resident, ratio, take_turns
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'pretrain'))
+
+from pretrain_step import NDIM, T, views  # noqa: E402
+
+from contrastive.losses import contrastive_loss, mask_prototypes, saliency_loss  # noqa: E402
+from models.interpolation import resize  # noqa: E402
+from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss  # noqa: E402
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--batch', type=int, default=64, help='images (default: 64)')
+    parser.add_argument('--grid', type=int, default=28, help="side of the network's grid (default: 28)")
+    parser.add_argument('--size', type=int, default=224, help='side of a view (default: 224)')
+    parser.add_argument('--queue', type=int, default=128, help='K (default: 128)')
+    parser.add_argument('--rounds', type=int, default=3, help='timed rounds of each (default: 3)')
+    parser.add_argument('--memory-of', choices=('ours', 'plain'), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+class Losses:
+    """Both losses on the same grids: query, key, saliency logits, masks and queue."""
+
+    def __init__(self, batch, grid, size, queue, device='cpu'):
+        torch.manual_seed(0)
+        self.masks = views(batch, size, device)[1]
+        self.q, self.k = torch.randn(2, batch, NDIM, grid, grid, device=device)
+        self.saliency = torch.randn(batch, grid, grid, device=device, requires_grad=True)
+        self.queue = F.normalize(torch.randn(NDIM, queue, device=device), dim=0)
+        self.q.requires_grad_()
+
+    def ours(self):
+        prototypes = mask_prototypes(self.k, self.masks[1])
+        loss = contrastive_loss(self.q, self.masks[0], prototypes, self.queue, T)[0]
+        return self._backward(loss + saliency_loss(self.saliency, self.masks[0]))
+
+    def plain(self):
+        full = self.masks.shape[-2:]
+        prototypes = plain_prototypes(F.normalize(resize(self.k, full), dim=1), self.masks[1])
+        unit = F.normalize(resize(self.q, full), dim=1)
+        loss = plain_contrastive_loss(unit, self.masks[0], prototypes, self.queue, T)[0]
+        return self._backward(loss + plain_saliency_loss(resize(self.saliency.unsqueeze(1), full).squeeze(1), self.masks[0]))
+
+    def _backward(self, loss):
+        self.q.grad = self.saliency.grad = None
+        loss.backward()
+        return loss.detach()
+
+
+def memory_of(way):
+    """Bytes by which one call raises this process's peak resident set."""
+    (torch.randn(256, 256, requires_grad=True) @ torch.randn(256, 256)).sum().backward()  # the libraries' own buffers
+    before = peak_resident(reset=True)
+    way()
+    return peak_resident() - before
+
+
+def main():
+    args = parse_arguments()
+    losses = Losses(args.batch, args.grid, args.size, args.queue)
+    if args.memory_of:
+        print(memory_of(getattr(losses, args.memory_of)))
+        return
+    torch.testing.assert_close(losses.ours(), losses.plain(), rtol=1e-5, atol=0)
+    ours, plain = take_turns(args.rounds, losses.ours, losses.plain)
+    memory, plain_memory = (in_fresh_process(__file__, '--memory-of', way) for way in ('ours', 'plain'))
+    print(json.dumps({
+        'benchmark': 'pretrain_loss', 'batch': args.batch, 'grid': args.grid, 'size': args.size, 'queue': args.queue,
+        'seconds': round(statistics.median(ours), 4), 'plain_seconds': round(statistics.median(plain), 4),
+        'speed_up': round(ratio(plain, ours), 2), 'peak_mib': round(memory / 2 ** 20),
+        'plain_peak_mib': round(plain_memory / 2 ** 20), 'plain_over_peak': round(plain_memory / memory, 2)}))
+
+
+if __name__ == '__main__':
+    main()
