@@ -1,4 +1,5 @@
 """Pairs of views, and the order in which a run sees them. All randomness follows from (seed, epoch, image id)."""
+import cv2
 import numpy as np
 import torch
 
@@ -49,7 +50,7 @@ class ViewPairs(torch.utils.data.Dataset):
                 tried.add(sample['id'])
             for _ in range(tries):
                 pair = [self._view(rng, sample) for _ in range(2)]
-                if all(COVER[0] < mask.mean() < COVER[1] for _, mask in pair):
+                if all(COVER[0] < cv2.countNonZero(mask) / mask.size < COVER[1] for _, mask in pair):
                     return self._item(sample['id'], pair, skipped)
             index, tries = int(rng.integers(len(self.dataset))), 1
         raise UserError(self._no_view_passes(tried, skipped))
@@ -57,14 +58,13 @@ class ViewPairs(torch.utils.data.Dataset):
     def _view(self, rng, sample):
         image, mask = sample['image'], sample['saliency']
         image, mask = render(image, mask, draw_view(rng, *mask.shape), self.size)
-        return image, mask[::self.mask_stride, ::self.mask_stride]
+        return image, np.ascontiguousarray(mask[::self.mask_stride, ::self.mask_stride])
 
     @staticmethod
     def _item(name, pair, skipped):
         (key, key_mask), (query, query_mask) = pair
         item = {'query': query, 'key': key, 'query_mask': query_mask, 'key_mask': key_mask}
-        item = {part: torch.from_numpy(np.ascontiguousarray(array)) for part, array in item.items()}
-        return {**item, 'id': name, 'skipped': skipped}
+        return {**{part: torch.from_numpy(array) for part, array in item.items()}, 'id': name, 'skipped': skipped}
 
     def _no_view_passes(self, tried, skipped):
         if not tried:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 
+from utils.device import keep_freed_memory
 from utils.distributed import per_process, rank, world_size
 from utils.preemption import SIGNALS
 from utils.processes import end_with_parent, obey_only_parent
@@ -99,4 +100,5 @@ def _collate(items):
 def _start_worker(_):
     obey_only_parent(SIGNALS)  # before there are threads, which would not
     end_with_parent()
+    keep_freed_memory()
     cv2.setNumThreads(0)  # workers are the parallelism: OpenCV's threads would only fight for the cores (torch sets its own)

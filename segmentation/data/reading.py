@@ -69,7 +69,7 @@ def read_saliency(path):
 
     Raises `UserError` when the file is missing, truncated, no image or not 8-bit.
     """
-    return (read_gray(path) == 255).astype(np.uint8)
+    return (read_gray(path) == 255).view(np.uint8)
 
 
 def read_labels(path):
@@ -88,7 +88,7 @@ def read_gray(path):
     image = _open(path, _bytes(path))
     if image.mode == '1':
         image = image.convert('L')
-    values = np.array(image)
+    values = np.asarray(image)
     if values.dtype != np.uint8:
         raise UserError(f'{path}: masks must be 8-bit images (255 = object), not of mode {image.mode}')
     return values[..., 0] if values.ndim == 3 else values

@@ -107,7 +107,7 @@ class LinearNetwork(nn.Module):
 
 
 class _Dropout(nn.Dropout):
-    """torchvision's dropout, which on a CPU draws integers below 2 for p = 1/2: four times as fast as PyTorch's draws of doubles."""
+    """PyTorch's dropout, which for p = 1/2 on a CPU draws integers below 2: four times as fast as its draws of doubles."""
 
     def forward(self, x):
         if not self.training or self.p != 0.5 or x.device.type != 'cpu':

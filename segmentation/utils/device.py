@@ -26,8 +26,8 @@ def choose_device(name):
 
 
 def keep_freed_memory():
-    """Have this process keep the memory of freed tensors for the next ones. glibc gives large blocks back to the kernel, which
-    then has to map and clear them anew: some 5% of a training step on a CPU. Elsewhere it does nothing."""
+    """Have this process keep the memory of freed tensors and images for the next ones. glibc gives large blocks back to the
+    kernel, which then has to map and clear them anew: some 5% of a training step on a CPU. Elsewhere it does nothing."""
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt:
         mallopt(MMAP_THRESHOLD, 1 << 30)
