@@ -42,7 +42,7 @@ def parse_arguments():
     parser.add_argument('--saliency', default='drawn', help='its masks: saliency_<this>/ (default: the drawn ones)')
     parser.add_argument('--size', type=int, default=224, help='side of a view (default: 224)')
     parser.add_argument('--images', type=int, default=48, help='how many (default: 48)')
-    parser.add_argument('--rounds', type=int, default=5, help='timed rounds over them (default: 5)')
+    parser.add_argument('--rounds', type=int, default=9, help='timed rounds over them (default: 9)')
     return parser.parse_args()
 
 

@@ -80,7 +80,7 @@ def resize_image(image, size):
 def resize_mask(mask, size):
     """PIL's nearest, which takes the source pixel floor((x + 0.5) * src / dst)."""
     rows, columns = (_nearest(length, size) for length in mask.shape)
-    return mask.take(rows, axis=0).take(columns, axis=1)
+    return mask[rows][:, columns]
 
 
 @functools.lru_cache(maxsize=4096)

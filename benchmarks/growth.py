@@ -1,0 +1,84 @@
+"""How time and memory grow: of a training step with batch and view, of K-means and retrieval with the images. One line of JSON.
+
+    python benchmarks/growth.py
+
+Every row is measured in a process of its own: seconds of one step (median of `--steps`) or of one scoring, and the peak of the
+resident set, of which about half a GiB are the libraries.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import peak_resident, take_turns
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, SPLITS = 'steps', 'splits'
+CLASSES, NDIM, SEEDS = 21, 32, 5
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--batches', type=int, nargs='*', default=(4, 8, 16, 32), help='at a view of 96 (default: 4 8 16 32)')
+    parser.add_argument('--sizes', type=int, nargs='*', default=(96, 160, 224), help='views, batch 8 (default: 96 160 224)')
+    parser.add_argument('--splits', type=int, nargs='*', default=(500, 5000, 50000), help='images (default: 500 5000 50000)')
+    parser.add_argument('--steps', type=int, default=3, help='timed steps (default: 3)')
+    parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def step_row(batch, size, count):
+    """Seconds and peak bytes of a step of ResNet-18 in the precision that main.py would choose."""
+    sys.path.insert(0, str(ROOT / 'pretrain'))
+    from pretrain_step import Steps
+
+    from utils.device import choose_precision, keep_freed_memory
+    keep_freed_memory()
+    steps = Steps('resnet18', size, batch, 128, False, choose_precision('auto', torch.device('cpu')))
+    times, = take_turns(count, steps.whole)
+    return {'batch': batch, 'size': size, 'seconds': round(statistics.median(times), 3), 'peak_mib': peak_resident() >> 20}
+
+
+def split_row(images):
+    """Seconds of five K-means clusterings and their scores, and of the search for neighbours of 1,449 queries among so many
+    prototypes; peak bytes of both. The prototypes are drawn around 20 centres."""
+    sys.path.insert(0, str(ROOT / 'segmentation'))
+    from evaluation.clustering import cluster_all, whiten
+    from evaluation.retrieval import nearest
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(CLASSES - 1, NDIM))[rng.integers(0, CLASSES - 1, images)] + rng.normal(size=(images, NDIM))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    histograms = rng.integers(0, 9000, (images, 2, CLASSES))
+    queries = vectors[rng.integers(0, images, 1449)]
+    clock = [time.perf_counter()]
+    cluster_all(whiten(vectors), histograms, CLASSES, range(SEEDS))
+    clock.append(time.perf_counter())
+    nearest(queries, vectors, 5)
+    clock.append(time.perf_counter())
+    kmeans, retrieval = np.diff(clock).round(3).tolist()
+    return {'images': images, 'kmeans_seconds': kmeans, 'retrieval_seconds': retrieval, 'peak_mib': peak_resident() >> 20}
+
+
+def measured(*row):
+    command = [sys.executable, __file__, '--row', *map(str, row)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main():
+    args = parse_arguments()
+    if args.row:
+        number, size, count = map(int, args.row)
+        print(json.dumps(step_row(number, size, count) if size else split_row(number)))
+        return
+    shapes = [(batch, 96) for batch in args.batches] + [(8, size) for size in args.sizes if size != 96]
+    print(json.dumps({'benchmark': 'growth', STEPS: [measured(*shape, args.steps) for shape in shapes],
+                      SPLITS: [measured(images, 0, 0) for images in args.splits]}))
+
+
+if __name__ == '__main__':
+    main()
