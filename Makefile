@@ -2,6 +2,7 @@
 # test   whole test suite            sync   copy data/ models/ utils/ from pretrain/ to segmentation/
 # mine   masks, network, clusters and pictures from a folder: make mine IMAGES=DIR [CLUSTERS=N] [NAME=mine] [MODEL=...]
 # soak   long reliability tests: real kills, real signals (20 minutes at most)
+# bench  the benchmarks of a CPU, into the README's table (10 minutes)
 # lint   ruff                        reproduce  the published tables, given PASCAL VOC (ARGS="--fetch" gets the weights)
 # clean  remove what the commands above made (never datasets/ or output/)
 
@@ -14,7 +15,7 @@ TWINS := data models utils
 PY := ../$(BIN)/python
 ENV := --config_env configs/env.yml
 
-.PHONY: demo mine reproduce test soak lint sync clean
+.PHONY: demo mine reproduce test soak bench lint sync clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last, so that an installation that broke off is begun again.
@@ -59,6 +60,9 @@ test: .venv/installed-saliency
 # Files of tests/soak are no test_*.py, so that `make test` leaves them out.
 soak: .venv/installed
 	timeout --foreground --signal=INT --kill-after=1m 19m $(BIN)/python -m pytest -s -o python_files='soak_*.py' tests/soak
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/table.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -4,8 +4,8 @@
 
 bare: both forward passes, backward, SGD and momentum update in bfloat16. plain: the method as written out in `plain.py`, in
 TF32 and in bfloat16 autocast. ours, and ours with compiled networks: what main.py runs. Each without and with the layers up to
-layer2 frozen. Then the losses alone, the loader with its workers, ours fed by it, and ours at several batch sizes. `--device cpu`
-runs the same in small. It needs torch, torchvision, OpenCV, NumPy and PyYAML only.
+layer2 frozen. Then the losses alone, the loader with its workers, ours fed by it, and ours at several batch sizes. `--device
+cpu` runs the same in small. It needs torch, torchvision, OpenCV, NumPy and PyYAML only.
 """
 import argparse
 import json

@@ -26,5 +26,14 @@ def nearest(queries, database, count):
     found, columns = [], database.astype(np.float64).T
     for first in range(0, len(queries), CHUNK):
         products = queries[first:first + CHUNK].astype(np.float64) @ columns
-        found.append(np.argsort(-products.astype(np.float32), axis=1, kind='stable')[:, :count])
+        found.append(_largest(products.astype(np.float32), min(count, len(database))))
     return np.concatenate(found)
+
+
+def _largest(values, count):
+    """Indices of the `count` largest values of each row, largest first, of equal ones the lower index first: Q x count."""
+    least = np.partition(values, -count, axis=1)[:, -count, None]
+    rows, columns = np.nonzero(values >= least)                         # in each row `count`, or more if some are equal
+    order = np.lexsort((columns, -values[rows, columns], rows))
+    starts = np.searchsorted(rows, np.arange(len(values)))
+    return columns[order][starts[:, None] + np.arange(count)]

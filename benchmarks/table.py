@@ -1,0 +1,123 @@
+"""Run every benchmark of the CPU and write its figures into the performance section of the README.
+
+    python benchmarks/table.py      (or: make bench)
+
+Each benchmark's line of JSON is printed as it comes. What stands between the two marks in the README is replaced.
+"""
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / 'README.md'
+BEGIN, END = '<!-- written by make bench -->\n', '<!-- end of what make bench writes -->\n'
+TIMES, RATE, MEMORY = '{:.3g} s', '{:.3g} a second', '{:.0f} MiB'  # how values are shown
+PACKAGES = ('torch', 'torchvision', 'opencv-python-headless', 'numpy', 'scikit-learn', 'pydensecrf2')
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, from keys of a benchmark's JSON. what, against: in words, with the JSON's values in braces."""
+    what: str
+    against: str
+    ratio: str
+    ours: str
+    theirs: str
+    shown: str = TIMES
+
+
+PLAIN = 'the plain method, float32'
+STEP = 'training step, {backbone}, views of {size}, batch {batch}, frozen: {freeze}, {precision}'
+WHOLE = (Row(STEP, PLAIN, 'speed_up', 'seconds', 'plain_seconds'),
+         Row('the same', 'its bare networks (at most 1.10)', 'whole_over_bare', 'seconds', 'bare_seconds'))
+LOSS = 'losses, {batch} x {grid} x {grid} embeddings to {size}, K {queue}'
+BENCHMARKS = {
+    ('pretrain_step.py', '--backbone', 'resnet18', '--size', '96', '--batch', '16'): WHOLE,
+    ('pretrain_step.py', '--backbone', 'resnet50', '--size', '224', '--batch', '4', '--freeze', '--steps', '5'): WHOLE,
+    ('pretrain_loss.py',): (
+        Row(LOSS, 'plain losses', 'speed_up', 'seconds', 'plain_seconds'),
+        Row('the same: peak memory', 'plain losses', 'plain_over_peak', 'peak_mib', 'plain_peak_mib', MEMORY)),
+    ('pretrain_views.py',): (
+        Row('two views of {size} from a JPEG of 500 x 375, images a core', 'torchvision on PIL images', 'speed_up',
+            'images_per_second', 'plain_images_per_second', RATE),
+        Row('the same from `image_cache`', 'torchvision on PIL images', 'cached_speed_up', 'cached_images_per_second',
+            'plain_images_per_second', RATE)),
+    ('kmeans_scoring.py',): (
+        Row('scoring K-means, {images} images of {width} x {height}, {seeds} seeds', '441 boolean passes a seed', 'speed_up',
+            'seconds', 'plain_seconds'),
+        Row('scoring retrieval, the same images', '21 x 3 boolean passes', 'retrieval_speed_up', 'retrieval_seconds',
+            'plain_retrieval_seconds')),
+    ('online_evaluation.py',): (
+        Row('counting {batch} predictions at {size} x {size}', '21 x 3 boolean passes', 'counting_speed_up', 'counting_seconds',
+            'plain_counting_seconds'),
+        Row('the same from the features on', 'the batch at once, boolean passes', 'whole_speed_up', 'whole_seconds',
+            'plain_whole_seconds')),
+    ('linear_probe.py',): (
+        Row('linear classifier, {backbone} at {size}: epoch of {images} images and its score, {precision}',
+            'float32, network on the validation images too', 'speed_up', 'seconds', 'plain_seconds'),),
+    ('crf.py',): (
+        Row('CRF, images of about {size} x {size}, {cores} processes', 'one process', 'speed_up', 'images_per_second_1_a_core',
+            'images_per_second_1_process', RATE),),
+}
+
+
+def run(script, *flags):
+    """The JSON that a benchmark prints."""
+    command = [sys.executable, str(HERE / script), *flags]
+    line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    print(line, flush=True)
+    return json.loads(line)
+
+
+def table(benchmarks):
+    """The rows of the table in Markdown, measured now."""
+    lines = ['| what | against | times as fast | ours | theirs |', '| --- | --- | --- | --- | --- |']
+    for command, rows in benchmarks.items():
+        report = run(*command)
+        for row in rows:
+            ours, theirs = (row.shown.format(report[key]) for key in (row.ours, row.theirs))
+            lines.append(f'| {row.what.format(**report)} | {row.against} | {report[row.ratio]:.3g} | {ours} | {theirs} |')
+    return lines
+
+
+def growth_tables(report):
+    """Two small tables from the JSON of growth.py."""
+    lines = ['| ResNet-18: views of | batch | a step | peak memory of the process |', '| --- | --- | --- | --- |']
+    lines += ['| {size} | {batch} | {seconds:.3g} s | {peak_mib} MiB |'.format(**row) for row in report['steps']]
+    lines += ['', '| images | K-means, 5 seeds, scored | nearest of so many for 1,449 queries | peak memory of the process |',
+              '| --- | --- | --- | --- |']
+    return lines + ['| {images:,} | {kmeans_seconds:.3g} s | {retrieval_seconds:.3g} s | {peak_mib} MiB |'.format(**row)
+                    for row in report['splits']]
+
+
+def machine():
+    """Processor, versions and date, in words."""
+    info = Path('/proc/cpuinfo').read_text()
+    name = next(line.split(':')[1].strip() for line in info.splitlines() if line.startswith('model name'))
+    fast = ' with AVX512-BF16' if 'avx512_bf16' in info else ''
+    packages = ', '.join(f'{package} {version(package)}' for package in PACKAGES)
+    return (f'Measured on {len(os.sched_getaffinity(0))} cores of an {name}{fast}, Python {platform.python_version()}, '
+            f'{packages}, on {datetime.date.today()}.')
+
+
+def replace_block(text, lines):
+    """`text` with these lines between the two marks. Raises ValueError when it lacks them."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + '\n'.join(['', *lines, '', END]) + after
+
+
+def main():
+    lines = [*table(BENCHMARKS), '', machine(), '', 'How cost grows:', '', *growth_tables(run('growth.py'))]
+    README.write_text(replace_block(README.read_text(), lines))
+    print(f'The table in {README} is new.')
+
+
+if __name__ == '__main__':
+    main()
