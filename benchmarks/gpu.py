@@ -20,14 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
-from pretrain_loss import Losses  # noqa: E402
-from pretrain_step import Steps  # noqa: E402
-from pretrain_views import draw_images  # noqa: E402
-
 from contrastive.pairs import ViewPairs  # noqa: E402
 from data.batches import epoch_loader, to_images  # noqa: E402
 from data.dataset import SegmentationDataset  # noqa: E402
 from plain import plain_network  # noqa: E402
+from pretrain_loss import Losses  # noqa: E402
+from pretrain_step import Steps  # noqa: E402
+from pretrain_views import draw_images  # noqa: E402
 from utils.device import choose_device, choose_precision  # noqa: E402
 
 GIB = 2 ** 30

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from measure import peak_resident, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,6 @@ def step_row(batch, size, count):
     """Seconds and peak bytes of a step of ResNet-18 in the precision that main.py would choose."""
     sys.path.insert(0, str(ROOT / 'pretrain'))
     from pretrain_step import Steps
-
     from utils.device import choose_precision, keep_freed_memory
     keep_freed_memory()
     steps = Steps('resnet18', size, batch, 128, False, choose_precision('auto', torch.device('cpu')))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
 from measure import ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]

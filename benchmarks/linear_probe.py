@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import elsewhere, ratio, take_turns
 from torch.nn import functional as F
+
+from measure import elsewhere, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))

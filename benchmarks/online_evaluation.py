@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from measure import ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]

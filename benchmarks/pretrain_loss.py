@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 
 import torch
-from measure import in_fresh_process, peak_resident, ratio, take_turns
 from torch.nn import functional as F
+
+from measure import in_fresh_process, peak_resident, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
-from pretrain_step import NDIM, T, views  # noqa: E402
-
 from contrastive.losses import contrastive_loss, mask_prototypes, saliency_loss  # noqa: E402
 from models.interpolation import resize  # noqa: E402
 from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss  # noqa: E402
+from pretrain_step import NDIM, T, views  # noqa: E402
 
 
 def parse_arguments():

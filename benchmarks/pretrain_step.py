@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from measure import elsewhere, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
