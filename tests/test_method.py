@@ -70,6 +70,25 @@ def test_steps_equal_the_plain_version(backbone, freeze, dtype, steps, tolerance
             assert torch.equal(value, fast.state_dict()[name]) == (freeze and in_trunk), name
 
 
+@pytest.mark.parametrize('height, width', [(95, 130), (130, 95), (96, 160)])
+def test_a_step_of_other_sizes_equals_the_plain_version(height, width):
+    """In float32: maps of 12 x 17, say, on which some dilations reach over one side only."""
+    fast = build('resnet18', False, torch.float32)
+    plain = plain_network(copy.deepcopy(fast))
+    images = torch.randn(2, 3, 3, height, width, generator=torch.Generator().manual_seed(1))
+    masks = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    for i in range(3):
+        masks[:, i, 3 * i:40 + 9 * i, 7:50 + 11 * i] = 1
+    losses = fast(*images, *masks), plain_step(plain, *images, *masks)
+    assert {key: value.item() for key, value in losses[0].items()} == pytest.approx(
+        {key: value.item() for key, value in losses[1].items()}, rel=1e-5)
+    for output in losses:
+        output['loss'].backward()
+    for (name, mine), other in zip(fast.model_q.named_parameters(), plain.model_q.parameters(), strict=True):
+        assert (mine.grad - other.grad).norm() <= 1e-4 * other.grad.norm().clamp_min(1e-3), name
+    assert torch.allclose(fast.queue, plain.queue, atol=1e-5)
+
+
 def test_frozen_layers_build_no_graph():
     model = build(freeze=True)
     outputs = []

@@ -58,9 +58,9 @@ def mask_prototypes(grid, mask):
         grid = _at_least_float32(grid)
         sums = []
         for group, inside, matrices in _image_groups(grid, mask.bool(), grid.shape[1]):
-            pixels = _upsample(grid[group], *matrices).flatten(1, 2)    # images x N x D
-            weight = inside.flatten(1) / pixels.norm(dim=2).clamp_min(EPS)
-            sums.append(torch.bmm(weight.unsqueeze(1), pixels).squeeze(1))
+            weight = inside / _upsample(grid[group], *matrices).norm(dim=3).clamp_min(EPS)  # I x H x W
+            weight = matrices[0].t() @ weight @ matrices[1]             # I x h x w: to the grid, by the upsampling's transpose
+            sums.append((grid[group] * weight.unsqueeze(1)).sum((2, 3)))
         return F.normalize(torch.cat(sums), dim=1, eps=EPS)
 
 
