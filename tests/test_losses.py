@@ -22,8 +22,8 @@ def example(batch=3, ndim=8, grid=(7, 7), size=(56, 56), queue=12, dtype=torch.f
     return embeddings, mask, unit[:batch], unit[batch:].t().contiguous()
 
 
-SIZES = [{}, {'grid': (13, 9), 'size': (97, 66)}, {'grid': (12, 17), 'size': (95, 130)}, {'batch': 1, 'queue': 2}, {'batch': 5, 'grid': (4, 4), 'size': (4, 4)},
-         {'batch': 2, 'ndim': 2, 'queue': 3}, {'queue': 300}]
+SIZES = [{}, {'grid': (13, 9), 'size': (97, 66)}, {'grid': (12, 17), 'size': (95, 130)}, {'batch': 1, 'queue': 2},
+         {'batch': 5, 'grid': (4, 4), 'size': (4, 4)}, {'batch': 2, 'ndim': 2, 'queue': 3}, {'queue': 300}]
 
 
 @pytest.mark.parametrize('shape', SIZES)
