@@ -2,7 +2,7 @@
 # test   whole test suite            sync   copy data/ models/ utils/ from pretrain/ to segmentation/
 # mine   masks, network, clusters and pictures from a folder: make mine IMAGES=DIR [CLUSTERS=N] [NAME=mine] [MODEL=...]
 # soak   long reliability tests: real kills, real signals (20 minutes at most)
-# bench  the benchmarks of a CPU, into the README's table (10 minutes)
+# bench  the benchmarks of a CPU, into the README's table (8 minutes)
 # lint   ruff                        reproduce  the published tables, given PASCAL VOC (ARGS="--fetch" gets the weights)
 # clean  remove what the commands above made (never datasets/ or output/)
 

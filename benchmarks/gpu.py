@@ -1,11 +1,11 @@
-"""The pre-training step on a GPU: time, throughput, memory, and what feeds it. One line of JSON; a table on stderr.
+"""The pre-training step on a GPU: time, memory, and what feeds it. One line of JSON, its rows on stderr as they come.
 
     python benchmarks/gpu.py --backbone resnet50 --size 224 --batch 64 --compile
 
 bare: both forward passes, backward, SGD and momentum update in bfloat16. plain: the method as written out in `plain.py`, in
-TF32 and in bfloat16 autocast. ours, and ours with compiled networks: what main.py runs. Each without and with the layers up to
-layer2 frozen. Then the losses alone, the loader with its workers, ours fed by it, and ours at several batch sizes. `--device
-cpu` runs the same in small. It needs torch, torchvision, OpenCV, NumPy and PyYAML only.
+TF32 and in bfloat16 autocast. ours: what main.py runs; with `--compile` also with compiled networks. Each without and with the
+layers up to layer2 frozen. Then the losses alone, the loader with its workers, ours fed by it, and ours at several batch sizes.
+With `--device cpu` and small sizes it runs without a GPU. It needs torch, torchvision, Pillow, OpenCV, NumPy and PyYAML only.
 """
 import argparse
 import json
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from drawn import draw_images
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,6 @@ from data.dataset import SegmentationDataset  # noqa: E402
 from plain import plain_network  # noqa: E402
 from pretrain_loss import Losses  # noqa: E402
 from pretrain_step import Steps  # noqa: E402
-from pretrain_views import draw_images  # noqa: E402
 from utils.device import choose_device, choose_precision  # noqa: E402
 
 GIB = 2 ** 30

@@ -6,9 +6,9 @@ Every row is measured in a process of its own: seconds of one step (median of `-
 resident set, of which about half a GiB are the libraries.
 """
 import argparse
+import functools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from measure import peak_resident, take_turns
+from measure import json_of, peak_resident, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, SPLITS = 'steps', 'splits'
 CLASSES, NDIM, SEEDS = 21, 32, 5
 
 
@@ -29,7 +28,7 @@ def parse_arguments():
     parser.add_argument('--sizes', type=int, nargs='*', default=(96, 160, 224), help='views, batch 8 (default: 96 160 224)')
     parser.add_argument('--splits', type=int, nargs='*', default=(500, 5000, 50000), help='images (default: 500 5000 50000)')
     parser.add_argument('--steps', type=int, default=3, help='timed steps (default: 3)')
-    parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument('--row', nargs='*', help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -64,20 +63,16 @@ def split_row(images):
     return {'images': images, 'kmeans_seconds': kmeans, 'retrieval_seconds': retrieval, 'peak_mib': peak_resident() >> 20}
 
 
-def measured(*row):
-    command = [sys.executable, __file__, '--row', *map(str, row)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
 def main():
     args = parse_arguments()
     if args.row:
-        number, size, count = map(int, args.row)
-        print(json.dumps(step_row(number, size, count) if size else split_row(number)))
+        kind, *numbers = args.row
+        print(json.dumps({'step': step_row, 'split': split_row}[kind](*map(int, numbers))))
         return
+    row = functools.partial(json_of, __file__, '--row')
     shapes = [(batch, 96) for batch in args.batches] + [(8, size) for size in args.sizes if size != 96]
-    print(json.dumps({'benchmark': 'growth', STEPS: [measured(*shape, args.steps) for shape in shapes],
-                      SPLITS: [measured(images, 0, 0) for images in args.splits]}))
+    print(json.dumps({'benchmark': 'growth', 'steps': [row('step', *shape, args.steps) for shape in shapes],
+                      'splits': [row('split', images) for images in args.splits]}))
 
 
 if __name__ == '__main__':

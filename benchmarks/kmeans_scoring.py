@@ -25,9 +25,9 @@ from data.dataset import VOID  # noqa: E402
 from evaluation.clustering import score  # noqa: E402
 from evaluation.confusion import clustering_confusion, confusion_matrix, iou_matrix  # noqa: E402
 from evaluation.images import resize_labels  # noqa: E402
-from online_evaluation import CLASSES, count_plainly, one_against_all  # noqa: E402
+from plain import hits_and_misses, plain_hits_and_misses  # noqa: E402
 
-RESOLUTION = (512, 512)
+CLASSES, RESOLUTION = 21, (512, 512)
 
 
 def parse_arguments():
@@ -36,7 +36,7 @@ def parse_arguments():
     parser.add_argument('--height', type=int, default=375, help='of an image (default: 375)')
     parser.add_argument('--width', type=int, default=500, help='of an image (default: 500)')
     parser.add_argument('--seeds', type=int, default=5, help='clusterings to score (default: 5)')
-    parser.add_argument('--rounds', type=int, default=3, help='timed rounds of ours (default: 3); of the plain way, 1')
+    parser.add_argument('--rounds', type=int, default=3, help='timed rounds of ours (default: 3); of plain K-means, 1')
     return parser.parse_args()
 
 
@@ -88,7 +88,7 @@ def main():
         return clustering_confusion(histograms(masks, labels), clusters[0], CLASSES - 1)
 
     def plain_retrieval():
-        return count_plainly(predictions(masks, clusters[0], labels.shape[1:]), labels)
+        return plain_hits_and_misses(predictions(masks, clusters[0], labels.shape[1:]), labels, CLASSES)
 
     def plainly(clusters):
         return plain_iou_matrix(predictions(masks, clusters, labels.shape[1:]), labels)
@@ -97,7 +97,7 @@ def main():
     plain = plainly(clusters[0])
     plain_seconds = time.perf_counter() - start
     assert np.allclose(iou_matrix(ours()[0].by_id), plain)
-    assert np.array_equal(one_against_all(retrieval()), plain_retrieval())
+    assert np.array_equal(hits_and_misses(retrieval()), plain_retrieval())
     (own,), pair = take_turns(args.rounds, ours), take_turns(args.rounds, retrieval, plain_retrieval)
     seconds = statistics.median(own)
     print(json.dumps({

@@ -3,7 +3,7 @@
     python benchmarks/linear_probe.py --backbone resnet18 --size 256
 
 ours: as linear_finetune.py runs it, in `--amp` and channels_last, with the validation images' features kept. plain: float32 in
-PyTorch's own layout, logits at full size, the network on the validation images in every epoch, 21 x 3 boolean passes; it has a
+PyTorch's own layout, logits at full size, the network on the validation images in every epoch, boolean passes; it has a
 process of its own. Both read the images of Shapes, in the same views; as in PASCAL VOC there are 7 training images to each for
 validation.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from measure import elsewhere, ratio, take_turns
+from measure import in_own_process, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
@@ -32,8 +32,7 @@ from evaluation.images import EvaluationImages, resize_labels  # noqa: E402
 from evaluation.linear import LinearTrainer, online_iou  # noqa: E402
 from evaluation.training_views import TrainingViews  # noqa: E402
 from models.factory import get_model  # noqa: E402
-from online_evaluation import count_plainly  # noqa: E402
-from plain import plain_network  # noqa: E402
+from plain import plain_hits_and_misses, plain_network  # noqa: E402
 from utils.device import choose_precision, keep_freed_memory  # noqa: E402
 from utils.optim import get_optimizer  # noqa: E402
 from utils.random_streams import RandomStreams  # noqa: E402
@@ -81,7 +80,7 @@ class Probe:
             for batch in self.val_loader:
                 logits = self.network(to_images(batch['image'], CPU).contiguous())
                 labels = np.stack([resize_labels(one, self.resolution) for one in batch['labels']])
-                counts = counts + count_plainly(logits.argmax(1).numpy().astype(np.uint8), labels)
+                counts = counts + plain_hits_and_misses(logits.argmax(1).numpy().astype(np.uint8), labels, N_CLASSES)
         return counts
 
 
@@ -98,12 +97,13 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / 'Shapes'
         draw_shapes(folder, train=args.images, val=max(1, args.images // 7), size=args.size)
-        shape = folder, args.backbone, args.size, args.batch
-        probe = Probe(*shape, torch.channels_last)
+        settings = folder, args.backbone, args.size, args.batch
+        probe = Probe(*settings, torch.channels_last)
         trainer = LinearTrainer(probe.network, probe.optimizer, probe.loader, RandomStreams(0, 0, 1, CPU), precision,
                                 Path(temporary) / 'checkpoint.pth.tar', best_model=None)
-        with ValidationFeatures(probe.network, probe.val_loader, CPU, precision, probe.resolution, temporary, True) as kept, \
-                elsewhere(functools.partial(plain_epochs, *shape)) as plain:
+        with ValidationFeatures(probe.network, probe.val_loader, CPU, precision, probe.resolution, temporary,
+                                keep=True) as kept, \
+                in_own_process(functools.partial(plain_epochs, *settings)) as plain:
             def ours():
                 trainer.run_epoch()
                 online_iou(probe.network.classifier, kept, N_CLASSES)

@@ -1,5 +1,6 @@
-"""What the benchmarks share: ways to the same numbers timed in turns, and peak memory."""
+"""What the benchmarks share: ways to the same result timed in turns, processes of their own, and peak memory."""
 import contextlib
+import json
 import multiprocessing
 import statistics
 import subprocess
@@ -8,26 +9,33 @@ import time
 from pathlib import Path
 
 
-def seconds(way):
+def take_turns(rounds, *ways):
+    """Call functions in turns, `rounds` times each after one call to warm up. Returns a list of seconds for each."""
+    for way in ways:
+        way()
+    return list(zip(*([_seconds(way) for way in ways] for _ in range(rounds)), strict=True))
+
+
+def _seconds(way):
     start = time.perf_counter()
     way()
     return time.perf_counter() - start
 
 
-def take_turns(rounds, *ways):
-    """Call functions in turns, `rounds` times each after one call to warm up. Returns a list of seconds for each."""
-    for way in ways:
-        way()
-    return list(zip(*([seconds(way) for way in ways] for _ in range(rounds)), strict=True))
+def ratio(slow, fast):
+    """Median of the ratios of neighbouring times, which a machine that is busy for a while changes least."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 @contextlib.contextmanager
-def elsewhere(make):
-    """A function that has a process of its own call the function that `make()` returned there, and waits for it."""
+def in_own_process(make):
+    """Yield a function that calls, in a process of its own, the function that `make()` returned there, and waits until it is
+    done. Raises EOFError when that process has failed."""
     context = multiprocessing.get_context('spawn')
     connection, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(make, theirs), daemon=True)
     process.start()
+    theirs.close()  # or the end of that process would not be noticed
 
     def way():
         connection.send(None)
@@ -46,11 +54,6 @@ def _serve(make, connection):
         connection.send(None)
 
 
-def ratio(slow, fast):
-    """Median of the ratios of neighbouring times, which a machine that is busy for a while changes least."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
-
-
 def peak_resident(reset=False):
     """The highest resident set in bytes so far; `reset` makes it the present one first (Linux)."""
     if reset:
@@ -59,7 +62,7 @@ def peak_resident(reset=False):
     return int(line.split()[1]) * 1024
 
 
-def in_fresh_process(script, *flags):
-    """Run a benchmark once more, with `flags` added to this run's, and return the number that it prints."""
-    command = [sys.executable, script, *sys.argv[1:], *map(str, flags)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def json_of(script, *flags):
+    """What a script, run in a fresh process, prints as JSON."""
+    command = [sys.executable, str(script), *map(str, flags)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

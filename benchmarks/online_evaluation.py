@@ -24,6 +24,7 @@ from data.dataset import VOID  # noqa: E402
 from evaluation.confusion import confusion_matrix  # noqa: E402
 from evaluation.linear import predicted_classes  # noqa: E402
 from models.interpolation import resize  # noqa: E402
+from plain import hits_and_misses, plain_hits_and_misses  # noqa: E402
 
 CLASSES, CHANNELS = 21, 256
 
@@ -38,22 +39,11 @@ def parse_arguments():
 
 def count(predictions, labels):
     """True positives, false positives and false negatives of each class, 3 x C, from one confusion matrix an image."""
-    return one_against_all(sum(confusion_matrix(*pair, CLASSES, 'x') for pair in zip(predictions, labels, strict=True)))
-
-
-def one_against_all(confusion):
-    """The same from a confusion matrix."""
-    hits = confusion.diagonal()
-    return np.stack([hits, confusion.sum(1) - hits, confusion.sum(0) - hits])
+    return hits_and_misses(sum(confusion_matrix(*pair, CLASSES, 'x') for pair in zip(predictions, labels, strict=True)))
 
 
 def count_plainly(predictions, labels):
-    """The same by boolean passes over the whole batch, as published."""
-    valid, rows = labels != VOID, []
-    for c in range(CLASSES):
-        predicted, true = predictions == c, labels == c
-        rows.append([(predicted & true & valid).sum(), (predicted & ~true & valid).sum(), (~predicted & true & valid).sum()])
-    return np.array(rows).T
+    return plain_hits_and_misses(predictions, labels, CLASSES)
 
 
 def whole(classifier, features, labels):

@@ -1,14 +1,16 @@
 """The method in its plainest form: full-size embeddings and logits, one operation after the other, no economy at all.
 
 What the fast version is measured against and, in the tests, must agree with. Axes: B images, D embedding, K queue,
-P object pixels of the batch, H W the input's size.
+P object pixels of the batch, H W the input's size, C classes.
 """
 import functools
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from data.dataset import VOID
 from models.atrous import AtrousConv2d
 
 
@@ -68,3 +70,18 @@ def plain_contrastive_loss(q, mask, prototypes, queue, temperature):
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = best == target.unsqueeze(1)
     return loss, hits[:, :1].any(1).double().mean() * 100, hits.any(1).double().mean() * 100
+
+
+def hits_and_misses(confusion):
+    """True positives, false positives and false negatives of each class, 3 x C, from a C x C confusion matrix."""
+    hits = confusion.diagonal()
+    return np.stack([hits, confusion.sum(1) - hits, confusion.sum(0) - hits])
+
+
+def plain_hits_and_misses(predictions, labels, classes):
+    """The same by C x 3 boolean passes over all pixels. predictions, labels: B x H x W uint8, 255 = void."""
+    valid, rows = labels != VOID, []
+    for c in range(classes):
+        predicted, true = predictions == c, labels == c
+        rows.append([(predicted & true & valid).sum(), (predicted & ~true & valid).sum(), (~predicted & true & valid).sum()])
+    return np.array(rows).T

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import torch
+from drawn import draw_views
 from torch.nn import functional as F
 
-from measure import in_fresh_process, peak_resident, ratio, take_turns
+from measure import json_of, peak_resident, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
@@ -22,7 +23,7 @@ sys.path.insert(0, str(ROOT / 'pretrain'))
 from contrastive.losses import contrastive_loss, mask_prototypes, saliency_loss  # noqa: E402
 from models.interpolation import resize  # noqa: E402
 from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss  # noqa: E402
-from pretrain_step import NDIM, T, views  # noqa: E402
+from pretrain_step import NDIM, T  # noqa: E402
 
 
 def parse_arguments():
@@ -41,7 +42,7 @@ class Losses:
 
     def __init__(self, batch, grid, size, queue, device='cpu'):
         torch.manual_seed(0)
-        self.masks = views(batch, size, device)[1]
+        self.masks = draw_views(batch, size, device)[1]
         self.q, self.k = torch.randn(2, batch, NDIM, grid, grid, device=device)
         self.saliency = torch.randn(batch, grid, grid, device=device, requires_grad=True)
         self.queue = F.normalize(torch.randn(NDIM, queue, device=device), dim=0)
@@ -81,7 +82,7 @@ def main():
         return
     torch.testing.assert_close(losses.ours(), losses.plain(), rtol=1e-5, atol=0)
     ours, plain = take_turns(args.rounds, losses.ours, losses.plain)
-    memory, plain_memory = (in_fresh_process(__file__, '--memory-of', way) for way in ('ours', 'plain'))
+    memory, plain_memory = (json_of(__file__, *sys.argv[1:], '--memory-of', way) for way in ('ours', 'plain'))
     print(json.dumps({
         'benchmark': 'pretrain_loss', 'batch': args.batch, 'grid': args.grid, 'size': args.size, 'queue': args.queue,
         'seconds': round(statistics.median(ours), 4), 'plain_seconds': round(statistics.median(plain), 4),

@@ -2,9 +2,9 @@
 
     python benchmarks/pretrain_step.py --backbone resnet18 --size 96 --batch 16 --amp bf16
 
-bare: both forward passes, backward, SGD and momentum update of the same networks, in the same precision and layout, with a
-sum in place of the losses. plain: the method as written out in `plain.py`, in float32 and PyTorch's own layout, with ordinary
-convolutions, in a process of its own. They are timed in turns.
+bare: both forward passes, backward, SGD and momentum update of the same networks, in the same precision and layout, with means
+of the outputs in place of the losses. plain: the method as written out in `plain.py`, in float32 and PyTorch's own layout, with
+ordinary convolutions, in a process of its own. They are timed in turns.
 """
 import argparse
 import functools
@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 import torch
+from drawn import draw_views
 
-from measure import elsewhere, ratio, take_turns
+from measure import in_own_process, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
@@ -40,15 +41,6 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def views(batch, size, device=None):
-    """Two views, and masks whose foreground is a third of each image."""
-    images = torch.randn(2, batch, 3, size, size, device=device)
-    masks = torch.zeros(2, batch, size, size, dtype=torch.uint8, device=device)
-    side = round(size / 3 ** 0.5)
-    masks[:, :, size // 5:size // 5 + side, size // 5:size // 5 + side] = 1
-    return images, masks
-
-
 class Steps:
     """Steps of one model on the same inputs: whole, bare and plain. precision: as of `utils.device.autocast`; layout: a
     memory format."""
@@ -60,7 +52,7 @@ class Steps:
             'backbone': backbone, 'freeze_layers': freeze, 'model_kwargs': {'ndim': NDIM},
             'moco_kwargs': {'T': T, 'm': M, 'K': queue}}).to(self.device, memory_format=layout).train()
         self.optimizer = get_optimizer(self.model.parameters(), 'sgd', lr=0.004, weight_decay=1e-4, momentum=0.9)
-        images, self.masks = views(batch, size, self.device)
+        images, self.masks = draw_views(batch, size, self.device)
         self.images = [view.contiguous(memory_format=layout) for view in images]
 
     def whole(self):
@@ -87,8 +79,8 @@ class Steps:
         self.optimizer.step()
 
 
-def plain_steps(shape):
-    steps = Steps(*shape, 'none', torch.contiguous_format)
+def plain_steps(settings):
+    steps = Steps(*settings, 'none', torch.contiguous_format)
     plain_network(steps.model)
     return steps.plain
 
@@ -96,14 +88,15 @@ def plain_steps(shape):
 def main():
     args = parse_arguments()
     precision = choose_precision(args.amp, torch.device('cpu'))
-    shape = args.backbone, args.size, args.batch, args.queue, args.freeze
+    settings = args.backbone, args.size, args.batch, args.queue, args.freeze
     keep_freed_memory()
-    ours = Steps(*shape, precision)
-    with elsewhere(functools.partial(plain_steps, shape)) as theirs:
+    ours = Steps(*settings, precision)
+    with in_own_process(functools.partial(plain_steps, settings)) as theirs:
         whole, bare, plain = take_turns(args.steps, ours.whole, ours.bare, theirs)
     print(json.dumps({
         'benchmark': 'pretrain_step', 'backbone': args.backbone, 'size': args.size, 'batch': args.batch,
-        'precision': precision, 'freeze': args.freeze, 'seconds': round(statistics.median(whole), 4),
+        'precision': precision, 'trained': 'above layer2' if args.freeze else 'all layers',
+        'seconds': round(statistics.median(whole), 4),
         'bare_seconds': round(statistics.median(bare), 4), 'plain_seconds': round(statistics.median(plain), 4),
         'whole_over_bare': round(ratio(whole, bare), 3), 'speed_up': round(ratio(plain, whole), 2)}))
 

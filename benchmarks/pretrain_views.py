@@ -2,9 +2,9 @@
 
     python benchmarks/pretrain_views.py [--folder DATA_SET --saliency NAME] --size 224
 
-ours: the items that pre-training reads, as uint8. cached: the same from decoded images. plain: torchvision's transforms on PIL
-images, in a process of its own. All three go through the same images in turns, in one thread. Without `--folder` images of
-500 x 375 are drawn.
+ours: the items that pre-training reads, as uint8, which is normalised on the device. cached: the same from decoded images.
+plain: torchvision's transforms on PIL images, which normalise, in a process of its own. All three go through the same images in
+turns, in one thread. Without `--folder` images of 500 x 375 are drawn.
 """
 import argparse
 import functools
@@ -17,12 +17,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from drawn import HEIGHT, WIDTH, draw_images
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from measure import elsewhere, ratio, take_turns
+from measure import in_own_process, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
@@ -33,7 +34,6 @@ from data.batches import MEAN, STD  # noqa: E402
 from data.dataset import SegmentationDataset  # noqa: E402
 from utils.device import keep_freed_memory  # noqa: E402
 
-HEIGHT, WIDTH = 375, 500
 RATIO = tuple(np.exp(LOG_RATIO))
 
 
@@ -45,21 +45,6 @@ def parse_arguments():
     parser.add_argument('--images', type=int, default=48, help='how many (default: 48)')
     parser.add_argument('--rounds', type=int, default=9, help='timed rounds over them (default: 9)')
     return parser.parse_args()
-
-
-def draw_images(folder, count, height=HEIGHT, width=WIDTH):
-    """A data set of pictures of about the size of photographs' files: smooth colours, an object with an edge, fine texture."""
-    for part in ('images', 'saliency_drawn', 'sets'):
-        (folder / part).mkdir(parents=True)
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        image = cv2.resize(rng.uniform(0, 255, (8, 10, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-        blobs = cv2.resize(rng.normal(size=(6, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-        mask = blobs > np.quantile(blobs, 2 / 3)
-        image = np.where(mask[..., None], 255 - image, image) + rng.normal(0, 6, image.shape)
-        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / f'images/{number}.jpg', quality=90)
-        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f'saliency_drawn/{number}.png')
-    (folder / 'sets/trainaug.txt').write_text('\n'.join(map(str, range(count))))
 
 
 class PlainPairs:
@@ -111,11 +96,12 @@ def main():
         ours, cached = (ViewPairs(SegmentationDataset(folder, 'trainaug', args.saliency, drop_missing=True, cache=cache), 0,
                                   args.size) for cache in (None, Path(temporary) / 'cache'))
         count = min(args.images, len(ours))
-        with elsewhere(functools.partial(plain_round, folder, args.saliency, args.size, count)) as plain:
+        with in_own_process(functools.partial(plain_round, folder, args.saliency, args.size, count)) as plain:
             times = take_turns(args.rounds, lambda: [ours[0, i] for i in range(count)],
                                lambda: [cached[0, i] for i in range(count)], plain)
     rates = [count / statistics.median(column) for column in times]
     print(json.dumps({'benchmark': 'pretrain_views', 'images': count, 'size': args.size,
+                      **({} if args.folder else {'width': WIDTH, 'height': HEIGHT}),
                       'images_per_second': round(rates[0], 1), 'cached_images_per_second': round(rates[1], 1),
                       'plain_images_per_second': round(rates[2], 1), 'speed_up': round(ratio(times[2], times[0]), 2),
                       'cached_speed_up': round(ratio(times[2], times[1]), 2)}))

@@ -8,11 +8,11 @@ import datetime
 import json
 import os
 import platform
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from measure import json_of
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / 'README.md'
@@ -32,25 +32,26 @@ class Row:
     shown: str = TIMES
 
 
-PLAIN = 'the plain method, float32'
-STEP = 'training step, {backbone}, views of {size}, batch {batch}, frozen: {freeze}, {precision}'
+PLAIN = 'the plain method in float32'
+STEP = 'training step, {backbone} ({trained} trained), views of {size}, batch {batch}, {precision}'
 WHOLE = (Row(STEP, PLAIN, 'speed_up', 'seconds', 'plain_seconds'),
-         Row('the same', 'its bare networks (at most 1.10)', 'whole_over_bare', 'seconds', 'bare_seconds'))
+         Row('the same', 'its bare networks: times as long', 'whole_over_bare', 'seconds', 'bare_seconds'))
 LOSS = 'losses, {batch} x {grid} x {grid} embeddings to {size}, K {queue}'
 BENCHMARKS = {
     ('pretrain_step.py', '--backbone', 'resnet18', '--size', '96', '--batch', '16'): WHOLE,
     ('pretrain_step.py', '--backbone', 'resnet50', '--size', '224', '--batch', '4', '--freeze', '--steps', '5'): WHOLE,
+    ('pretrain_step.py', '--backbone', 'resnet18', '--size', '96', '--batch', '16', '--amp', 'none'): WHOLE[:1],
     ('pretrain_loss.py',): (
         Row(LOSS, 'plain losses', 'speed_up', 'seconds', 'plain_seconds'),
         Row('the same: peak memory', 'plain losses', 'plain_over_peak', 'peak_mib', 'plain_peak_mib', MEMORY)),
     ('pretrain_views.py',): (
-        Row('two views of {size} from a JPEG of 500 x 375, images a core', 'torchvision on PIL images', 'speed_up',
+        Row('two views of {size} from a JPEG of {width} x {height}, images a core', 'torchvision on PIL images', 'speed_up',
             'images_per_second', 'plain_images_per_second', RATE),
         Row('the same from `image_cache`', 'torchvision on PIL images', 'cached_speed_up', 'cached_images_per_second',
             'plain_images_per_second', RATE)),
     ('kmeans_scoring.py',): (
-        Row('scoring K-means, {images} images of {width} x {height}, {seeds} seeds', '441 boolean passes a seed', 'speed_up',
-            'seconds', 'plain_seconds'),
+        Row('scoring K-means (network and clustering left out), {images} images of {width} x {height}, {seeds} seeds',
+            '441 boolean passes a seed (one seed timed, x 5)', 'speed_up', 'seconds', 'plain_seconds'),
         Row('scoring retrieval, the same images', '21 x 3 boolean passes', 'retrieval_speed_up', 'retrieval_seconds',
             'plain_retrieval_seconds')),
     ('online_evaluation.py',): (
@@ -60,7 +61,7 @@ BENCHMARKS = {
             'plain_whole_seconds')),
     ('linear_probe.py',): (
         Row('linear classifier, {backbone} at {size}: epoch of {images} images and its score, {precision}',
-            'float32, network on the validation images too', 'speed_up', 'seconds', 'plain_seconds'),),
+            'float32, network on the validation images each time', 'speed_up', 'seconds', 'plain_seconds'),),
     ('crf.py',): (
         Row('CRF, images of about {size} x {size}, {cores} processes', 'one process', 'speed_up', 'images_per_second_1_a_core',
             'images_per_second_1_process', RATE),),
@@ -68,22 +69,25 @@ BENCHMARKS = {
 
 
 def run(script, *flags):
-    """The JSON that a benchmark prints."""
-    command = [sys.executable, str(HERE / script), *flags]
-    line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    print(line, flush=True)
-    return json.loads(line)
+    report = json_of(HERE / script, *flags)
+    print(json.dumps(report), flush=True)
+    return report
 
 
 def table(benchmarks):
     """The rows of the table in Markdown, measured now."""
-    lines = ['| what | against | times as fast | ours | theirs |', '| --- | --- | --- | --- | --- |']
+    lines = ['| what | against | ratio | ours | theirs |', '| --- | --- | --- | --- | --- |']
     for command, rows in benchmarks.items():
         report = run(*command)
         for row in rows:
             ours, theirs = (row.shown.format(report[key]) for key in (row.ours, row.theirs))
-            lines.append(f'| {row.what.format(**report)} | {row.against} | {report[row.ratio]:.3g} | {ours} | {theirs} |')
+            times = _three_digits(report[row.ratio])
+            lines.append(f'| {row.what.format(**report)} | {row.against} | {times} | {ours} | {theirs} |')
     return lines
+
+
+def _three_digits(value):
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
 
 
 def growth_tables(report):

@@ -1,5 +1,6 @@
 """Decoded files that are kept: the same items, from files that are whole and still true."""
 import json
+import os
 
 import numpy as np
 import pytest
@@ -35,8 +36,9 @@ def test_items_are_the_same(shapes_root, tmp_path, monkeypatch):
 
 def test_a_changed_file_is_read_again(tmp_path):
     path, reader = tmp_path / 'x.png', DecodedCache(tmp_path / 'cache')
-    for value in (10, 20):
+    for value in (10, 20):  # in files of one size
         save(path, np.full((4, 4, 3), value, np.uint8))
+        os.utime(path, ns=(value, value))
         for _ in range(2):
             assert (reader.read(read_image, path) == value).all()
 
@@ -48,7 +50,7 @@ def test_a_damaged_file_is_replaced(tmp_path):
     whole, stat = kept.read_bytes(), kept.stat()
     for part in (whole[:1000], b'', b'nonsense'):
         kept.write_bytes(part)
-        cache.os.utime(kept, ns=(stat.st_mtime_ns,) * 2)
+        os.utime(kept, ns=(stat.st_mtime_ns,) * 2)
         assert (reader.read(read_image, path) == 7).all()
         assert kept.read_bytes() == whole
 

@@ -147,20 +147,17 @@ def test_truncated_masks_and_labels_are_errors(tmp_path):
         assert error_of(read, path).startswith(f'{path} is not a whole image')
 
 
-def test_masks_with_a_damaged_byte_are_errors(tmp_path, capfd):
-    """Wherever it is: in the head, the pixels, a checksum or the end. One line says so, and the libraries nothing besides."""
+def test_a_damaged_byte_in_a_mask(tmp_path, capfd):
+    """In the head or the pixels it is an error, of one line, to which the libraries add none."""
     mask = np.random.default_rng(0).integers(0, 2, (40, 50)).astype(np.uint8) * 255
     whole = save(tmp_path / 'whole.png', mask).read_bytes()
     assert np.array_equal(read_saliency(tmp_path / 'whole.png'), mask // 255)
-    for place in (18, 30, 60, len(whole) // 2, len(whole) - 20, len(whole) - 10):
+    for place in (18, 30, 60, len(whole) // 2, len(whole) - 20):
         data = bytearray(whole)
         data[place] ^= 0xff
         path = tmp_path / 'damaged.png'
         path.write_bytes(data)
-        try:
-            assert np.array_equal(read_saliency(path), mask // 255), place
-        except UserError as error:
-            assert str(path) in error.line()
+        assert str(path) in error_of(read_saliency, path)
     assert capfd.readouterr().err == ''
 
 

@@ -85,7 +85,8 @@ def test_a_step_of_other_sizes_equals_the_plain_version(height, width):
     for output in losses:
         output['loss'].backward()
     for (name, mine), other in zip(fast.model_q.named_parameters(), plain.model_q.parameters(), strict=True):
-        assert (mine.grad - other.grad).norm() <= 1e-4 * other.grad.norm().clamp_min(1e-3), name
+        scale = other.grad.norm().clamp_min(1e-3)  # some are sums that cancel, before batch norm
+        assert (mine.grad - other.grad).norm() <= 1e-4 * scale, name
     assert torch.allclose(fast.queue, plain.queue, atol=1e-5)
 
 

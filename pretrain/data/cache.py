@@ -17,8 +17,8 @@ log = logging.getLogger('maskcontrast')
 class DecodedCache:
     """Keeps arrays that were read from files as .npy files in `folder`, which runs and processes may share.
 
-    What was made of a file counts as long as the file has its size and time of modification. Nothing is written any more when
-    the disk is nearly full. Raises `UserError` when `folder` can't be made.
+    What was made of a file counts as long as the file has its size and time of modification. After a write that failed, or
+    that would have left less than RESERVE on the disk, nothing more is kept. Raises `UserError` when `folder` can't be made.
     """
 
     def __init__(self, folder):
@@ -40,17 +40,17 @@ class DecodedCache:
             pass
         array = decode(path)
         if self.writes:
-            self._keep(array, kept, source.st_mtime_ns)
+            try:
+                self._keep(array, kept, source.st_mtime_ns)
+            except (UserError, OSError) as error:
+                self.writes = False
+                log.warning('From here on no more decoded images are kept (%s)', error)
         return array
 
     def _keep(self, array, kept, modified):
-        try:
-            if shutil.disk_usage(self.folder).free - array.nbytes < RESERVE:
-                raise UserError(f'{self.folder}: less than {RESERVE >> 30} GiB are free')
-            with atomic_file(kept, flush=False) as file:
-                np.save(file, array)
-                file.flush()
-                os.utime(file.fileno(), ns=(modified, modified))
-        except (UserError, OSError) as error:
-            self.writes = False
-            log.warning('From here on no more decoded images are kept (%s)', error)
+        if shutil.disk_usage(self.folder).free - array.nbytes < RESERVE:
+            raise UserError(f'{self.folder}: less than {RESERVE >> 30} GiB would stay free')
+        with atomic_file(kept, flush=False) as file:
+            np.save(file, array)
+            file.flush()
+            os.utime(file.fileno(), ns=(modified, modified))

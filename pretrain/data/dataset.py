@@ -67,8 +67,7 @@ class SegmentationDataset:
     Raises `UserError` for missing folders, files and an empty split.
     """
 
-    def __init__(self, folder, split, saliency=None, labels=False, drop_missing=False, ignored=(),
-                 cache=None):
+    def __init__(self, folder, split, saliency=None, labels=False, drop_missing=False, ignored=(), cache=None):
         self.folder = Path(folder)
         self.images = self.folder / 'images'
         self.masks = self.folder / f'saliency_{saliency}' if saliency else None

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from utils.errors import UserError
 
 JPEG_START, JPEG_END, PNG_START, PNG_END = b'\xff\xd8', b'\xff\xd9', b'\x89PNG', b'IEND\xaeB`\x82'
-GRAY_OF_8_BITS = b'\x08\x00'  # in the head of a PNG
+GRAY_OF_8_BITS = b'\x08\x00'  # bit depth and colour type, bytes 24 and 25 of a PNG
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # that undo an EXIF orientation
@@ -86,7 +86,10 @@ def read_labels(path):
 
 
 def read_gray(path):
-    """H x W uint8: the stored values of an 8-bit image, of its first channel if there are several."""
+    """H x W uint8: the stored values of an 8-bit image, of its first channel if there are several.
+
+    Raises `UserError` when the file is missing, truncated, no image or not 8-bit.
+    """
     data = _bytes(path)
     if data[24:26] == GRAY_OF_8_BITS and _is_whole_png(data):
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)  # faster than PIL, but noisy about damage
@@ -95,7 +98,7 @@ def read_gray(path):
     image = _open(path, data)
     if image.mode == '1':
         image = image.convert('L')
-    values = np.asarray(image)
+    values = np.array(image)
     if values.dtype != np.uint8:
         raise UserError(f'{path}: masks must be 8-bit images (255 = object), not of mode {image.mode}')
     return values[..., 0] if values.ndim == 3 else values

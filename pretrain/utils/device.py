@@ -2,6 +2,7 @@
 import contextlib
 import ctypes
 import logging
+import sys
 import time
 
 import torch
@@ -27,10 +28,9 @@ def choose_device(name):
 
 def keep_freed_memory():
     """Have this process keep the memory of freed tensors and images for the next ones. glibc gives large blocks back to the
-    kernel, which then has to map and clear them anew: some 5% of a training step on a CPU. Elsewhere it does nothing."""
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt:
-        mallopt(MMAP_THRESHOLD, 1 << 30)
+    kernel, which then has to map and clear them anew: some 5% of a training step on a CPU. On other systems it does nothing."""
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt and (mallopt(MMAP_THRESHOLD, 1 << 30) or mallopt(MMAP_THRESHOLD, 1 << 25)):  # the most that older ones take
         mallopt(TRIM_THRESHOLD, 1 << 30)
 
 

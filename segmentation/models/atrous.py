@@ -7,7 +7,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-FEW = 2 / 3  # share of live taps below which the weight's gradient is faster tap by tap
+LIVE_SHARE = 2 / 3  # of the taps, below which the weight's gradient is faster tap by tap
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -28,7 +28,7 @@ class AtrousConv2d(nn.Conv2d):
         if dilation >= max(x.shape[-2:]):  # the others reach beyond the map from everywhere
             return F.conv2d(x, self.weight[:, :, 1:2, 1:2])
         learns = torch.is_grad_enabled() and self.weight.requires_grad
-        if learns and x.device.type == 'cpu' and _live(x.shape[-2], dilation) * _live(x.shape[-1], dilation) < FEW:
+        if learns and x.device.type == 'cpu' and _live(x.shape[-2], dilation) * _live(x.shape[-1], dilation) < LIVE_SHARE:
             dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
             return _TapByTap.apply(x.to(dtype), self.weight.to(dtype), dilation)
         return super().forward(x)
@@ -56,11 +56,11 @@ class _TapByTap(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight)
         pixels, gradient = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)          # B x h x w x I and O
         for i in range(3):
-            down, rows = _overlap(x.shape[2], (i - 1) * ctx.dilation)
+            out_rows, in_rows = _overlap(x.shape[2], (i - 1) * ctx.dilation)
             for j in range(3):
-                across, columns = _overlap(x.shape[3], (j - 1) * ctx.dilation)
-                seen, answered = pixels[:, rows, columns], gradient[:, down, across]
-                weight_gradient[:, :, i, j] = answered.flatten(0, 2).t() @ seen.flatten(0, 2)
+                out_columns, in_columns = _overlap(x.shape[3], (j - 1) * ctx.dilation)
+                outputs, inputs = gradient[:, out_rows, out_columns], pixels[:, in_rows, in_columns]
+                weight_gradient[:, :, i, j] = outputs.flatten(0, 2).t() @ inputs.flatten(0, 2)
         return x_gradient, weight_gradient, None
 
 
