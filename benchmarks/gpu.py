@@ -8,6 +8,7 @@ layers up to layer2 frozen. Then the losses alone, the loader with its workers, 
 With `--device cpu` and small sizes it runs without a GPU. It needs torch, torchvision, Pillow, OpenCV, NumPy and PyYAML only.
 """
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -60,6 +61,7 @@ class Meter:
 
     def time(self, way, warm_up=3):
         """Mean seconds of a call, and the peak of the allocated memory in GiB (None on a CPU)."""
+        gc.collect()  # of models before this one, which hold references in circles
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -119,6 +121,8 @@ def time_steps(args, meter, rate):
                 flop = counter.get_total_flops()
             rows[-1]['share_of_matrix_rate'] = flop / seconds / rate  # of the arithmetic that the networks need
             del way
+            if args.compile:
+                torch.compiler.reset()
             show(rows[-1])
     return rows
 

@@ -6,7 +6,6 @@ Every row is measured in a process of its own: seconds of one step (median of `-
 resident set, of which about half a GiB are the libraries.
 """
 import argparse
-import functools
 import json
 import statistics
 import sys
@@ -26,19 +25,21 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--batches', type=int, nargs='*', default=(4, 8, 16, 32), help='at a view of 96 (default: 4 8 16 32)')
     parser.add_argument('--sizes', type=int, nargs='*', default=(96, 160, 224), help='views, batch 8 (default: 96 160 224)')
+    parser.add_argument('--memory', type=int, nargs=2, default=(4, 16), help='batches of ResNet-50 (default: 4 16)')
+    parser.add_argument('--memory-size', type=int, default=224, help='their views (default: 224)')
     parser.add_argument('--splits', type=int, nargs='*', default=(500, 5000, 50000), help='images (default: 500 5000 50000)')
     parser.add_argument('--steps', type=int, default=3, help='timed steps (default: 3)')
-    parser.add_argument('--row', nargs='*', help=argparse.SUPPRESS)
+    parser.add_argument('--row', help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def step_row(batch, size, count):
-    """Seconds and peak bytes of a step of ResNet-18 in the precision that main.py would choose."""
+def step_row(batch, size, count, backbone='resnet18', freeze=False):
+    """Seconds and peak memory of a step in the precision that main.py would choose."""
     sys.path.insert(0, str(ROOT / 'pretrain'))
     from pretrain_step import Steps
     from utils.device import choose_precision, keep_freed_memory
     keep_freed_memory()
-    steps = Steps('resnet18', size, batch, 128, False, choose_precision('auto', torch.device('cpu')))
+    steps = Steps(backbone, size, batch, 128, freeze, choose_precision('auto', torch.device('cpu')))
     times, = take_turns(count, steps.whole)
     return {'batch': batch, 'size': size, 'seconds': round(statistics.median(times), 3), 'peak_mib': peak_resident() >> 20}
 
@@ -49,6 +50,8 @@ def split_row(images):
     sys.path.insert(0, str(ROOT / 'segmentation'))
     from evaluation.clustering import cluster_all, whiten
     from evaluation.retrieval import nearest
+    from utils.device import keep_freed_memory
+    keep_freed_memory()
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(CLASSES - 1, NDIM))[rng.integers(0, CLASSES - 1, images)] + rng.normal(size=(images, NDIM))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -63,15 +66,25 @@ def split_row(images):
     return {'images': images, 'kmeans_seconds': kmeans, 'retrieval_seconds': retrieval, 'peak_mib': peak_resident() >> 20}
 
 
+def row(*values):
+    return json_of(__file__, '--row', json.dumps(values))
+
+
+def image_row(batches, size, freeze):
+    """MiB that each further image of a batch takes of the process, with ResNet-50."""
+    small, large = (row('step', batch, size, 1, 'resnet50', freeze)['peak_mib'] for batch in batches)
+    return {'size': size, 'freeze': freeze, 'mib_an_image': round((large - small) / (batches[1] - batches[0]))}
+
+
 def main():
     args = parse_arguments()
     if args.row:
-        kind, *numbers = args.row
-        print(json.dumps({'step': step_row, 'split': split_row}[kind](*map(int, numbers))))
+        kind, *values = json.loads(args.row)
+        print(json.dumps({'step': step_row, 'split': split_row}[kind](*values)))
         return
-    row = functools.partial(json_of, __file__, '--row')
     shapes = [(batch, 96) for batch in args.batches] + [(8, size) for size in args.sizes if size != 96]
     print(json.dumps({'benchmark': 'growth', 'steps': [row('step', *shape, args.steps) for shape in shapes],
+                      'images': [image_row(args.memory, args.memory_size, freeze) for freeze in (False, True)],
                       'splits': [row('split', images) for images in args.splits]}))
 
 

@@ -64,7 +64,8 @@ def test_prints_one_line_of_json(monkeypatch, capsys, module, flags, keys):
 
 
 def test_growth(monkeypatch, capsys):
-    monkeypatch.setattr('sys.argv', ['growth', '--batches', '2', '--sizes', '96', '--splits', '200', '--steps', '1'])
+    monkeypatch.setattr('sys.argv', ['growth', '--batches', '2', '--sizes', '96', '--splits', '200', '--steps', '1',
+                                      '--memory', '2', '4', '--memory-size', '32'])
     growth.main()
     report = json.loads(capsys.readouterr().out)
     step, = report['steps']
@@ -72,7 +73,7 @@ def test_growth(monkeypatch, capsys):
     assert (step['batch'], step['size'], split['images']) == (2, 96, 200)
     assert step['seconds'] > 0 and step['peak_mib'] > 200 and split['kmeans_seconds'] > 0 and split['peak_mib'] > 200
     lines = table.growth_tables(report)
-    assert sum(line.startswith('| ') for line in lines) == 6 and any(line.startswith('| 200 |') for line in lines)
+    assert sum(line.startswith('| ') for line in lines) == 10 and any(line.startswith('| 200 |') for line in lines)
 
 
 def test_gpu_in_small_with_few_packages():
@@ -92,7 +93,7 @@ def test_table(tmp_path, monkeypatch, capsys):
     command = 'online_evaluation.py', '--batch', '2', '--size', '32', '--rounds', '2'
     monkeypatch.setattr(table, 'BENCHMARKS', {command: (row,)})
     run = table.run
-    monkeypatch.setattr(table, 'run', lambda script, *flags: {'steps': [], 'splits': []} if script == 'growth.py'
+    monkeypatch.setattr(table, 'run', lambda script, *flags: {'steps': [], 'images': [], 'splits': []} if script == 'growth.py'
                         else run(script, *flags))
     monkeypatch.setattr(table, 'README', tmp_path / 'README.md')
     for old in ('', 'old\n'):

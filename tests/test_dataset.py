@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data.dataset import VOC_CLASSES, SegmentationDataset, class_names, dataset_folder
 from data.reading import read_image, read_labels, read_saliency
@@ -145,6 +145,17 @@ def test_truncated_masks_and_labels_are_errors(tmp_path):
     cut(path, 0.5)
     for read in (read_saliency, read_labels):
         assert error_of(read, path).startswith(f'{path} is not a whole image')
+
+
+def test_masks_with_other_chunks_keep_their_values(tmp_path, capfd):
+    """An orientation is not applied, as to images; colour profiles and gamma change nothing, nor are they talked about."""
+    mask = np.random.default_rng(0).integers(0, 2, (6, 9)).astype(np.uint8) * 255
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    for options in ({'exif': exif}, {'icc_profile': profile}, {'transparency': 255}, {'dpi': (72, 72)}):
+        assert np.array_equal(read_saliency(save(tmp_path / 'mask.png', mask, **options)), mask // 255), options
+    assert capfd.readouterr().err == ''
 
 
 def test_a_damaged_byte_in_a_mask(tmp_path, capfd):

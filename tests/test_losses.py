@@ -52,12 +52,18 @@ def test_groups_and_chunks_change_nothing(monkeypatch, budget):
     assert torch.allclose(torch.stack(parts), torch.stack(whole), rtol=1e-12)
 
 
-def test_all_pixels_with_weight_zero_outside_equal_the_masked_ones(monkeypatch):
-    """The form that a GPU runs, in which the number of object pixels is never asked for."""
-    grid, mask, prototypes, queue = example()
+@pytest.mark.parametrize('images', [1, 2, 9])
+def test_all_pixels_with_weight_zero_outside_equal_the_masked_ones(monkeypatch, images):
+    """The form that a GPU runs, in groups of images, in which the number of object pixels is never asked for."""
+    grid, mask, prototypes, queue = example(batch=5)
+    means = mask_prototypes(grid, mask)
     masked = contrastive_loss(grid.requires_grad_(), mask, prototypes, queue, 0.5)
     gradient, = torch.autograd.grad(masked[0], grid)
     monkeypatch.setattr(losses, '_chunks', lambda inside, rows: [slice(i, i + 500) for i in range(0, inside.shape[1], 500)])
+    values = len(mask) + queue.shape[1]
+    monkeypatch.setattr(losses, 'GPU_ELEMENTS', images * values * mask[0].numel())
+    monkeypatch.setattr(losses, '_boxes', lambda mask, matrices: losses._whole_images(mask, matrices, values))
+    assert torch.allclose(mask_prototypes(grid, mask), means, rtol=1e-12)
     everywhere = contrastive_loss(grid, mask, prototypes, queue, 0.5)
     assert torch.allclose(torch.autograd.grad(everywhere[0], grid)[0], gradient, rtol=1e-12, atol=1e-15)
     assert torch.allclose(torch.stack(everywhere), torch.stack(masked), rtol=1e-12)

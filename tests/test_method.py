@@ -102,6 +102,24 @@ def test_frozen_layers_build_no_graph():
     assert not any(p.requires_grad for p in model.model_k.parameters())
 
 
+def test_the_graph_that_is_not_built_changes_no_gradient():
+    """Of the layers that learn, whether or not those below build a graph; in float32."""
+    model = build(freeze=True)
+    images, masks = torch.randn(2, 3, 3, 95, 130), torch.zeros(2, 3, 95, 130, dtype=torch.uint8)
+    masks[:, :, 20:70, 30:90] = 1
+    gradients = []
+    for graph in (False, True):
+        copied = copy.deepcopy(model)
+        if graph:
+            copied.model_q.backbone.requires_grad_(True)
+        copied(*images, *masks)['loss'].backward()
+        gradients.append({name: parameter.grad for name, parameter in copied.model_q.named_parameters()})
+    assert gradients[0]['backbone.conv1.weight'] is None and gradients[1]['backbone.conv1.weight'].abs().max() > 0
+    for name, gradient in gradients[0].items():
+        if gradient is not None:
+            assert (gradient - gradients[1][name]).norm() <= 1e-5 * gradient.norm().clamp_min(1e-3), name
+
+
 def test_train_keeps_frozen_layers_in_eval_mode():
     model = build(freeze=True).eval().train()
     for network in (model.model_q, model.model_k):

@@ -114,20 +114,22 @@ def test_dropout_of_the_decoder():
     assert torch.equal(dropout.eval()(x), x)
 
 
-@pytest.mark.parametrize('size', [(5, 5), (12, 12), (12, 13), (24, 7), (40, 40)])
-def test_aspp_equals_torchvisions(size):
+@pytest.mark.parametrize('size, dtype, tolerance', [
+    *(((side, other), torch.float64, 1e-9) for side, other in ((5, 5), (12, 12), (12, 13), (24, 7), (40, 40))),
+    ((12, 17), torch.float32, 1e-5), ((17, 12), torch.float32, 1e-5)])
+def test_aspp_equals_torchvisions(size, dtype, tolerance):
     """Also on maps smaller than a dilation, where only the centre tap of a convolution is computed."""
     torch.manual_seed(0)
-    ours, theirs = get_model({'backbone': 'resnet18'}).decoder.double(), DeepLabHead(512, 21).double()
+    ours, theirs = get_model({'backbone': 'resnet18'}).decoder.to(dtype), DeepLabHead(512, 21).to(dtype)
     theirs.load_state_dict(ours.state_dict())
-    features = torch.randn(2, 512, *size, dtype=torch.float64)
+    features = torch.randn(2, 512, *size, dtype=dtype)
     for decoder in (ours, theirs):
         decoder[0].project[3].p = 0.0
         decoder(features).square().mean().backward()
     with torch.no_grad():
-        assert torch.allclose(ours(features), theirs(features), rtol=1e-9, atol=1e-12)
+        assert torch.allclose(ours(features), theirs(features), rtol=tolerance, atol=tolerance)
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(mine.grad, other.grad, rtol=1e-7, atol=1e-12), name
+        assert (mine.grad - other.grad).abs().max() <= 10 * tolerance * other.grad.abs().max().clamp_min(1e-6), name
 
 
 def gradients(network, images):
@@ -136,12 +138,12 @@ def gradients(network, images):
     return {name: parameter.grad for name, parameter in network.named_parameters()}
 
 
-@pytest.mark.parametrize('size', [(11, 16), (16, 11), (4, 37), (5, 5), (12, 12), (30, 30)])
+@pytest.mark.parametrize('size', [(12, 17), (17, 12), (4, 37), (5, 5), (12, 12), (30, 30)])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_atrous_convolutions_equal_plain_ones(size, dtype, tolerance):
     """Outputs, and gradients of weights and images; which of three ways a convolution takes depends on the map."""
     torch.manual_seed(0)
-    for dilation in (1, 2, 4, 12):
+    for dilation in (1, 2, 4, 12, 24, 36):
         plain = torch.nn.Conv2d(6, 10, 3, padding=dilation, dilation=dilation, bias=False, dtype=dtype)
         ours = AtrousConv2d(copy.deepcopy(plain), dilation)
         images = torch.randn(3, 6, *size, dtype=dtype)

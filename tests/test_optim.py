@@ -21,6 +21,27 @@ def test_learning_rate(scheduler, kwargs, epoch, expected):
     assert learning_rate(scheduler, 0.1, epoch, 10, **kwargs) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize('implementation', ['foreach', 'fused'])
+def test_sgd_does_not_depend_on_how_it_is_computed(implementation):
+    """A GPU takes all tensors at once, a CPU one after the other; both against the formula."""
+    torch.manual_seed(0)
+    start = [torch.randn(5, 3), torch.randn(7)]
+    settings = {'lr': 0.1, 'weight_decay': 0.01, 'momentum': 0.9}
+    ours, theirs, plain = ([value.clone().requires_grad_() for value in start] for _ in range(3))
+    optimizers = [get_optimizer(ours, 'sgd', **settings), torch.optim.SGD(theirs, **settings, **{implementation: True})]
+    momenta = [torch.zeros_like(value) for value in start]
+    for _ in range(3):
+        for number, gradient in enumerate([torch.randn(5, 3), torch.randn(7)]):
+            ours[number].grad, theirs[number].grad = gradient.clone(), gradient.clone()
+            with torch.no_grad():
+                momenta[number] = 0.9 * momenta[number] + gradient + 0.01 * plain[number]
+                plain[number] -= 0.1 * momenta[number]
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b, c in zip(ours, theirs, plain, strict=True):
+        assert torch.allclose(a, c, rtol=1e-5, atol=1e-6) and torch.allclose(b, c, rtol=1e-5, atol=1e-6)
+
+
 def test_one_group_of_what_learns_with_weight_decay_on_all_of_it():
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1), torch.nn.Conv2d(1, 1, 1))
     network[0].requires_grad_(False)

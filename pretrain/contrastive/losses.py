@@ -140,17 +140,22 @@ def _image_groups(grid, mask, values):
     """Yield (slice of images, part of their masks, interpolation matrices from the grid to this part).
 
     On a CPU image by image, and the part is the box that the object fills. On a GPU the box would make the host wait: there it
-    is the whole masks, of as many images as the budget holds. values: held at once for each pixel.
+    is the whole masks, of as many images as the budget holds. values: held at once for each pixel, besides the embeddings.
     """
     matrices = [interpolation_matrix(*sizes, grid) for sizes in zip(grid.shape[-2:], mask.shape[-2:], strict=True)]
-    if grid.device.type == 'cpu':
-        for image, (rows, columns) in enumerate(zip(_extent(mask.any(2)), _extent(mask.any(1)), strict=True)):
-            group = slice(image, image + 1)
-            yield group, mask[group, rows, columns], (matrices[0][rows], matrices[1][columns])
-        return
+    return _boxes(mask, matrices) if grid.device.type == 'cpu' else _whole_images(mask, matrices, max(values, grid.shape[1]))
+
+
+def _boxes(mask, matrices):
+    for image, (rows, columns) in enumerate(zip(_extent(mask.any(2)), _extent(mask.any(1)), strict=True)):
+        group = slice(image, image + 1)
+        yield group, mask[group, rows, columns], (matrices[0][rows], matrices[1][columns])
+
+
+def _whole_images(mask, matrices, values):
     images = max(1, GPU_ELEMENTS // (values * mask[0].numel()))
-    for start in range(0, len(grid), images):
-        group = slice(start, min(start + images, len(grid)))
+    for start in range(0, len(mask), images):
+        group = slice(start, min(start + images, len(mask)))
         yield group, mask[group], matrices
 
 

@@ -101,7 +101,8 @@ def adjust_brightness(image, factor):
 
 
 def adjust_contrast(image, factor):
-    mean = int(cv2.mean(gray(image))[0] + 0.5)
+    values = gray(image)
+    mean = int(cv2.sumElems(values)[0] / values.size + 0.5)  # cv2.mean rounds halves otherwise
     table = np.clip(np.arange(256) * factor + mean * (1 - factor), 0, 255).astype(np.uint8)
     return cv2.LUT(image, table)
 

@@ -29,7 +29,8 @@ class AtrousConv2d(nn.Conv2d):
             return F.conv2d(x, self.weight[:, :, 1:2, 1:2])
         learns = torch.is_grad_enabled() and self.weight.requires_grad
         if learns and x.device.type == 'cpu' and _live(x.shape[-2], dilation) * _live(x.shape[-1], dilation) < LIVE_SHARE:
-            dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+            casts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
+            dtype = torch.get_autocast_dtype('cpu') if casts else x.dtype
             return _TapByTap.apply(x.to(dtype), self.weight.to(dtype), dilation)
         return super().forward(x)
 

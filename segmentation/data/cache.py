@@ -1,4 +1,5 @@
 """Decoded images, masks and labels on disk, where an epoch that reads them again is spared the decoding."""
+import hashlib
 import logging
 import os
 import shutil
@@ -15,10 +16,11 @@ log = logging.getLogger('maskcontrast')
 
 
 class DecodedCache:
-    """Keeps arrays that were read from files as .npy files in `folder`, which runs and processes may share.
+    """Keeps uint8 arrays that were read from files as .npy files in `folder`, which runs and processes may share.
 
-    What was made of a file counts as long as the file has its size and time of modification. After a write that failed, or
-    that would have left less than RESERVE on the disk, nothing more is kept. Raises `UserError` when `folder` can't be made.
+    What was made of a file counts as long as the file has its path, size and time of modification; that the array was not
+    altered since is not checked. After a write that failed, or that would have left less than RESERVE on the disk, nothing
+    more is kept. Raises `UserError` when `folder` can't be made.
     """
 
     def __init__(self, folder):
@@ -27,30 +29,38 @@ class DecodedCache:
         make_folder(self.folder)
 
     def read(self, decode, path):
-        """decode(path), a numpy array, or the array that an earlier call has kept. decode: a function of `data.reading`."""
+        """decode(path), an array, or the one that an earlier call has kept. decode: a function of `data.reading`."""
         try:
             source = os.stat(path)
         except OSError:
             return decode(path)  # which says what is wrong
-        kept = self.folder / decode.__name__ / f'{os.path.abspath(path)[1:]}.{source.st_size}.npy'
-        try:
-            if os.stat(kept).st_mtime_ns == source.st_mtime_ns:
-                return np.load(kept)
-        except (OSError, ValueError, EOFError):  # not there, or not whole
-            pass
-        array = decode(path)
-        if self.writes:
-            try:
-                self._keep(array, kept, source.st_mtime_ns)
-            except (UserError, OSError) as error:
-                self.writes = False
-                log.warning('From here on no more decoded images are kept (%s)', error)
+        kept = self._place(decode.__name__, os.path.abspath(path), source.st_size, source.st_mtime_ns)
+        array = _loaded(kept)
+        if array is None:
+            array = decode(path)
+            if self.writes:
+                self._keep(array, kept)
         return array
 
-    def _keep(self, array, kept, modified):
-        if shutil.disk_usage(self.folder).free - array.nbytes < RESERVE:
-            raise UserError(f'{self.folder}: less than {RESERVE >> 30} GiB would stay free')
-        with atomic_file(kept, flush=False) as file:
-            np.save(file, array)
-            file.flush()
-            os.utime(file.fileno(), ns=(modified, modified))
+    def _place(self, *what):
+        digest = hashlib.sha256(repr(what).encode(errors='surrogateescape')).hexdigest()  # paths may be too long for a name
+        return self.folder / digest[:2] / f'{digest}.npy'
+
+    def _keep(self, array, kept):
+        try:
+            if shutil.disk_usage(self.folder).free - array.nbytes < RESERVE:
+                raise UserError(f'{self.folder}: less than {RESERVE >> 30} GiB would stay free')
+            with atomic_file(kept) as file:
+                np.save(file, array)
+        except (UserError, OSError) as error:
+            self.writes = False
+            log.warning('From here on no more decoded images are kept (%s)', error)
+
+
+def _loaded(kept):
+    """The array in a file, or None when there is none, or no whole one."""
+    try:
+        array = np.load(kept)
+        return array if array.dtype == np.uint8 and array.ndim > 1 else None
+    except Exception:  # not there; and damaged bytes make numpy raise anything
+        return None

@@ -4,7 +4,7 @@ Axes: M images of a split, N of the database, Q queries, D embedding, C classes 
 """
 import numpy as np
 
-CHUNK = 256  # queries at a time
+CHUNK = 64  # queries at a time, whose products the caches hold longer
 
 
 def mask_classes(histograms):

@@ -129,7 +129,7 @@ def make_folder(path):
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'the folder {path} could not be made ({error.strerror}): '
-                        'choose another root_dir or db_root in env.yml') from error
+                        'choose another root_dir, db_root or image_cache in env.yml') from error
 
 
 def set_aside(path):

@@ -1,6 +1,8 @@
 """List the published weights that `zoo://<name>` stands for, and which of them are on disk.
 
     python -m utils.model_zoo [--config_env configs/env.yml]
+
+Both trees have this command, as both take such weights.
 """
 from utils.command import command, make_env_parser
 from utils.config import TREE, read_env
