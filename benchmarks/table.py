@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 README = HERE.parent / 'README.md'
 BEGIN, END = '<!-- written by make bench -->\n', '<!-- end of what make bench writes -->\n'
 TIMES, RATE, MEMORY = '{:.3g} s', '{:.3g} a second', '{:.0f} MiB'  # how values are shown
+PRECISIONS = {'none': 'float32', 'bf16': 'bfloat16'}
 PACKAGES = ('torch', 'torchvision', 'opencv-python-headless', 'numpy', 'scikit-learn', 'pydensecrf2')
 
 
@@ -82,7 +83,8 @@ def table(benchmarks):
         for row in rows:
             ours, theirs = (row.shown.format(report[key]) for key in (row.ours, row.theirs))
             times = _three_digits(report[row.ratio])
-            lines.append(f'| {row.what.format(**report)} | {row.against} | {times} | {ours} | {theirs} |')
+            what = row.what.format(**report | {'precision': PRECISIONS.get(report.get('precision'))})
+            lines.append(f'| {what} | {row.against} | {times} | {ours} | {theirs} |')
     return lines
 
 
