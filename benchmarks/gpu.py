@@ -46,7 +46,10 @@ def parse_arguments(argv):
     parser.add_argument('--images', type=int, default=1024, help='images that are drawn for the loader (default: 1024)')
     parser.add_argument('--matrix', type=int, default=8192, help='side of the matrices whose product is timed (default: 8192)')
     parser.add_argument('--compile', action='store_true', help='also time ours with compiled networks')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.device != 'cpu' and not torch.cuda.is_available():
+        parser.error('there is no GPU; to try this script without one, give --device cpu and small sizes')
+    return args
 
 
 class Meter:

@@ -39,12 +39,15 @@ RATIO = tuple(np.exp(LOG_RATIO))
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', help='a data set to read from, in place of drawn images')
-    parser.add_argument('--saliency', default='drawn', help='its masks: saliency_<this>/ (default: the drawn ones)')
+    parser.add_argument('--folder', help='a data set to read from, the first of its split trainaug, in place of drawn images')
+    parser.add_argument('--saliency', help='its masks: saliency_<this>/')
     parser.add_argument('--size', type=int, default=224, help='side of a view (default: 224)')
     parser.add_argument('--images', type=int, default=48, help='how many (default: 48)')
     parser.add_argument('--rounds', type=int, default=9, help='timed rounds over them (default: 9)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.folder is None) != (args.saliency is None):
+        parser.error('--folder and --saliency need each other')
+    return args
 
 
 class PlainPairs:
@@ -90,13 +93,13 @@ def main():
     cv2.setNumThreads(0)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(args.folder or Path(temporary) / 'drawn')
+        folder, saliency = Path(args.folder or Path(temporary) / 'drawn'), args.saliency or 'drawn'
         if not args.folder:
             draw_images(folder, args.images)
-        ours, cached = (ViewPairs(SegmentationDataset(folder, 'trainaug', args.saliency, drop_missing=True, cache=cache), 0,
+        ours, cached = (ViewPairs(SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True, cache=cache), 0,
                                   args.size) for cache in (None, Path(temporary) / 'cache'))
         count = min(args.images, len(ours))
-        with in_own_process(functools.partial(plain_round, folder, args.saliency, args.size, count)) as plain:
+        with in_own_process(functools.partial(plain_round, folder, saliency, args.size, count)) as plain:
             times = take_turns(args.rounds, lambda: [ours[0, i] for i in range(count)],
                                lambda: [cached[0, i] for i in range(count)], plain)
     rates = [count / statistics.median(column) for column in times]

@@ -4,6 +4,7 @@
 
 Each benchmark's line of JSON is printed as it comes. What stands between the two marks in the README is replaced.
 """
+import argparse
 import datetime
 import json
 import os
@@ -122,7 +123,9 @@ def replace_block(text, lines):
     return before + BEGIN + '\n'.join(['', *lines, '', END]) + after
 
 
-def main():
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
     lines = [*table(BENCHMARKS), '', machine(), '', 'How cost grows:', '', *growth_tables(run('growth.py'))]
     README.write_text(replace_block(README.read_text(), lines))
     print(f'The table in {README} is new.')

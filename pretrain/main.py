@@ -23,7 +23,7 @@ from utils.config import create_config, plain
 from utils.config_keys import PRETRAIN
 from utils.distributed import is_main, main_first, rank, require_same, world_size
 from utils.errors import UserError
-from utils.files import remove_temporaries
+from utils.files import make_folder, remove_temporaries
 from utils.log import write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
 from utils.preemption import deferred
@@ -53,6 +53,8 @@ def main(argv=None):
     p = create_config(args.config_env, args.config_exp, PRETRAIN)
     processes = number_of_processes(p, args.config_exp)
     output = Path(p.output_dir)
+    if p.image_cache:
+        make_folder(p.image_cache)  # a mistake there ends the run before any work
     log = start_run(output, args.fresh)
 
     # What to go on from

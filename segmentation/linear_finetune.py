@@ -27,7 +27,7 @@ from utils.config import create_config, plain
 from utils.config_keys import LINEAR
 from utils.distributed import broadcast_object, broadcast_state, is_main, main_first, rank, require_same, world_size
 from utils.errors import UserError
-from utils.files import remove_temporaries
+from utils.files import make_folder, remove_temporaries
 from utils.log import write_config
 from utils.optim import get_optimizer, learning_rate, set_learning_rate
 from utils.preemption import deferred
@@ -51,6 +51,8 @@ def main(argv=None):
     device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, LINEAR)
     output = Path(p.output_dir)
+    if p.image_cache:
+        make_folder(p.image_cache)  # a mistake there ends the run before any work
     log = start_run(output, args.fresh)
 
     # What to go on from

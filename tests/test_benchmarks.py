@@ -98,7 +98,7 @@ def test_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(table, 'README', tmp_path / 'README.md')
     for old in ('', 'old\n'):
         table.README.write_text(f'# Title\n{table.BEGIN}{old}{table.END}## After\n')
-        table.main()
+        table.main([])
         text = table.README.read_text()
         assert text.startswith(f'# Title\n{table.BEGIN}') and text.endswith(f'{table.END}## After\n') and 'old' not in text
         assert '| counting 2 | passes | ' in text and f'torch {torch.__version__.partition("+")[0]}' in text

@@ -112,6 +112,18 @@ def test_an_image_without_object_changes_nothing_but_the_columns():
     assert torch.allclose(torch.stack(got), torch.stack([value.double() for value in want]), rtol=1e-10)
 
 
+def test_results_do_not_depend_on_the_layout():
+    """Bit for bit: processes that exchange grids get them in another layout than a single one has them in."""
+    grid, mask, prototypes, queue = example(dtype=torch.float32, ndim=32)
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = grid.to(memory_format=layout).requires_grad_()
+        loss = contrastive_loss(leaf, mask, prototypes, queue, 0.5)[0]
+        results.append((mask_prototypes(leaf.detach(), mask), loss, *torch.autograd.grad(loss, leaf)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize('shape', SIZES)
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_prototypes_equal_the_plain_ones(shape, dtype, tolerance):

@@ -60,7 +60,8 @@ def mask_prototypes(grid, mask):
         for group, inside, matrices in _image_groups(grid, mask.bool(), grid.shape[1]):
             weight = inside / _upsample(grid[group], *matrices).norm(dim=3).clamp_min(EPS)  # I x H x W
             weight = matrices[0].t() @ weight @ matrices[1]             # I x h x w: to the grid, by the upsampling's transpose
-            sums.append((grid[group] * weight.unsqueeze(1)).sum((2, 3)))
+            cells = grid[group].flatten(2).contiguous()                 # in one order, whatever the layout
+            sums.append(torch.bmm(cells, weight.flatten(1).unsqueeze(2)).squeeze(2))
         return F.normalize(torch.cat(sums), dim=1, eps=EPS)
 
 
