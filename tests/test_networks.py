@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from torchvision.models import resnet18, resnet50
-from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.deeplabv3 import ASPPPooling, DeepLabHead
 
 from models.atrous import AtrousConv2d
 from models.factory import get_model
@@ -97,6 +97,27 @@ def test_image_pooling_trains_on_one_image_as_it_evaluates():
     assert not torch.equal(two[:1], one) and pooling[2].running_mean[0] != 0.3
 
 
+@pytest.mark.parametrize('layout', [torch.channels_last, torch.contiguous_format])
+def test_image_pooling_keeps_the_layout_and_torchvisions_values(layout):
+    """Of outputs and gradients: other branches' are added to them, which is slow in two layouts."""
+    torch.manual_seed(0)
+    ours = get_model({'backbone': 'resnet18'}).decoder[0].convs[-1].double().train()
+    theirs = copy.deepcopy(ours)
+    theirs.__class__ = ASPPPooling
+    results = []
+    for pooling in (ours, theirs):
+        x = torch.rand(3, 512, 5, 7, generator=torch.manual_seed(1)).double().to(memory_format=layout).requires_grad_()
+        arriving = []
+        flow = x * 1
+        flow.register_hook(arriving.append)
+        output = pooling(flow)
+        output.square().sum().backward()
+        results += [arriving[0], output]
+    (gradient, output), (want_gradient, want_output) = results[:2], results[2:]
+    assert output.is_contiguous(memory_format=layout) and gradient.is_contiguous(memory_format=layout)
+    assert torch.allclose(output, want_output) and torch.allclose(gradient, want_gradient)
+
+
 def test_dropout_of_the_decoder():
     """Half of the values become 0, the others double, gradients alike; at evaluation nothing happens."""
     torch.manual_seed(0)
@@ -111,6 +132,7 @@ def test_dropout_of_the_decoder():
     assert abs(kept.double().mean() - 0.5) < 4 * 0.5 / x.numel() ** 0.5
     assert all(abs(kept.double().mean(dim) - 0.5).max() < 0.2 for dim in ((0, 1, 2), (0, 1, 3), (0, 2, 3)))
     assert not torch.equal(dropout(x), dropped) and dropout(x.bfloat16()).dtype == torch.bfloat16
+    assert dropout(torch.ones(3, 3, 1, 3)).unique().tolist() == [0, 2]  # a size that is no multiple of 8
     assert torch.equal(dropout.eval()(x), x)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LIVE_SHARE = 2 / 3  # of the taps, below which the weight's gradient is faster tap by tap
+LIVE_SHARE = 0.8  # of the taps, below which the weight's gradient is faster tap by tap
 
 
 class AtrousConv2d(nn.Conv2d):
