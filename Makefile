@@ -38,7 +38,7 @@ demo: .venv/installed
 	cd segmentation && $(PY) demo.py $(ENV)
 
 # IMAGES may hold spaces: make gives it to the commands as it is.
-mine: .venv/installed $(if $(filter-out robust_background,$(MODEL)),.venv/installed-saliency)
+mine: .venv/installed $(if $(filter-out robust_background,$(MODEL)),.venv/installed-optional)
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
 	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" \
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(CLUSTERS),--clusters "$(CLUSTERS)")
@@ -48,13 +48,13 @@ mine: .venv/installed $(if $(filter-out robust_background,$(MODEL)),.venv/instal
 reproduce: .venv/installed
 	cd segmentation && $(PY) reproduce.py $(ENV) $(ARGS)
 
-# What the saliency networks need, which the tests try. rembg compiles its parts on its first import, for a minute.
-.venv/installed-saliency: .venv/installed requirements-saliency.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-saliency.txt
+# What only some parts need, which the tests try. rembg compiles its parts on its first import, for a minute.
+.venv/installed-optional: .venv/installed requirements-optional.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-optional.txt
 	$(BIN)/python -c 'import rembg'
 	touch $@
 
-test: .venv/installed-saliency
+test: .venv/installed-optional
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Files of tests/soak are no test_*.py, so that `make test` leaves them out.

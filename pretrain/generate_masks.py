@@ -5,7 +5,7 @@
 DIR is searched with its sub-folders, and not changed. The data set holds images/<id>.jpg, saliency_<model>/<id>.png and
 sets/trainaug.txt. Given again, the command goes on where it stopped, and makes masks of new photographs. Where DIR is the
 images/ of the data set --out itself, only masks are added. tokencut and the ONNX networks (u2net, isnet-general-use,
-birefnet-general, or your own with --onnx) need requirements-saliency.txt.
+birefnet-general, or your own with --onnx) need requirements-optional.txt.
 """
 import argparse
 import json

@@ -20,10 +20,10 @@ from onnx import TensorProto, helper  # noqa: E402
 from data.batches import MEAN, STD  # noqa: E402
 from saliency.estimators import REMBG  # noqa: E402
 from saliency.onnx_network import OnnxSaliency  # noqa: E402
-from saliency.packages import require  # noqa: E402
 from saliency.rembg_models import RembgSaliency  # noqa: E402
 from saliency.tokencut import TokenCut  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.packages import require  # noqa: E402
 
 
 @pytest.fixture
@@ -160,22 +160,22 @@ def test_no_cuda(network):
 
 
 def test_missing_packages(network, monkeypatch):
-    assert require('timm') is timm
+    assert require('timm', 'this test') is timm
     calls = {'timm': TokenCut, 'onnxruntime': lambda: OnnxSaliency(network()), 'rembg': lambda: RembgSaliency('u2net')}
     for package, call in calls.items():
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             assert refusal(call) == (f'this saliency network needs the package {package}: '
-                                     'pip install -r requirements-saliency.txt')
+                                     'pip install -r requirements-optional.txt')
 
 
 def test_broken_package(monkeypatch, tmp_path):
     (tmp_path / 'broken_here.py').write_text('import not_installed_here')
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    assert refusal(require, 'broken_here') == (
-        "this saliency network needs the package broken_here (No module named 'not_installed_here'): "
-        'pip install -r requirements-saliency.txt')
+    assert refusal(require, 'broken_here', 'this test') == (
+        "this test needs the package broken_here (No module named 'not_installed_here'): "
+        'pip install -r requirements-optional.txt')
 
 
 @pytest.fixture

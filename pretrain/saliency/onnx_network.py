@@ -7,10 +7,10 @@ from PIL import Image
 from scipy.special import expit
 
 from data.batches import MEAN, STD
-from saliency.packages import require
 from saliency.resizing import resize_probability
 from utils.errors import UserError
 from utils.fetch import one_line
+from utils.packages import require
 
 SIDE = 320  # where the file leaves height or width open: that of U2-Net (Qin et al., Pattern Recognition 2020)
 TOLERANCE = 1e-3  # that a probability may be outside [0, 1]: float16 rounds to 5e-4 below 1
@@ -28,7 +28,7 @@ class OnnxSaliency:
     """
 
     def __init__(self, path, logits=False, device='cpu', threads=None):
-        onnxruntime = require('onnxruntime')
+        onnxruntime = require('onnxruntime', 'this saliency network')
         self.path, self.logits = Path(path), logits
         if not self.path.is_file():
             raise UserError(f'{path}: there is no such ONNX file')

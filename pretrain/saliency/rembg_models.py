@@ -5,9 +5,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saliency.packages import require
 from utils.errors import UserError
 from utils.fetch import by_hand, one_line
+from utils.packages import require
 
 RELEASE = 'https://github.com/danielgatis/rembg/releases/download/v0.0.0'
 FILES = {'u2net': 'u2net.onnx', 'isnet-general-use': 'isnet-general-use.onnx',
@@ -28,9 +28,9 @@ class RembgSaliency:
     def __init__(self, name):
         if name not in FILES:
             raise UserError(f"{name}: there is no such saliency network, only {', '.join(FILES)}")
-        require('onnxruntime')  # first, as rembg ends the program without it
+        require('onnxruntime', 'this saliency network')  # first, as rembg ends the program without it
         threads = torch.get_num_threads()
-        rembg = require('rembg')
+        rembg = require('rembg', 'this saliency network')
         torch.set_num_threads(threads)  # numba, which comes with rembg, has set OpenMP's to the number of cores
         network = rembg.sessions.sessions[name]
         path, url = Path(network.model_dir()) / f'{name}.onnx', f'{RELEASE}/{FILES[name]}'

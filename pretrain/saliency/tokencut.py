@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from scipy.special import expit
 
-from saliency.packages import require
 from saliency.resizing import resize_probability
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
 from utils.fetch import one_line
+from utils.packages import require
 
 LONGER_SIDE = 480  # pixels, about: 900 patches of 16 x 16 at most. The time of the cut grows with their number cubed.
 TAU, EPSILON = 0.2, 1e-5  # patches are alike above this cosine; weight of an edge between others
@@ -36,7 +36,7 @@ class TokenCut:
     """
 
     def __init__(self, vit='vit_small_patch16_224.dino', weights=None, device='cpu'):
-        model = _load(require('timm'), vit, weights)
+        model = _load(require('timm', 'this saliency network'), vit, weights)
         self._source = weights or vit
         self._model = model.to(device).eval().requires_grad_(False)
         self._patch = model.patch_embed.patch_size

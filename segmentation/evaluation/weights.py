@@ -116,6 +116,29 @@ def finetuned_network(p, classes, path):
     return network
 
 
+def stored_network(path, dilated=True):
+    """The network in a file of weights, whose keys and shapes say which: a `PretrainingNetwork` (the query's) of a pre-training
+    checkpoint, else a `LinearNetwork`. dilated: output stride 8, else 32, which the file does not say.
+
+    Raises `UserError` for files that hold neither.
+    """
+    state = _state(path)
+    pretraining = any(str(key).startswith(PREFIX) for key in state)
+    if pretraining:
+        state = query_weights(path)
+    biases = [HEADS[1]] if pretraining else [bias for _, bias in CLASSIFIER.values()]
+    outputs = [len(state[key]) for key in biases if getattr(state.get(key), 'ndim', 0) == 1]
+    if not outputs:
+        raise UserError(f'{path}: neither a pre-training checkpoint nor a linear network of this project')
+    network = get_model({
+        'backbone': 'resnet50' if 'backbone.layer1.0.conv3.weight' in state else 'resnet18',
+        'backbone_kwargs': {'dilated': dilated}, 'head': 'none' if CLASSIFIER['none'][1] in state else 'deeplab',
+        'kmeans_eval': pretraining, 'num_classes': outputs[0] - 1,
+        'model_kwargs': {'ndim': outputs[0], 'use_classification_head': SALIENCY_HEAD in state}})
+    load_exactly(network, state, path)
+    return network
+
+
 def refuse_other_weights(state, p, source):
     """Raise a `UserError` when the file `p.pretraining`, if it is still there, holds other frozen weights than `state`, a
     state dict of a `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`,

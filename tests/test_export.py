@@ -1,0 +1,77 @@
+"""segmentation/export.py: the ONNX file computes what the network does, and mistakes leave what was there."""
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from stored import NETWORKS, weights_of
+
+import export
+from evaluation.weights import stored_network
+
+SIZE = (64, 96)
+
+
+@pytest.mark.parametrize('kind', ['linear', 'output_stride_32', 'pretraining', 'no_saliency'])
+def test_the_file_computes_what_the_network_does(kind, tmp_path):
+    p, outputs = NETWORKS[kind]
+    network = weights_of(p, tmp_path / 'weights.pth.tar')
+    arguments = ['--weights', str(tmp_path / 'weights.pth.tar'), '--out', str(tmp_path / 'new' / 'network.onnx')]
+    stride = ['--output-stride', '32'] if kind == 'output_stride_32' else []
+    export.main([*arguments, '--size', *map(str, SIZE), *stride])
+    session = onnxruntime.InferenceSession(tmp_path / 'new' / 'network.onnx', providers=['CPUExecutionProvider'])
+    assert [output.name for output in session.get_outputs()] == outputs
+    for batch in (1, 4):
+        images = torch.randn(batch, 3, *SIZE)
+        with torch.no_grad():
+            wanted = network(images)
+        wanted = [tensor for tensor in (wanted if isinstance(wanted, tuple) else (wanted,)) if tensor is not None]
+        for given, want in zip(session.run(None, {'images': images.numpy()}), wanted, strict=True):
+            assert given.shape == want.shape and given.dtype == np.float32
+            assert np.abs(given - want.numpy()).max() <= 1e-4 * want.abs().max()
+
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        export.main(list(map(str, arguments)))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+def test_mistakes_leave_what_was_there(tmp_path, capsys, monkeypatch):
+    weights, out = tmp_path / 'weights.pth.tar', tmp_path / 'network.onnx'
+    out.write_text('of before')
+    weights_of({'num_classes': 6}, weights)
+    assert 'nowhere.pth' in refusal(capsys, '--weights', tmp_path / 'nowhere.pth', '--out', out)
+    torch.save({'fc.weight': torch.zeros(2, 2)}, tmp_path / 'other.pth')
+    assert 'other.pth: neither' in refusal(capsys, '--weights', tmp_path / 'other.pth', '--out', out)
+    assert '--size is 0 64' in refusal(capsys, '--weights', weights, '--out', out, '--size', 0, 64)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'onnxscript', None)
+        assert 'pip install -r requirements-optional.txt' in refusal(capsys, '--weights', weights, '--out', out)
+    assert out.read_text() == 'of before'
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, capsys, monkeypatch):
+    weights, out, right = tmp_path / 'weights.pth.tar', tmp_path / 'network.onnx', export.onnx_of
+
+    def wrong(network, size):
+        content = right(network, size)
+        network.classifier.bias.data += 1  # after the export
+        return content
+    weights_of({'num_classes': 2, 'head': 'none'}, weights)
+    monkeypatch.setattr(export, 'onnx_of', wrong)
+    assert f'{out} is not written' in refusal(capsys, '--weights', weights, '--out', out, '--size', 64, 64)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize('backbone', ['resnet18', 'resnet50'])
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_stored_networks(kind, backbone, tmp_path):
+    p = {**NETWORKS[kind][0], 'backbone': backbone}
+    network = weights_of(p, tmp_path / 'weights.pth.tar')
+    stored = stored_network(tmp_path / 'weights.pth.tar', dilated=kind != 'output_stride_32')
+    assert type(stored) is type(network) and str(stored) == str(network)
+    assert all(torch.equal(a, b) for a, b in zip(stored.state_dict().values(), network.state_dict().values(), strict=True))
