@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 import torch
-from drawn import draw_images
 from torch.utils.flop_counter import FlopCounterMode
+
+from drawn import draw_images
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
-from drawn import draw_views
 from torch.nn import functional as F
 
+from drawn import draw_views
 from measure import json_of, peak_resident, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import torch
-from drawn import draw_views
 
+from drawn import draw_views
 from measure import in_own_process, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]

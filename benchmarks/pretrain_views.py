@@ -17,12 +17,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from drawn import HEIGHT, WIDTH, draw_images
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from drawn import HEIGHT, WIDTH, draw_images
 from measure import in_own_process, ratio, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]

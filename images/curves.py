@@ -1,0 +1,54 @@
+"""Draw the curves of a run, from the metrics.jsonl that it leaves: an axis for each kind of number, over epochs.
+
+    .venv/bin/python images/curves.py output/demo --out images/curves.png
+"""
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'pretrain'))
+
+from utils.command import command, make_plain_parser  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+
+PANELS = {'loss': ('loss', 'contrastive_loss', 'saliency_loss'), 'accuracy (%)': ('acc1', 'acc5'), 'online mIoU (%)': ('mIoU',),
+          'learning rate': ('lr',)}
+
+
+def curves(metrics):
+    """A figure of the numbers of `PANELS` that a run has. metrics: a dict for each epoch, the last of a repeated one counts."""
+    metrics = list({row['epoch']: row for row in metrics}.values())
+    panels = {title: [name for name in names if name in metrics[0]] for title, names in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    figure = Figure(figsize=(3.4 * len(panels), 2.8), dpi=100, layout='constrained')
+    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name in names:
+            axes.plot([row['epoch'] for row in metrics], [row[name] for row in metrics], label=name)
+        axes.set(xlabel='epoch', title=title, ylim=(0, None))
+        if len(names) > 1:
+            axes.legend(fontsize=8)
+    return figure
+
+
+@command
+def main(argv=None):
+    parser = make_plain_parser(__doc__)
+    parser.add_argument('run', type=Path, help='the output folder of main.py or linear_finetune.py')
+    parser.add_argument('--out', type=Path, help='the picture to write (default: curves.png in the run)')
+    args = parser.parse_args(argv)
+    file, out = args.run / 'metrics.jsonl', args.out or args.run / 'curves.png'
+    try:
+        metrics = [json.loads(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file} could not be read ({error}): name the output folder of a training') from error
+    if not metrics:
+        raise UserError(f'{file} is empty: the run has not finished an epoch yet')
+    curves(metrics).savefig(out)
+    print(out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,64 @@
+"""The scripts in images/, on small runs: pictures of the right parts, and mistakes."""
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import curves
+import examples
+import teaser
+from contrastive.builder import ContrastiveModel
+from data.shapes import draw_shapes
+from utils.config import create_config
+from utils.config_keys import PRETRAIN
+
+
+def refusal(main, capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, arguments)))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and len(lines) == 1
+    return lines[0]
+
+
+def test_curves_show_what_the_run_measured(tmp_path, capsys):
+    rows = [{'epoch': epoch, 'lr': 0.1, 'loss': loss, 'mIoU': 7.0} for epoch, loss in ((1, 4.0), (2, 9.0), (2, 3.0))]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+    panels = {axes.get_title(): axes.lines for axes in curves.curves(rows).axes}
+    assert list(panels) == ['loss', 'online mIoU (%)', 'learning rate']
+    assert panels['loss'][0].get_xydata().tolist() == [[1, 4], [2, 3]]  # the repeated epoch counts once
+    curves.main([str(tmp_path)])
+    assert cv2.imread(str(tmp_path / 'curves.png')) is not None
+    assert 'nothing/metrics.jsonl could not be read' in refusal(curves.main, capsys, tmp_path / 'nothing')
+    (tmp_path / 'metrics.jsonl').write_text('')
+    assert 'metrics.jsonl is empty' in refusal(curves.main, capsys, tmp_path)
+
+
+def test_examples_are_spread_over_all(tmp_path, capsys):
+    assert examples.spread(range(80), 4) == [0, 20, 40, 60] and examples.spread(range(3), 12) == [0, 1, 2]
+    (tmp_path / 'visualization').mkdir()
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / 'visualization' / f'{number}.png'), np.full((100, 300, 3), 40 * number, np.uint8))
+    examples.main([str(tmp_path), '--out', str(tmp_path / 'sheet.jpg'), '--number', '3', '--columns', '1'])
+    sheet = cv2.imread(str(tmp_path / 'sheet.jpg'))
+    centres = [int(row[:, sheet.shape[1] // 2].mean()) for row in np.split(sheet, 3)]
+    assert all(abs(got - want) < 12 for got, want in zip(centres, (8, 85, 162), strict=True)), centres
+    assert 'has no visualization' in refusal(examples.main, capsys, tmp_path / 'nothing', '--out', tmp_path / 'x.jpg')
+
+
+def test_teaser(tmp_path, capsys):
+    exp = yaml.safe_load((teaser.ROOT / 'pretrain' / 'configs' / 'demo.yml').read_text())
+    (tmp_path / 'small.yml').write_text(yaml.safe_dump(exp))
+    (tmp_path / 'env.yml').write_text(yaml.safe_dump({'root_dir': str(tmp_path), 'db_root': str(tmp_path / 'data')}))
+    draw_shapes(tmp_path / 'data' / 'Shapes', train=6, val=1, size=64)
+    arguments = ['--config_env', tmp_path / 'env.yml', '--config_exp', tmp_path / 'small.yml', '--out', tmp_path / 'teaser.png']
+    assert 'there is no such checkpoint file' in refusal(teaser.main, capsys, *arguments)
+    p = create_config(tmp_path / 'env.yml', tmp_path / 'small.yml', PRETRAIN)
+    (tmp_path / 'small').mkdir()
+    state = ContrastiveModel(p).state_dict()
+    torch.save({'model': {f'module.{key}': value for key, value in state.items()}}, tmp_path / 'small' / 'checkpoint.pth.tar')
+    teaser.main(list(map(str, arguments)))
+    assert min(cv2.imread(str(tmp_path / 'teaser.png')).shape[:2]) > 400
