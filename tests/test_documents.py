@@ -1,0 +1,98 @@
+"""What README.md and CONTRIBUTING.md point to is there: headings, files, commands, messages and the code of each step."""
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+README, CONTRIBUTING = (ROOT / name for name in ('README.md', 'CONTRIBUTING.md'))
+SOURCES = [file for tree in ('pretrain', 'segmentation') for file in (ROOT / tree).rglob('*.py')]
+
+
+def anchors(text):
+    """What GitHub makes of headings, those in code blocks left out."""
+    text = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r'^#+ (.*)', text, flags=re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('document', [README, CONTRIBUTING])
+def test_links(document):
+    text = document.read_text()
+    targets = re.findall(r'\]\(([^)\s]+)\)', text)
+    assert targets
+    for target in targets:
+        if not target.startswith('http'):
+            file, _, anchor = target.partition('#')
+            assert not file or (document.parent / file).exists(), target
+            if anchor:
+                assert anchor in anchors((document.parent / file if file else document).read_text()), target
+
+
+def test_the_contents_list_every_chapter():
+    contents = README.read_text().partition('## Contents')[2].partition('\n## ')[0]
+    listed = set(re.findall(r'\(#([^)]+)\)', contents))
+    chapters = {anchor for anchor in anchors(README.read_text()) if anchor != 'contents'}
+    assert listed == chapters - {'unsupervised-semantic-segmentation-by-contrasting-object-mask-proposals'}
+
+
+def test_experiment_files_in_commands_exist():
+    found = re.findall(r'configs/[\w/]+\.yml', README.read_text())
+    assert len(set(found)) >= 8
+    for name in found:
+        assert any((ROOT / tree / name).exists() for tree in ('', 'pretrain', 'segmentation')), name
+
+
+def test_messages_of_the_troubleshooting_are_the_codes():
+    """Each is in a string of the code, where '...' stands for a value."""
+    table = README.read_text().partition('| the line says |')[2].partition('\n\n')[0]
+    messages = [message for row in table.splitlines()[2:] for message in re.findall('`([^`]+)`', row.split('|')[1])]
+    assert len(messages) >= 20
+    texts = [text for file in SOURCES for text in strings(file)]
+    for message in messages:
+        pattern = re.escape(message).replace(re.escape('...'), r'\{\}')
+        assert any(re.search(pattern, text) for text in texts), message
+
+
+def strings(file):
+    """The texts of a file, with {} in the place of values, adjacent ones joined as Python does."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield ''.join(part.value if isinstance(part, ast.Constant) else '{}' for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_every_step_of_the_method_has_its_line():
+    """Rows of the table name functions or classes of a file, which have to be there."""
+    rows = re.findall(r'^\| (\d[\w.]*) \| [^|]+ \| ([^|]+) \|$', CONTRIBUTING.read_text(), flags=re.MULTILINE)
+    assert {'3.1', '3.2', '3.3', '3.4', '3.5', '3.6', '3.7', '3.8', '3.9'} <= {number for number, _ in rows}
+    for number, places in rows:
+        found = re.findall(r'`([\w/]+\.py)`(?:: ((?:`[\w.]+`(?:, )?)+))?', places)
+        assert found, number
+        for file, names in found:
+            content = (ROOT / file).read_text()
+            for name in re.findall('`([^`]+)`', names):
+                last = name.rpartition('.')[2]
+                assert re.search(rf'^\s*(def|class) {last}\b|^{last}\b.* = ', content, flags=re.MULTILINE), (file, name)
+
+
+def test_keys_of_the_configuration_are_all_described():
+    from utils.config_keys import KEYS, NOBODY
+    text = README.read_text().partition('## Configuration')[2].partition('\n## ')[0]
+    for key in KEYS:
+        if key.readers != NOBODY:
+            inner = key.name.rpartition('.')[2]
+            assert f'`{key.name}`' in text or f'`.{inner}`' in text, key.name
+
+
+def test_shipped_experiments_say_their_command():
+    files = [file for tree in ('pretrain', 'segmentation') for file in (ROOT / tree / 'configs').rglob('*.yml')]
+    assert len(files) > 15
+    for file in files:
+        assert isinstance(yaml.safe_load(file.read_text()), dict)
+        tree = next(parent for parent in file.parents if parent.name == 'configs').parent
+        if file.name != 'env.yml':
+            assert str(file.relative_to(tree)) in file.read_text(), file
