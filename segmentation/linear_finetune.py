@@ -7,6 +7,7 @@ A run whose checkpoint exists goes on from it. Results are under <root_dir>/<exp
 """
 import functools
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -37,6 +38,8 @@ from utils.resuming import earlier_state, resolve_start, start_run
 from utils.sources import require_files
 from utils.training import batches_text, check_batch_size
 
+log = logging.getLogger('maskcontrast')
+
 
 def parse_arguments(argv):
     parser = make_parser(__doc__, amp='none', trains=True)
@@ -53,7 +56,7 @@ def main(argv=None):
     output = Path(p.output_dir)
     if p.image_cache:
         make_folder(p.image_cache)  # a mistake there ends the run before any work
-    log = start_run(output, args.fresh)
+    start_run(output, args.fresh)
 
     # What to go on from
     state = earlier_state(p.checkpoint)
@@ -106,33 +109,44 @@ def main(argv=None):
     log.info('Training on %s, precision %s, seed %d, %s; frozen weights: %s', device, start.precision, start.seed,
              batches_text(batch_size, world_size()), p.pretraining)
 
-    # Epochs
+    # Work
     if is_main():
         remove_temporaries(output)
         check_output(output)
-    if trainer.epoch < p.epochs:
-        keep = p.freeze_batchnorm == 'all'  # the features of the validation images never change
-        with ValidationFeatures(network, val_loader, device, start.precision, resolution, output, keep) as validation, \
-                Record(output, trainer.epoch, view_figure) as record, deferred():
-            while trainer.epoch < p.epochs:
-                lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
-                set_learning_rate(optimizer, lr)
-                epoch = trainer.epoch + 1
-                numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
-                numbers['mIoU'] = trainer.score(validation, len(classes))
-                record.scalars(epoch, {'lr': lr, **numbers})
-                trainer.save_epoch(numbers['mIoU'])
-                log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', epoch, p.epochs,
-                         numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
+    train(trainer, val_loader, len(classes), p, output)
+    final_evaluation(trainer, val_loader, classes, p, args, output)
 
-    # Final evaluation, as eval.py does it
+
+def train(trainer, val_loader, classes, p, output):
+    """The epochs that are left, each scored on the validation images. classes: how many there are."""
+    keep = p.freeze_batchnorm == 'all'  # the features of the validation images never change
+    if trainer.epoch >= p.epochs:
+        return
+    with ValidationFeatures(trainer.model, val_loader, trainer.device, trainer.precision, p.transformation_kwargs.resolution,
+                            output, keep) as validation, \
+            Record(output, trainer.epoch, view_figure) as record, deferred():
+        while trainer.epoch < p.epochs:
+            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
+            set_learning_rate(trainer.optimizer, lr)
+            epoch = trainer.epoch + 1
+            numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
+            numbers['mIoU'] = trainer.score(validation, classes)
+            record.scalars(epoch, {'lr': lr, **numbers})
+            trainer.save_epoch(numbers['mIoU'])
+            log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', epoch, p.epochs,
+                     numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
+
+
+def final_evaluation(trainer, val_loader, classes, p, args, output):
+    """Evaluate the best model at the images' own size, as eval.py does, and leave and print its results."""
     if not trainer.best_iou:
         raise UserError(f'{args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels of '
                         f'{p.val_db_name}, and at metrics.jsonl')
     log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution%s', trainer.best_iou,
              trainer.best_epoch + 1, ', with CRF' if args.crf_postprocess else '')
-    network = finetuned_network(p, len(classes), p.best_model).to(device, memory_format=torch.channels_last)
-    confusion = evaluate(network, val_loader, classes, output, device, start.precision, args.crf_postprocess, pictures=0)
+    network = finetuned_network(p, len(classes), p.best_model).to(trainer.device, memory_format=torch.channels_last)
+    confusion = evaluate(network, val_loader, classes, output, trainer.device, trainer.precision, args.crf_postprocess,
+                         pictures=0)
     if not is_main():
         return
     iou = class_iou(confusion) * 100
