@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-dependencies = ['torch', 'torchvision', 'numpy', 'cv2']
+dependencies = ['torch', 'torchvision', 'cv2', 'easydict', 'gdown', 'numpy', 'PIL', 'requests', 'scipy', 'sklearn', 'termcolor',
+                'yaml']  # as requirements.txt installs them
 
 _TREE = Path(__file__).resolve().parent / 'segmentation'
 _PACKAGES = ('data', 'evaluation', 'models', 'utils')
@@ -19,19 +20,24 @@ def maskcontrast(weights, output_stride=8):
     """A network in eval mode, with the weights of a file.
 
     weights: the path of a pre-training checkpoint, or of a linear network of linear_finetune.py; or zoo://<name> of a published
-    one (`python -m utils.model_zoo` lists them), which is kept in torch.hub's folder. output_stride: 8, or 32 for
-    `backbone_kwargs.dilated: False`.
+    one (`python -m utils.model_zoo` lists them), which is kept in `maskcontrast/` in torch.hub's folder. output_stride: 8, or
+    32 for `backbone_kwargs.dilated: False`; the file does not say which, and the wrong one gives wrong outputs.
     Takes B x 3 x H x W images of `preprocessing`. A pre-training network gives embeddings, B x D x H x W, not normalised, and
     saliency logits, B x H x W (None where it has no such head); a linear network class logits, B x C x H x W.
-    Raises `UserError`, with one line that names the file, for a file that is missing, damaged or another network's.
+    Store its `state_dict()`, not itself: its class is known here only. Don't load from several threads at once.
+    Raises ValueError, with one line that names the file, for one that is missing, damaged or another network's.
     """
     if output_stride not in (8, 32):
         raise ValueError(f'output_stride must be 8 or 32, not {output_stride}')
     with _own_modules():
         from evaluation.weights import stored_network
+        from utils.errors import UserError
         from utils.zoo import local_file
-        path = local_file(weights, Path(torch.hub.get_dir()) / 'maskcontrast')
-        return stored_network(path, dilated=output_stride == 8).eval()
+        try:
+            path = local_file(weights, Path(torch.hub.get_dir()) / 'maskcontrast')
+            return stored_network(path, dilated=output_stride == 8).eval()
+        except UserError as error:  # a class that callers can't name
+            raise ValueError(error.line()) from None
 
 
 def preprocessing(size=(512, 512)):

@@ -8,22 +8,17 @@ The file takes `images`, B x 3 x height x width float32: RGB in [0, 1], minus (0
 network before it is written. Needs requirements-optional.txt.
 """
 import logging
-import warnings
+from pathlib import Path
 
-import numpy as np
-import torch
-
+from evaluation.onnx_files import difference_of, onnx_of, require_packages
 from evaluation.weights import stored_network
-from models.networks import LinearNetwork
 from utils.command import command, make_env_parser
 from utils.config import TREE, read_env
 from utils.errors import UserError
 from utils.files import atomic_file
-from utils.packages import require
 from utils.zoo import local_file
 
 TOLERANCE = 1e-3  # of the file's outputs, as a share of the largest
-OPSET = 18
 
 log = logging.getLogger('maskcontrast')
 
@@ -45,46 +40,21 @@ def main(argv=None):
     args = parse_arguments(argv)
     if min(args.size) < 1:
         raise UserError(f'--size is {" ".join(map(str, args.size))}, but must be two positive numbers of pixels')
-    weights = local_file(args.weights, read_env(args.config_env).root_dir)
+    require_packages()
+    weights, out = Path(local_file(args.weights, read_env(args.config_env).root_dir)), Path(args.out)
+    if out.is_dir() or out.resolve() == weights.resolve():
+        raise UserError(f'--out {out} is {"a folder" if out.is_dir() else "the file of the weights"}: name another file')
     network = stored_network(weights, dilated=args.output_stride == 8).eval()
 
     content, outputs = onnx_of(network, args.size)
     difference = difference_of(network, content, args.size)
-    if difference > TOLERANCE:
-        raise UserError(f'{args.out} is not written: its outputs would differ from those of {args.weights} by {difference:.1g} '
-                        'of the largest: try another --size, or the versions of requirements-optional.txt')
-    with atomic_file(args.out) as file:
+    if not difference <= TOLERANCE:  # nor where it is NaN
+        raise UserError(f'{out} is not written: its outputs would differ from those of {weights} by {difference:.1g} of the '
+                        'largest: are the weights finite? Else try another --size')
+    with atomic_file(out) as file:
         file.write(content)
-    log.info('%s: images B x 3 x %d x %d -> %s; differs from the network by %.1g of the largest value', args.out, *args.size,
+    log.info('%s: images B x 3 x %d x %d -> %s; differs from the network by %.1g of the largest value', out, *args.size,
              ', '.join(outputs), difference)
-
-
-def onnx_of(network, size):
-    """A network as the bytes of an ONNX file, for batches of any length, and the names of its outputs. size: (height, width) of
-    the images, which is fixed."""
-    for package in ('onnx', 'onnxscript'):
-        require(package, 'export.py')
-    outputs = ['logits'] if isinstance(network, LinearNetwork) else ['embeddings', 'saliency']
-    if outputs[1:] and network.classification_head is None:
-        outputs.pop()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of PyTorch about its own parts
-        program = torch.onnx.export(network, (torch.zeros(2, 3, *size),), dynamo=True, opset_version=OPSET, verbose=False,
-                                    input_names=['images'], output_names=outputs,
-                                    dynamic_shapes=({0: torch.export.Dim('batch')},))
-    return program.model_proto.SerializeToString(), outputs
-
-
-def difference_of(network, content, size):
-    """The largest difference between what the bytes of an ONNX file give and what the network does, as a share of the largest
-    value, on three random images."""
-    session = require('onnxruntime', 'export.py').InferenceSession(content, providers=['CPUExecutionProvider'])
-    images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        wanted = network(images)
-    wanted = [tensor.numpy() for tensor in (wanted if isinstance(wanted, tuple) else (wanted,)) if tensor is not None]
-    given = session.run(None, {'images': images.numpy()})
-    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)) for a, b in zip(given, wanted, strict=True))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from stored import NETWORKS, weights_of
 import export
 from evaluation.weights import stored_network
 
-SIZE = (64, 96)
+SIZE = (64, 107)  # a grid of 8 x 14, on which the rate 12 of the ASPP sees more than its centre
 
 
 @pytest.mark.parametrize('kind', ['linear', 'output_stride_32', 'pretraining', 'no_saliency'])
@@ -44,22 +44,27 @@ def test_mistakes_leave_what_was_there(tmp_path, capsys, monkeypatch):
     weights, out = tmp_path / 'weights.pth.tar', tmp_path / 'network.onnx'
     out.write_text('of before')
     weights_of({'num_classes': 6}, weights)
+    content = weights.read_bytes()
     assert 'nowhere.pth' in refusal(capsys, '--weights', tmp_path / 'nowhere.pth', '--out', out)
     torch.save({'fc.weight': torch.zeros(2, 2)}, tmp_path / 'other.pth')
     assert 'other.pth: neither' in refusal(capsys, '--weights', tmp_path / 'other.pth', '--out', out)
     assert '--size is 0 64' in refusal(capsys, '--weights', weights, '--out', out, '--size', 0, 64)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, 'onnxscript', None)
-        assert 'pip install -r requirements-optional.txt' in refusal(capsys, '--weights', weights, '--out', out)
-    assert out.read_text() == 'of before'
+    assert 'is a folder' in refusal(capsys, '--weights', weights, '--out', tmp_path)
+    assert 'is the file of the weights' in refusal(capsys, '--weights', weights, '--out', weights)
+    for package in ('onnxscript', 'onnxruntime'):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            assert f'export.py needs the package {package}' in refusal(capsys, '--weights', weights, '--out', out)
+    assert out.read_text() == 'of before' and weights.read_bytes() == content
 
 
-def test_a_file_that_computes_something_else_is_not_written(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize('change', [1, float('nan')])
+def test_a_file_that_computes_something_else_is_not_written(change, tmp_path, capsys, monkeypatch):
     weights, out, right = tmp_path / 'weights.pth.tar', tmp_path / 'network.onnx', export.onnx_of
 
     def wrong(network, size):
         content = right(network, size)
-        network.classifier.bias.data += 1  # after the export
+        network.classifier.bias.data += change  # after the export
         return content
     weights_of({'num_classes': 2, 'head': 'none'}, weights)
     monkeypatch.setattr(export, 'onnx_of', wrong)
@@ -75,3 +80,17 @@ def test_stored_networks(kind, backbone, tmp_path):
     stored = stored_network(tmp_path / 'weights.pth.tar', dilated=kind != 'output_stride_32')
     assert type(stored) is type(network) and str(stored) == str(network)
     assert all(torch.equal(a, b) for a, b in zip(stored.state_dict().values(), network.state_dict().values(), strict=True))
+
+
+def test_other_forms_of_files(tmp_path):
+    """A checkpoint of linear_finetune.py, and of a pre-training the bare state dict with key network and queue."""
+    for kind in ('linear', 'pretraining'):
+        network, file = weights_of(NETWORKS[kind][0], tmp_path / 'weights.pth.tar'), tmp_path / 'other.pth.tar'
+        state = torch.load(tmp_path / 'weights.pth.tar', weights_only=True)
+        if kind == 'linear':
+            torch.save({'model': state, 'epoch': 3}, file)
+        else:
+            key = {name.replace('model_q', 'model_k'): torch.zeros_like(value) for name, value in state['model'].items()}
+            torch.save({**key, **state['model'], 'module.queue': torch.zeros(5, 8)}, file)
+        stored = stored_network(file).state_dict()
+        assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())

@@ -1,6 +1,6 @@
 """hubconf.py: networks for other code, which may have modules called `data`, `models` or `utils` of its own."""
+import subprocess
 import sys
-import types
 from pathlib import Path
 
 import cv2
@@ -30,16 +30,31 @@ def test_networks(kind, tmp_path):
         assert a is b is None or torch.equal(a, b)
 
 
-def test_modules_of_the_same_names_stay(tmp_path, monkeypatch):
-    weights_of(NETWORKS['linear'][0], tmp_path / 'weights.pth.tar')
-    theirs = {name: types.ModuleType(name) for name in ('data', 'models', 'utils', 'utils.checkpoint')}
-    for name, module in theirs.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    path = list(sys.path)
-    network = load('maskcontrast', tmp_path / 'weights.pth.tar')
-    prepare = load('preprocessing', size=(64, 64))
-    assert all(sys.modules[name] is module for name, module in theirs.items()) and sys.path == path
+OTHER_CODE = """
+import sys
+import numpy as np
+import torch
+import utils                                     # this folder's
+before = set(sys.path)
+for _ in range(2):
+    network = torch.hub.load({root!r}, 'maskcontrast', {weights!r}, source='local')
+    prepare = torch.hub.load({root!r}, 'preprocessing', size=(64, 64), source='local')
     assert network(prepare(np.zeros((10, 20, 3), np.uint8))).shape == (1, 7, 64, 64)
+own = sorted(name for name in sys.modules if name.split('.')[0] in ('data', 'evaluation', 'models', 'utils'))
+assert own == ['utils'] and sys.modules['utils'] is utils, own
+assert set(sys.path) == before, sys.path
+import models                                    # this folder's too, imported only now
+print(utils.NAME, models.NAME)
+"""
+
+
+def test_code_with_modules_of_the_same_names(tmp_path):
+    weights_of(NETWORKS['linear'][0], tmp_path / 'weights.pth.tar')
+    for name in ('utils', 'models'):
+        (tmp_path / f'{name}.py').write_text(f'NAME = "their {name}"\n')
+    (tmp_path / 'program.py').write_text(OTHER_CODE.format(root=str(ROOT), weights=str(tmp_path / 'weights.pth.tar')))
+    done = subprocess.run([sys.executable, 'program.py'], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == 'their utils their models\n', done.stderr
 
 
 def test_preprocessing_is_the_evaluations():
@@ -61,7 +76,7 @@ def test_published_ones_are_kept_in_the_hubs_folder(tmp_path, monkeypatch):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(Exception, match='nowhere.pth: there is no such checkpoint file'):
+    with pytest.raises(ValueError, match='nowhere.pth: there is no such checkpoint file'):
         load('maskcontrast', tmp_path / 'nowhere.pth')
     with pytest.raises(ValueError, match='output_stride must be 8 or 32, not 16'):
         load('maskcontrast', tmp_path / 'nowhere.pth', output_stride=16)

@@ -23,10 +23,14 @@ DEVIATION = 0.01  # of the classifier's initial weights
 def query_weights(path):
     """State dict of the query network in a pre-training checkpoint: the dict with `model`, or a bare dict of
     `module.model_q.*`. Raises `UserError` when the file is missing, damaged, or holds no such network."""
-    weights = {key.removeprefix(PREFIX): value for key, value in _state(path).items() if str(key).startswith(PREFIX)}
+    weights = _query_part(_state(path))
     if not weights:
         raise UserError(f"{path}: not a pre-training checkpoint: none of its keys starts with '{PREFIX}'")
     return weights
+
+
+def _query_part(state):
+    return {key.removeprefix(PREFIX): value for key, value in state.items() if str(key).startswith(PREFIX)}
 
 
 def embedding_network(p, path):
@@ -118,14 +122,14 @@ def finetuned_network(p, classes, path):
 
 def stored_network(path, dilated=True):
     """The network in a file of weights, whose keys and shapes say which: a `PretrainingNetwork` (the query's) of a pre-training
-    checkpoint, else a `LinearNetwork`. dilated: output stride 8, else 32, which the file does not say.
+    checkpoint, else a `LinearNetwork`. dilated: output stride 8, else 32, which the file does not say: the wrong one gives
+    wrong outputs.
 
     Raises `UserError` for files that hold neither.
     """
     state = _state(path)
-    pretraining = any(str(key).startswith(PREFIX) for key in state)
-    if pretraining:
-        state = query_weights(path)
+    query = _query_part(state)
+    pretraining, state = bool(query), query or state
     biases = [HEADS[1]] if pretraining else [bias for _, bias in CLASSIFIER.values()]
     outputs = [len(state[key]) for key in biases if getattr(state.get(key), 'ndim', 0) == 1]
     if not outputs:
