@@ -13,9 +13,24 @@ sys.path.insert(0, str(ROOT / 'pretrain'))
 
 from utils.command import command, make_plain_parser  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.files import atomic_file  # noqa: E402
 
 PANELS = {'loss': ('loss', 'contrastive_loss', 'saliency_loss'), 'accuracy (%)': ('acc1', 'acc5'), 'online mIoU (%)': ('mIoU',),
           'learning rate': ('lr',)}
+
+
+def read_metrics(file):
+    """The lines of a metrics.jsonl as dicts. A last line that a kill cut off is left out."""
+    try:
+        lines = file.read_text().splitlines()
+        if lines and not lines[-1].endswith('}'):
+            lines.pop()
+        metrics = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(f'{file} could not be read ({error}): name the output folder of a training') from error
+    if not metrics:
+        raise UserError(f'{file} is empty: the run has not finished an epoch yet')
+    return metrics
 
 
 def curves(metrics):
@@ -39,14 +54,9 @@ def main(argv=None):
     parser.add_argument('run', type=Path, help='the output folder of main.py or linear_finetune.py')
     parser.add_argument('--out', type=Path, help='the picture to write (default: curves.png in the run)')
     args = parser.parse_args(argv)
-    file, out = args.run / 'metrics.jsonl', args.out or args.run / 'curves.png'
-    try:
-        metrics = [json.loads(line) for line in file.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f'{file} could not be read ({error}): name the output folder of a training') from error
-    if not metrics:
-        raise UserError(f'{file} is empty: the run has not finished an epoch yet')
-    curves(metrics).savefig(out)
+    figure, out = curves(read_metrics(args.run / 'metrics.jsonl')), args.out or args.run / 'curves.png'
+    with atomic_file(out) as file:
+        figure.savefig(file, format='png')
     print(out)
 
 

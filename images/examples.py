@@ -1,8 +1,6 @@
 """Put the pictures of an evaluation on one sheet: every so manyth, none chosen.
 
     .venv/bin/python images/examples.py output/demo_linear/eval/best_model.pth.tar_crf --out examples.jpg
-
-images/examples.jpg is such a sheet of a linear classifier with CRF on photographs (see the README).
 """
 import sys
 from pathlib import Path
@@ -12,9 +10,13 @@ import cv2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
+from data.reading import read_image  # noqa: E402
 from evaluation.pictures import contact_sheet  # noqa: E402
 from utils.command import command, make_plain_parser  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.files import atomic_file  # noqa: E402
+
+CELL, QUALITY = (200, 475), 88  # height and width of a picture, and of the JPEG
 
 
 def spread(items, number):
@@ -31,11 +33,14 @@ def main(argv=None):
     parser.add_argument('--number', type=int, default=12, help='of pictures (default: 12)')
     parser.add_argument('--columns', type=int, default=2, help='of pictures (default: 2)')
     args = parser.parse_args(argv)
+    if min(args.number, args.columns) < 1:
+        raise UserError('--number and --columns must be at least 1')
     files = spread(sorted((args.run / 'visualization').glob('**/*.png')), args.number)
     if not files:
         raise UserError(f'{args.run} has no visualization/*.png: name the folder that eval.py leaves')
-    pictures = [cv2.imread(str(file)) for file in files]
-    cv2.imwrite(str(args.out), contact_sheet(pictures, args.columns, (200, 475)), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    sheet = contact_sheet([read_image(file) for file in files], args.columns, CELL)
+    with atomic_file(args.out) as file:
+        file.write(cv2.imencode('.jpg', cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
     print(args.out)
 
 

@@ -26,6 +26,8 @@ from utils.checkpoint import load_exactly, load_file  # noqa: E402
 from utils.command import command, make_plain_parser  # noqa: E402
 from utils.config import create_config  # noqa: E402
 from utils.config_keys import PRETRAIN  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.files import atomic_file  # noqa: E402
 
 OTHERS = 12    # images whose prototypes stand for the batch and the queue
 BLUE, RED, GRAY = '#2c6fbb', '#c0392b', '#8a8f98'
@@ -45,7 +47,7 @@ def embedded(p, items):
     state = load_file(Path(p.output_dir) / 'checkpoint.pth.tar')['model']
     grids = {}
     for part, view in (('model_q', 'query'), ('model_k', 'key')):
-        network = get_model(p).eval()
+        network = get_model({**p, 'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}}).eval()
         prefix = f'module.{part}.'
         load_exactly(network, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, part)
         images = to_images(torch.stack([item[view] for item in items]), torch.device('cpu'))
@@ -123,11 +125,16 @@ def draw(sample, items, grid, prototypes):
 def main(argv=None):
     args = parse_arguments(argv)
     p = create_config(args.config_env, args.config_exp, PRETRAIN)
-    dataset = SegmentationDataset(dataset_folder(p.db_root, p.train_db_name), 'trainaug', saliency=p.train_db_kwargs.saliency)
+    dataset = SegmentationDataset(dataset_folder(p.db_root, p.train_db_name), 'trainaug', saliency=p.train_db_kwargs.saliency,
+                                  drop_missing=True)
+    if not 0 <= args.image < len(dataset):
+        raise UserError(f'--image must be from 0 to {len(dataset) - 1}, not {args.image}')
     pairs = ViewPairs(dataset, seed=0, size=p.transformation_kwargs.crop_size)
     items = [pairs[0, (args.image + number) % len(pairs)] for number in range(OTHERS + 1)]
     grid, prototypes = embedded(p, items)
-    draw(dataset[args.image], items, grid[0], prototypes).savefig(args.out)
+    sample = dataset[dataset.ids.index(items[0]['id'])]  # another than args.image where no view of that one would do
+    with atomic_file(args.out) as file:
+        draw(sample, items, grid[0], prototypes).savefig(file, format='png')
     print(args.out)
 
 

@@ -33,6 +33,10 @@ def test_curves_show_what_the_run_measured(tmp_path, capsys):
     curves.main([str(tmp_path)])
     assert cv2.imread(str(tmp_path / 'curves.png')) is not None
     assert 'nothing/metrics.jsonl could not be read' in refusal(curves.main, capsys, tmp_path / 'nothing')
+    (tmp_path / 'metrics.jsonl').write_text(f'{json.dumps(rows[0])}\n{json.dumps(rows[1])[:20]}')  # a kill cut it off
+    assert curves.read_metrics(tmp_path / 'metrics.jsonl') == rows[:1]
+    (tmp_path / 'metrics.jsonl').write_text('no json}\n')
+    assert 'metrics.jsonl could not be read' in refusal(curves.main, capsys, tmp_path)
     (tmp_path / 'metrics.jsonl').write_text('')
     assert 'metrics.jsonl is empty' in refusal(curves.main, capsys, tmp_path)
 
@@ -46,6 +50,7 @@ def test_examples_are_spread_over_all(tmp_path, capsys):
     sheet = cv2.imread(str(tmp_path / 'sheet.jpg'))
     centres = [int(row[:, sheet.shape[1] // 2].mean()) for row in np.split(sheet, 3)]
     assert all(abs(got - want) < 12 for got, want in zip(centres, (8, 85, 162), strict=True)), centres
+    assert 'at least 1' in refusal(examples.main, capsys, tmp_path, '--out', tmp_path / 'x.jpg', '--columns', 0)
     assert 'has no visualization' in refusal(examples.main, capsys, tmp_path / 'nothing', '--out', tmp_path / 'x.jpg')
 
 
@@ -60,5 +65,12 @@ def test_teaser(tmp_path, capsys):
     (tmp_path / 'small').mkdir()
     state = ContrastiveModel(p).state_dict()
     torch.save({'model': {f'module.{key}': value for key, value in state.items()}}, tmp_path / 'small' / 'checkpoint.pth.tar')
-    teaser.main(list(map(str, arguments)))
-    assert min(cv2.imread(str(tmp_path / 'teaser.png')).shape[:2]) > 400
+    assert '--image must be from 0 to 5, not 6' in refusal(teaser.main, capsys, *arguments, '--image', 6)
+    pictures = []
+    for number in (0, 1):
+        teaser.main([*map(str, arguments), '--image', str(number)])
+        pictures.append(cv2.imread(str(tmp_path / 'teaser.png')).astype(int))
+    changed = (np.abs(pictures[0] - pictures[1]) > 30).any(2)
+    columns = np.flatnonzero(changed.any(0)) / changed.shape[1]
+    assert columns.min() < 0.15 and columns.max() > 0.68  # the image at the left, and its embeddings at the right
+    assert not changed[:, int(0.38 * changed.shape[1]):int(0.62 * changed.shape[1])].any()  # but not what is written
