@@ -75,4 +75,5 @@ sync:
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache
-	find pretrain segmentation tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf __pycache__
+	find pretrain segmentation tests benchmarks images -name __pycache__ -prune -exec rm -rf {} +

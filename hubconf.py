@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 dependencies = ['torch', 'torchvision', 'cv2', 'easydict', 'gdown', 'numpy', 'PIL', 'requests', 'scipy', 'sklearn', 'termcolor',
-                'yaml']  # as requirements.txt installs them
+                'tqdm', 'yaml']  # as requirements.txt installs them
 
 _TREE = Path(__file__).resolve().parent / 'segmentation'
 _PACKAGES = ('data', 'evaluation', 'models', 'utils')

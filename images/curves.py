@@ -34,8 +34,7 @@ def read_metrics(file):
 
 
 def curves(metrics):
-    """A figure of the numbers of `PANELS` that a run has. metrics: a dict for each epoch, the last of a repeated one counts."""
-    metrics = list({row['epoch']: row for row in metrics}.values())
+    """A figure of the numbers of `PANELS` that a run has. metrics: a dict for each epoch."""
     panels = {title: [name for name in names if name in metrics[0]] for title, names in PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
     figure = Figure(figsize=(3.4 * len(panels), 2.8), dpi=100, layout='constrained')

@@ -1,6 +1,6 @@
 """Draw images/teaser.png, the method in one figure, from a network that was trained: that of `make demo`.
 
-    .venv/bin/python images/teaser.py
+    .venv/bin/python images/teaser.py --out images/teaser.png
 
 Every part is computed: two views of an image as the training draws them, the prototype of the key view's mask, those of other
 images, and the query's pixel embeddings, on the two axes in which their variance is largest.
@@ -22,8 +22,9 @@ from contrastive.pairs import ViewPairs  # noqa: E402
 from data.batches import to_images  # noqa: E402
 from data.dataset import SegmentationDataset, dataset_folder  # noqa: E402
 from models.factory import get_model  # noqa: E402
+from models.interpolation import resize  # noqa: E402
 from utils.checkpoint import load_exactly, load_file  # noqa: E402
-from utils.command import command, make_plain_parser  # noqa: E402
+from utils.command import command, make_env_parser  # noqa: E402
 from utils.config import create_config  # noqa: E402
 from utils.config_keys import PRETRAIN  # noqa: E402
 from utils.errors import UserError  # noqa: E402
@@ -34,22 +35,24 @@ BLUE, RED, GRAY = '#2c6fbb', '#c0392b', '#8a8f98'
 
 
 def parse_arguments(argv):
-    parser = make_plain_parser(__doc__)
-    parser.add_argument('--config_env', default=ROOT / 'pretrain' / 'configs' / 'env.yml')
-    parser.add_argument('--config_exp', default=ROOT / 'pretrain' / 'configs' / 'demo.yml')
+    parser = make_env_parser(__doc__, default=ROOT / 'pretrain' / 'configs' / 'env.yml')
+    parser.add_argument('--config_exp', default=ROOT / 'pretrain' / 'configs' / 'demo.yml',
+                        help="YAML file of the pre-training (default: the demo's)")
     parser.add_argument('--image', type=int, default=3, help='which image of the training split (default: 3)')
-    parser.add_argument('--out', default=ROOT / 'images' / 'teaser.png')
+    parser.add_argument('--out', type=Path, required=True, help='the picture to write')
     return parser.parse_args(argv)
 
 
 def embedded(p, items):
     """Grids of the query network for the query views, B x D x h x w, and prototypes of the key views, B x D."""
-    state = load_file(Path(p.output_dir) / 'checkpoint.pth.tar')['model']
+    checkpoint = Path(p.output_dir) / 'checkpoint.pth.tar'
+    state = load_file(checkpoint)['model']
     grids = {}
     for part, view in (('model_q', 'query'), ('model_k', 'key')):
         network = get_model({**p, 'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}}).eval()
         prefix = f'module.{part}.'
-        load_exactly(network, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, part)
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        load_exactly(network, weights, checkpoint)
         images = to_images(torch.stack([item[view] for item in items]), torch.device('cpu'))
         with torch.no_grad():
             grids[view] = network.grid(images)[0]
@@ -59,16 +62,15 @@ def embedded(p, items):
 
 def pixel_embeddings(grid, mask):
     """Normalised embeddings of the object's pixels in one view: D x h x w, H x W -> N x D."""
-    pixels = F.normalize(F.interpolate(grid[None], mask.shape, mode='bilinear')[0], dim=0)
+    pixels = F.normalize(resize(grid[None], mask.shape)[0], dim=0)
     return pixels.permute(1, 2, 0)[mask.bool()]
 
 
-def picture(figure, box, image, title, mask=None):
+def picture(figure, box, image, title, mask):
+    """An image, H x W x 3 uint8, pale around its mask, in a box of (left, bottom, width, height) as shares of the figure."""
     axes = figure.add_axes(box)
-    shown = image if mask is None else np.where(mask[..., None] > 0, image, image // 3 + 150)
-    axes.imshow(shown)
-    if mask is not None:
-        axes.contour(mask, [0.5], colors=RED, linewidths=1.4)
+    axes.imshow(np.where(mask[..., None] > 0, image, image // 3 + 150))
+    axes.contour(mask, [0.5], colors=RED, linewidths=1.4)
     axes.set_title(title, fontsize=9)
     axes.axis('off')
 
@@ -103,7 +105,7 @@ def draw(sample, items, grid, prototypes):
     canvas.set(xlim=(0, 1), ylim=(0, 1))
     canvas.axis('off')
     picture(figure, [0.01, 0.32, 0.135, 0.34], sample['image'], 'image and mask,\nwithout labels', sample['saliency'])
-    for bottom, view, network, colour in ((0.56, 'query', 'query network\n(learns by SGD)', BLUE),
+    for bottom, view, network, colour in ((0.56, 'query', 'query network\n(learns)', BLUE),
                                           (0.08, 'key', 'key network\n(moving average)', RED)):
         mask = items[0][f'{view}_mask'].numpy()
         picture(figure, [0.19, bottom, 0.135, 0.34], items[0][view].numpy(), f'{view} view and its mask', mask)

@@ -59,10 +59,10 @@ def main(argv=None):
 
     # What to go on from
     state = earlier_state(p.checkpoint)
-    if state and state['epoch'] >= p.epochs:
+    start = resolve_start(p, state, args, device, PRETRAIN)
+    if state and state['epoch'] >= p.epochs and not start.changed:
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
         return
-    start = resolve_start(p, state, args, device, PRETRAIN)
     if state is None:
         with main_first():  # which may fetch them
             require_files(p, args.config_exp, 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')

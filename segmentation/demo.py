@@ -14,26 +14,31 @@ from data.reading import read_labels
 from evaluation.pictures import contact_sheet, save_picture, side_by_side
 from utils.command import command, make_env_parser
 from utils.config import create_config
+from utils.config_keys import EVAL, KMEANS, LINEAR, RETRIEVAL
 from utils.errors import UserError
 from utils.log import start_log
 
-RUNS = (('untrained', "K-means, the data set's masks", 'demo_kmeans_untrained'),
-        ('trained', "K-means, the data set's masks", 'demo_kmeans_given_masks'),
-        ('trained', 'K-means, its own masks', 'demo_kmeans'),
-        ('untrained', "retrieval, the data set's masks", 'demo_retrieval_untrained'),
-        ('trained', 'retrieval, its own masks', 'demo_retrieval'),
-        ('untrained', 'linear classifier', 'demo_linear_untrained'),
-        ('trained', 'linear classifier', 'demo_linear'),
-        ('trained', 'linear classifier, CRF', 'demo_linear/eval/best_model.pth.tar_crf'))
+RUNS = (('untrained', "K-means, the data set's masks", KMEANS, 'demo_kmeans_untrained'),
+        ('trained', "K-means, the data set's masks", KMEANS, 'demo_kmeans_given_masks'),
+        ('trained', 'K-means, its own masks', KMEANS, 'demo_kmeans'),
+        ('untrained', "retrieval, the data set's masks", RETRIEVAL, 'demo_retrieval_untrained'),
+        ('trained', 'retrieval, its own masks', RETRIEVAL, 'demo_retrieval'),
+        ('untrained', 'linear classifier', LINEAR, 'demo_linear_untrained'),
+        ('trained', 'linear classifier', LINEAR, 'demo_linear'),
+        ('trained', 'linear classifier, CRF', EVAL, 'demo_linear/eval/best_model.pth.tar_crf'))
 PICTURES, COLUMNS, CELL = 24, 4, (110, 330)
 
 
-def results_of(root, run):
+def results_of(root, run, script):
+    """The content of a run's results.json. Raises `UserError` when it is not there, or another script's."""
     path = Path(root) / run / 'results.json'
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} could not be read: run `make demo`, which makes it first') from error
+        results = json.loads(path.read_text())
+        if results['script'] != script:
+            raise ValueError
+        return results
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is not what {script} leaves: run `make demo`, which makes it first') from error
 
 
 def score(results):
@@ -52,8 +57,8 @@ def main(argv=None):
 
     log.info('')
     log.info('%-10s  %-31s  %s', 'network', 'evaluation', 'mIoU (K-means: mean of 5 seeds, lowest and highest)')
-    for network, evaluation, run in RUNS:
-        log.info('%-10s  %-31s  %s', network, evaluation, score(results_of(p.root_dir, run)))
+    for network, evaluation, script, run in RUNS:
+        log.info('%-10s  %-31s  %s', network, evaluation, score(results_of(p.root_dir, run, script)))
 
     dataset = SegmentationDataset(dataset_folder(p.db_root, p.val_db_name), 'val', labels=True)
     pictures = []

@@ -1,5 +1,6 @@
 """The demo's table and picture, from real evaluations of a small data set."""
 import json
+import shutil
 
 import cv2
 from conftest import KMEANS, LINEAR
@@ -27,7 +28,7 @@ def test_table_and_picture(experiment, pretrained, tmp_path, capsys, user_error)
     capsys.readouterr()
     demo.main(env)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(('untrained', 'trained'))]
-    for row, (network, evaluation, run) in zip(rows, demo.RUNS, strict=True):
+    for row, (network, evaluation, _, run) in zip(rows, demo.RUNS, strict=True):
         results = json.loads((output / run / 'results.json').read_text())
         seeds = results.get('mIoU_per_seed')
         spread = f' ({min(seeds):.1f} to {max(seeds):.1f})' if seeds else ''
@@ -36,3 +37,5 @@ def test_table_and_picture(experiment, pretrained, tmp_path, capsys, user_error)
     picture = cv2.imread(str(output / 'demo' / 'segmentations.png'))
     assert picture.shape[1] == demo.COLUMNS * demo.CELL[1] and picture.shape[0] <= 2 * demo.CELL[0]  # six images
     assert picture.std() > 10
+    shutil.copy(output / 'demo_retrieval' / 'results.json', output / 'demo_kmeans' / 'results.json')
+    assert 'demo_kmeans/results.json is not what kmeans.py leaves' in user_error(lambda: demo.main(env))

@@ -129,7 +129,9 @@ def stored_network(path, dilated=True):
     """
     state = _state(path)
     query = _query_part(state)
-    pretraining, state = bool(query), query or state
+    pretraining = bool(query)
+    if pretraining:
+        state = query
     biases = [HEADS[1]] if pretraining else [bias for _, bias in CLASSIFIER.values()]
     outputs = [len(state[key]) for key in biases if getattr(state.get(key), 'ndim', 0) == 1]
     if not outputs:
