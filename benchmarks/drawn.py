@@ -17,14 +17,14 @@ def draw_views(batch, size, device=None):
     return images, masks
 
 
-def draw_images(folder, count, height=HEIGHT, width=WIDTH):
+def draw_images(folder, count):
     """A data set of pictures of about the size of photographs' files: smooth colours, an object with an edge, fine texture."""
     for part in ('images', 'saliency_drawn', 'sets'):
         (folder / part).mkdir(parents=True)
     for number in range(count):
         rng = np.random.default_rng(number)
-        image = cv2.resize(rng.uniform(0, 255, (8, 10, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-        blobs = cv2.resize(rng.normal(size=(6, 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(rng.uniform(0, 255, (8, 10, 3)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        blobs = cv2.resize(rng.normal(size=(6, 8)).astype(np.float32), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         mask = blobs > np.quantile(blobs, 2 / 3)
         image = np.where(mask[..., None], 255 - image, image) + rng.normal(0, 6, image.shape)
         Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / f'images/{number}.jpg', quality=90)

@@ -35,7 +35,7 @@ def parse_arguments():
 
 def step_row(batch, size, count, backbone='resnet18', freeze=False):
     """Seconds and peak memory of a step in the precision that main.py would choose."""
-    sys.path.insert(0, str(ROOT / 'pretrain'))
+    sys.path.insert(0, str(ROOT / 'pretrain'))  # each row needs another tree, and has a process of its own
     from pretrain_step import Steps
     from utils.device import choose_precision, keep_freed_memory
     keep_freed_memory()

@@ -7,6 +7,7 @@ A run whose checkpoint exists goes on from it. Results are under <root_dir>/<exp
 """
 import copy
 import functools
+import logging
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ from utils.resuming import earlier_state, resolve_start, start_run
 from utils.sources import require_files
 from utils.training import batches_text, check_batch_size
 
+log = logging.getLogger('maskcontrast')
+
 
 def parse_arguments(argv):
     parser = make_parser(__doc__, amp='auto', trains=True)
@@ -55,7 +58,7 @@ def main(argv=None):
     output = Path(p.output_dir)
     if p.image_cache:
         make_folder(p.image_cache)  # a mistake there ends the run before any work
-    log = start_run(output, args.fresh)
+    start_run(output, args.fresh)
 
     # What to go on from
     state = earlier_state(p.checkpoint)
@@ -104,13 +107,19 @@ def main(argv=None):
     if processes != world_size():
         log.info('These %d processes are simulated by %d', processes, world_size())
 
-    # Epochs
+    # Work
     if is_main():
         remove_temporaries(output)
+    train(trainer, p, output)
+    log.info('Finished: %s', p.checkpoint)
+
+
+def train(trainer, p, output):
+    """The epochs that are left."""
     with Record(output, trainer.epoch, view_figure) as record, deferred():
         while trainer.epoch < p.epochs:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
-            set_learning_rate(optimizer, lr)
+            set_learning_rate(trainer.optimizer, lr)
             epoch = trainer.epoch + 1
             numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
             record.scalars(epoch, {'lr': lr, **numbers})
@@ -118,7 +127,6 @@ def main(argv=None):
             log.info('Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
                      '%.1f images/s', epoch, p.epochs, numbers['loss'], numbers['contrastive_loss'],
                      numbers['saliency_loss'], numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second'])
-    log.info('Finished: %s', p.checkpoint)
 
 
 def number_of_processes(p, exp_file):

@@ -86,11 +86,9 @@ def main(argv=None):
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'weights': str(weights),
                                                      'crf': args.crf_postprocess, **subject})
     log.info('Predictions and pictures are in %s', output)
-    if confusion is None:
-        write_results(output, 'eval.py', weights, classes, None, crf=args.crf_postprocess)
-    else:
-        iou = class_iou(confusion) * 100
-        write_results(output, 'eval.py', weights, classes, iou, crf=args.crf_postprocess)
+    iou = None if confusion is None else class_iou(confusion) * 100
+    write_results(output, EVAL, weights, classes, iou, crf=args.crf_postprocess)
+    if iou is not None:
         print_iou(log, classes, iou)
 
 

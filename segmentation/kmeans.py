@@ -105,7 +105,7 @@ def main(argv=None):
                       score=False)
     save_cluster_sheet(output / SHEET, dataset, embedded.masks, shown, distances(vectors, shown.clusters), names)
     clusters = dict(zip(embedded.ids, (shown.clusters + 1).tolist(), strict=True))
-    write_results(output, 'kmeans.py', p.pretraining, classes, iou, n_clusters=n_clusters, seeds=list(seeds), **scores,
+    write_results(output, KMEANS, p.pretraining, classes, iou, n_clusters=n_clusters, seeds=list(seeds), **scores,
                   shown_seed=seeds[chosen], clusters=clusters)
     log.info('Clusters are shown in %s', output / SHEET)
     if classes:

@@ -114,11 +114,14 @@ def main(argv=None):
         remove_temporaries(output)
         check_output(output)
     train(trainer, val_loader, len(classes), p, output)
-    final_evaluation(trainer, val_loader, classes, p, args, output)
+    if not trainer.best_iou:
+        raise UserError(f'{args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels of '
+                        f'{p.val_db_name}, and at metrics.jsonl')
+    final_evaluation(trainer, val_loader, classes, p, output, args.crf_postprocess)
 
 
-def train(trainer, val_loader, classes, p, output):
-    """The epochs that are left, each scored on the validation images. classes: how many there are."""
+def train(trainer, val_loader, n_classes, p, output):
+    """The epochs that are left, each scored on the validation images."""
     keep = p.freeze_batchnorm == 'all'  # the features of the validation images never change
     if trainer.epoch >= p.epochs:
         return
@@ -130,27 +133,23 @@ def train(trainer, val_loader, classes, p, output):
             set_learning_rate(trainer.optimizer, lr)
             epoch = trainer.epoch + 1
             numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
-            numbers['mIoU'] = trainer.score(validation, classes)
+            numbers['mIoU'] = trainer.score(validation, n_classes)
             record.scalars(epoch, {'lr': lr, **numbers})
             trainer.save_epoch(numbers['mIoU'])
             log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', epoch, p.epochs,
                      numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
 
 
-def final_evaluation(trainer, val_loader, classes, p, args, output):
-    """Evaluate the best model at the images' own size, as eval.py does, and leave and print its results."""
-    if not trainer.best_iou:
-        raise UserError(f'{args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels of '
-                        f'{p.val_db_name}, and at metrics.jsonl')
+def final_evaluation(trainer, val_loader, classes, p, output, crf):
+    """Evaluate the best model at the images' own size, as eval.py does, and leave and print its results. classes: names."""
     log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution%s', trainer.best_iou,
-             trainer.best_epoch + 1, ', with CRF' if args.crf_postprocess else '')
+             trainer.best_epoch + 1, ', with CRF' if crf else '')
     network = finetuned_network(p, len(classes), p.best_model).to(trainer.device, memory_format=torch.channels_last)
-    confusion = evaluate(network, val_loader, classes, output, trainer.device, trainer.precision, args.crf_postprocess,
-                         pictures=0)
+    confusion = evaluate(network, val_loader, classes, output, trainer.device, trainer.precision, crf, pictures=0)
     if not is_main():
         return
     iou = class_iou(confusion) * 100
-    write_results(output, LINEAR, p.best_model, classes, iou, crf=args.crf_postprocess, pretraining=p.pretraining,
+    write_results(output, LINEAR, p.best_model, classes, iou, crf=crf, pretraining=p.pretraining,
                   epochs=trainer.epoch, online_mIoU=trainer.best_iou, best_epoch=trainer.best_epoch)
     print_iou(log, classes, iou)
 

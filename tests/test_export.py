@@ -13,6 +13,10 @@ from evaluation.weights import stored_network
 SIZE = (64, 107)  # a grid of 8 x 14, on which the rate 12 of the ASPP sees more than its centre
 
 
+def refusal(user_error, *arguments):
+    return user_error(lambda: export.main(list(map(str, arguments))))
+
+
 @pytest.mark.parametrize('kind', ['linear', 'output_stride_32', 'pretraining', 'no_saliency'])
 def test_the_file_computes_what_the_network_does(kind, tmp_path):
     p, outputs = NETWORKS[kind]
@@ -32,34 +36,26 @@ def test_the_file_computes_what_the_network_does(kind, tmp_path):
             assert np.abs(given - want.numpy()).max() <= 1e-4 * want.abs().max()
 
 
-def refusal(capsys, *arguments):
-    with pytest.raises(SystemExit) as end:
-        export.main(list(map(str, arguments)))
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert end.value.code == 2 and len(lines) == 1
-    return lines[0]
-
-
-def test_mistakes_leave_what_was_there(tmp_path, capsys, monkeypatch):
+def test_mistakes_leave_what_was_there(tmp_path, user_error, monkeypatch):
     weights, out = tmp_path / 'weights.pth.tar', tmp_path / 'network.onnx'
     out.write_text('of before')
     weights_of({'num_classes': 6}, weights)
     content = weights.read_bytes()
-    assert 'nowhere.pth' in refusal(capsys, '--weights', tmp_path / 'nowhere.pth', '--out', out)
+    assert 'nowhere.pth' in refusal(user_error, '--weights', tmp_path / 'nowhere.pth', '--out', out)
     torch.save({'fc.weight': torch.zeros(2, 2)}, tmp_path / 'other.pth')
-    assert 'other.pth: neither' in refusal(capsys, '--weights', tmp_path / 'other.pth', '--out', out)
-    assert '--size is 0 64' in refusal(capsys, '--weights', weights, '--out', out, '--size', 0, 64)
-    assert 'is a folder' in refusal(capsys, '--weights', weights, '--out', tmp_path)
-    assert 'is the file of the weights' in refusal(capsys, '--weights', weights, '--out', weights)
+    assert 'other.pth: neither' in refusal(user_error, '--weights', tmp_path / 'other.pth', '--out', out)
+    assert '--size is 0 64' in refusal(user_error, '--weights', weights, '--out', out, '--size', 0, 64)
+    assert 'is a folder' in refusal(user_error, '--weights', weights, '--out', tmp_path)
+    assert 'is the file of the weights' in refusal(user_error, '--weights', weights, '--out', weights)
     for package in ('onnxscript', 'onnxruntime'):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            assert f'export.py needs the package {package}' in refusal(capsys, '--weights', weights, '--out', out)
+            assert f'export.py needs the package {package}' in refusal(user_error, '--weights', weights, '--out', out)
     assert out.read_text() == 'of before' and weights.read_bytes() == content
 
 
 @pytest.mark.parametrize('change', [1, float('nan')])
-def test_a_file_that_computes_something_else_is_not_written(change, tmp_path, capsys, monkeypatch):
+def test_a_file_that_computes_something_else_is_not_written(change, tmp_path, user_error, monkeypatch):
     weights, out, right = tmp_path / 'weights.pth.tar', tmp_path / 'network.onnx', export.onnx_of
 
     def wrong(network, size):
@@ -68,7 +64,7 @@ def test_a_file_that_computes_something_else_is_not_written(change, tmp_path, ca
         return content
     weights_of({'num_classes': 2, 'head': 'none'}, weights)
     monkeypatch.setattr(export, 'onnx_of', wrong)
-    assert f'{out} is not written' in refusal(capsys, '--weights', weights, '--out', out, '--size', 64, 64)
+    assert f'{out} is not written' in refusal(user_error, '--weights', weights, '--out', out, '--size', 64, 64)
     assert not out.exists()
 
 

@@ -3,7 +3,6 @@ import json
 
 import cv2
 import numpy as np
-import pytest
 import torch
 import yaml
 
@@ -16,15 +15,11 @@ from utils.config import create_config
 from utils.config_keys import PRETRAIN
 
 
-def refusal(main, capsys, *arguments):
-    with pytest.raises(SystemExit) as end:
-        main(list(map(str, arguments)))
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert end.value.code == 2 and len(lines) == 1
-    return lines[0]
+def refusal(main, user_error, *arguments):
+    return user_error(lambda: main(list(map(str, arguments))))
 
 
-def test_curves_show_what_the_run_measured(tmp_path, capsys):
+def test_curves_show_what_the_run_measured(tmp_path, user_error):
     rows = [{'epoch': epoch, 'lr': 0.1, 'loss': loss, 'mIoU': 7.0} for epoch, loss in ((1, 4.0), (2, 3.0))]
     (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
     panels = {axes.get_title(): axes.lines for axes in curves.curves(rows).axes}
@@ -32,16 +27,16 @@ def test_curves_show_what_the_run_measured(tmp_path, capsys):
     assert panels['loss'][0].get_xydata().tolist() == [[1, 4], [2, 3]]
     curves.main([str(tmp_path)])
     assert cv2.imread(str(tmp_path / 'curves.png')) is not None
-    assert 'nothing/metrics.jsonl could not be read' in refusal(curves.main, capsys, tmp_path / 'nothing')
+    assert 'nothing/metrics.jsonl could not be read' in refusal(curves.main, user_error, tmp_path / 'nothing')
     (tmp_path / 'metrics.jsonl').write_text(f'{json.dumps(rows[0])}\n{json.dumps(rows[1])[:20]}')  # a kill cut it off
     assert curves.read_metrics(tmp_path / 'metrics.jsonl') == rows[:1]
     (tmp_path / 'metrics.jsonl').write_text('no json}\n')
-    assert 'metrics.jsonl could not be read' in refusal(curves.main, capsys, tmp_path)
+    assert 'metrics.jsonl could not be read' in refusal(curves.main, user_error, tmp_path)
     (tmp_path / 'metrics.jsonl').write_text('')
-    assert 'metrics.jsonl is empty' in refusal(curves.main, capsys, tmp_path)
+    assert 'metrics.jsonl is empty' in refusal(curves.main, user_error, tmp_path)
 
 
-def test_examples_are_spread_over_all(tmp_path, capsys):
+def test_examples_are_spread_over_all(tmp_path, user_error):
     assert examples.spread(range(80), 4) == [0, 20, 40, 60] and examples.spread(range(3), 12) == [0, 1, 2]
     (tmp_path / 'visualization').mkdir()
     for number in range(6):
@@ -50,22 +45,22 @@ def test_examples_are_spread_over_all(tmp_path, capsys):
     sheet = cv2.imread(str(tmp_path / 'sheet.jpg'))
     centres = [int(row[:, sheet.shape[1] // 2].mean()) for row in np.split(sheet, 3)]
     assert all(abs(got - want) < 12 for got, want in zip(centres, (8, 85, 162), strict=True)), centres
-    assert 'at least 1' in refusal(examples.main, capsys, tmp_path, '--out', tmp_path / 'x.jpg', '--columns', 0)
-    assert 'has no visualization' in refusal(examples.main, capsys, tmp_path / 'nothing', '--out', tmp_path / 'x.jpg')
+    assert 'at least 1' in refusal(examples.main, user_error, tmp_path, '--out', tmp_path / 'x.jpg', '--columns', 0)
+    assert 'has no visualization' in refusal(examples.main, user_error, tmp_path / 'nothing', '--out', tmp_path / 'x.jpg')
 
 
-def test_teaser(tmp_path, capsys):
+def test_teaser(tmp_path, user_error):
     exp = yaml.safe_load((teaser.ROOT / 'pretrain' / 'configs' / 'demo.yml').read_text())
     (tmp_path / 'small.yml').write_text(yaml.safe_dump(exp))
     (tmp_path / 'env.yml').write_text(yaml.safe_dump({'root_dir': str(tmp_path), 'db_root': str(tmp_path / 'data')}))
     draw_shapes(tmp_path / 'data' / 'Shapes', train=6, val=1, size=64)
     arguments = ['--config_env', tmp_path / 'env.yml', '--config_exp', tmp_path / 'small.yml', '--out', tmp_path / 'teaser.png']
-    assert 'there is no such checkpoint file' in refusal(teaser.main, capsys, *arguments)
+    assert 'there is no such checkpoint file' in refusal(teaser.main, user_error, *arguments)
     p = create_config(tmp_path / 'env.yml', tmp_path / 'small.yml', PRETRAIN)
     (tmp_path / 'small').mkdir()
     state = ContrastiveModel(p).state_dict()
     torch.save({'model': {f'module.{key}': value for key, value in state.items()}}, tmp_path / 'small' / 'checkpoint.pth.tar')
-    assert '--image must be from 0 to 5, not 6' in refusal(teaser.main, capsys, *arguments, '--image', 6)
+    assert '--image must be from 0 to 5, not 6' in refusal(teaser.main, user_error, *arguments, '--image', 6)
     pictures = []
     for number in (0, 1):
         teaser.main([*map(str, arguments), '--image', str(number)])

@@ -176,6 +176,8 @@ def test_another_configuration_is_refused(experiment, tmp_path, user_error):
     folder = tmp_path / 'output' / 'small'
     main([*experiment({'epochs': 1}), '--amp', 'none'])
     before = (folder / 'checkpoint.pth.tar').read_bytes()
+    finished = {'epochs': 1, 'optimizer_kwargs.lr': 0.5}
+    assert 'optimizer_kwargs.lr differs from' in user_error(lambda: main([*experiment(finished), '--amp', 'none']))
     changes = {'epochs': 2, 'optimizer_kwargs.weight_decay': 0.1, 'train_batch_size': 2, 'num_workers': 1}
     line = user_error(lambda: main([*experiment(changes), '--amp', 'none']))
     assert 'train_batch_size, epochs, optimizer_kwargs.weight_decay differ from' in line and '--override' in line

@@ -77,7 +77,7 @@ def resized(values, height, width):
 
 
 def test_red_is_the_probability(network, image):
-    probability = OnnxSaliency(network((48, 64)), threads=1)(image)
+    probability = OnnxSaliency(network((48, 64)))(image)
     assert probability.shape == (48, 64) and probability.dtype == np.float32
     np.testing.assert_allclose(probability, image[..., 0] / 255, atol=1e-6)
     assert probability.min() >= 0 and probability.max() <= 1
@@ -86,13 +86,13 @@ def test_red_is_the_probability(network, image):
 @pytest.mark.parametrize(('size', 'inner'), [
     ((24, 40), (24, 40)), (('h', 'w'), (320, 320)), ((96, 'w'), (96, 320))], ids=['fixed', 'dynamic', 'one side'])
 def test_sizes(network, image, size, inner):
-    probability = OnnxSaliency(str(network(size)), threads=1)(image)
+    probability = OnnxSaliency(str(network(size)))(image)
     expected = resized(resized(image[..., 0] / 255, *inner), 48, 64)
     np.testing.assert_allclose(probability, expected, atol=2 / 255)  # the resized image is rounded twice
 
 
 def test_float16(network, image):
-    probability = OnnxSaliency(network((48, 64), TensorProto.FLOAT16), threads=1)(image)
+    probability = OnnxSaliency(network((48, 64), TensorProto.FLOAT16))(image)
     assert probability.dtype == np.float32 and probability.max() <= 1
     np.testing.assert_allclose(probability, image[..., 0] / 255, atol=2e-3)
 
@@ -105,17 +105,17 @@ def test_output_of_half_the_size(network, image, removed):
     path = network((48, 64), nodes=nodes, constants=[axes(*removed)] if removed else [],
                    outputs=('y' if removed else 'half', 'p'))
     half = image[..., 0].reshape(24, 2, 32, 2).mean(axis=(1, 3)) / 255
-    np.testing.assert_allclose(OnnxSaliency(path, threads=1)(image), resized(half, 48, 64), atol=1e-5)
+    np.testing.assert_allclose(OnnxSaliency(path)(image), resized(half, 48, 64), atol=1e-5)
 
 
 def test_logits(network, image):
     path = network((48, 64), slope=6, offset=-3)
-    probability = OnnxSaliency(path, logits=True, threads=1)(image)
+    probability = OnnxSaliency(path, logits=True)(image)
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(3 - 6 * (image[..., 0] / 255))), atol=1e-5)
-    message = refusal(OnnxSaliency(path, threads=1), image)
+    message = refusal(OnnxSaliency(path), image)
     assert message == f'{path}: its output is not a probability (it goes from -3 to 3): add --onnx_logits'
     path = network((48, 64), slope=1.001, offset=-0.0005)  # rounding, not logits
-    assert (OnnxSaliency(path, threads=1)(image).min(), OnnxSaliency(path, threads=1)(image).max()) == (0, 1)
+    assert (OnnxSaliency(path)(image).min(), OnnxSaliency(path)(image).max()) == (0, 1)
 
 
 @pytest.mark.parametrize(('options', 'words'), [
@@ -141,7 +141,7 @@ def test_another_network(network, options, words):
 def test_another_output(network, image, capfd, options, words):
     path = network(**options)
     for logits in (False, True):
-        assert refusal(OnnxSaliency(path, logits, threads=1), image).startswith(f'{path}: {words}')
+        assert refusal(OnnxSaliency(path, logits), image).startswith(f'{path}: {words}')
     assert capfd.readouterr().err == ''
 
 

@@ -22,20 +22,18 @@ class OnnxSaliency:
 
     path: a network with one input, 1 x 3 x h x w float32 or float16 (RGB in [0, 1], normalised by ImageNet's mean and
     deviation), whose first output is 1 x 1 x h' x w', 1 x h' x w' or h' x w'. logits: that output is not yet a probability.
-    threads: of onnxruntime on the CPU; None leaves it to onnxruntime. device: where it isn't CUDA, the CPU computes.
+    device: where it isn't CUDA, the CPU computes.
     Raises `UserError` for a file that is missing, no ONNX file or another network, and for CUDA that onnxruntime lacks;
     `estimator(image)` does when the network fails or its output is none of the above.
     """
 
-    def __init__(self, path, logits=False, device='cpu', threads=None):
+    def __init__(self, path, logits=False, device='cpu'):
         onnxruntime = require('onnxruntime', 'this saliency network')
         self.path, self.logits = Path(path), logits
         if not self.path.is_file():
             raise UserError(f'{path}: there is no such ONNX file')
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its errors come as exceptions; it would also print them
-        if threads is not None:
-            options.intra_op_num_threads = threads
         providers = _providers(onnxruntime, torch.device(device))
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)

@@ -46,7 +46,7 @@ def create_config(env_file, exp_file, script=None):
 def read_env(file):
     """Read and check env.yml: an EasyDict of absolute paths, `root_dir`, `db_root` and `image_cache` (or None).
     Raises as `create_config` does."""
-    env = EasyDict(_checked(_read_yaml(file), ENV_KEYS, file, config_keys.SCRIPTS[0]))
+    env = EasyDict(_checked(_read_yaml(file), ENV_KEYS, file, config_keys.SCRIPTS[0]))  # all scripts read all of it
     if env.db_root is None:
         env.db_root = MyPath.db_root_dir()
     return env

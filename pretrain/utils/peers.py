@@ -94,8 +94,8 @@ class Peers:
                 self._until(lambda: self.store.add('gone', 0) >= self.world_size - 1 - len(self.lost))
             self.store.add('gone', 1)
 
-    def _until(self, condition, seconds=NOTICE):
-        end = time.monotonic() + seconds
+    def _until(self, condition):
+        end = time.monotonic() + NOTICE
         while time.monotonic() < end:
             if condition():
                 return True

@@ -10,6 +10,8 @@ import torch
 from utils.errors import UserError
 from utils.files import atomic_file
 
+SHOWN = 5  # keys in a message
+
 
 def previous_checkpoint(path):
     """Where the checkpoint before the one at `path` is kept."""
@@ -108,7 +110,7 @@ def load_exactly(module, state, source, missing=(), leftover=()):
     module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 
 
-def _some(keys, most=5):
+def _some(keys):
     keys = sorted(map(str, keys))
-    more = f' and {len(keys) - most} more' if len(keys) > most else ''
-    return ', '.join(keys[:most]) + more
+    more = f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''
+    return ', '.join(keys[:SHOWN]) + more

@@ -15,7 +15,7 @@ PROBES = (LINEAR, EVAL)
 TRAINED = (PRETRAIN, LINEAR)
 CLUSTERED = (KMEANS, RETRIEVAL)
 MAX_SEED = 2 ** 32 - 1  # the most that scikit-learn takes
-NOBODY = ()  # keys of older files of this system, accepted without effect
+NOBODY = ()  # keys of files for the published code, accepted without effect
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Key:
 
 KEYS = (
     # Data
-    Key('train_db_name', 'str', REQUIRED, TRAINED),
+    Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, else val_db_name
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
     Key('train_db_kwargs.split', 'str', 'trainaug', (LINEAR,)),
