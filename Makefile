@@ -1,9 +1,10 @@
 # demo   draw data, pre-train, evaluate: one table, one picture (CPU, a few minutes)
-# test   whole test suite            sync   copy data/ models/ utils/ from pretrain/ to segmentation/
+# test   whole test suite            test-fast   what one runs while editing (under a minute)
+# sync   copy data/ models/ utils/ from pretrain/ to segmentation/
 # mine   masks, network, clusters and pictures from a folder: make mine IMAGES=DIR [CLUSTERS=N] [NAME=mine] [MODEL=...]
 # soak   long reliability tests: real kills, real signals (20 minutes at most)
-# bench  the benchmarks of a CPU, into the README's table (8 minutes)
-# lint   ruff                        reproduce  the published tables, given PASCAL VOC (ARGS="--fetch" gets the weights)
+# bench  the benchmarks of a CPU, into the table of docs/performance.md (8 minutes)
+# lint   ruff and mypy               reproduce  the published tables, given PASCAL VOC (ARGS="--fetch" gets the weights)
 # clean  remove what the commands above made (never datasets/ or output/)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TWINS := data models utils
 PY := ../$(BIN)/python
 ENV := --config_env configs/env.yml
 
-.PHONY: demo mine reproduce test soak bench lint sync clean
+.PHONY: demo mine reproduce test test-fast soak bench lint sync clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last, so that an installation that broke off is begun again.
@@ -57,6 +58,10 @@ reproduce: .venv/installed
 test: .venv/installed-optional
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
+# Tests marked `slow` start processes, train, or need the optional packages.
+test-fast: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow'
+
 # Files of tests/soak are no test_*.py, so that `make test` leaves them out.
 soak: .venv/installed
 	timeout --foreground --signal=INT --kill-after=1m 19m $(BIN)/python -m pytest -s -o python_files='soak_*.py' tests/soak
@@ -66,6 +71,8 @@ bench: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	cd pretrain && $(PY) -m mypy .
+	cd segmentation && $(PY) -m mypy .
 
 sync:
 	set -e; for d in $(TWINS); do \
@@ -74,6 +81,6 @@ sync:
 	done
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .pytest_cache .ruff_cache pretrain/.mypy_cache segmentation/.mypy_cache
 	rm -rf __pycache__
 	find pretrain segmentation tests benchmarks images -name __pycache__ -prune -exec rm -rf {} +

@@ -30,9 +30,9 @@ def maskcontrast(weights, output_stride=8):
     if output_stride not in (8, 32):
         raise ValueError(f'output_stride must be 8 or 32, not {output_stride}')
     with _own_modules():
-        from evaluation.weights import stored_network
+        from evaluation.model_loading import stored_network
         from utils.errors import UserError
-        from utils.zoo import local_file
+        from utils.model_zoo.zoo import local_file
         try:
             path = local_file(weights, Path(torch.hub.get_dir()) / 'maskcontrast')
             return stored_network(path, dilated=output_stride == 8).eval()
@@ -44,8 +44,8 @@ def preprocessing(size=(512, 512)):
     """A function from an image, H x W x 3 uint8 in RGB, to what a network takes: 1 x 3 x height x width float32, resized as in
     the evaluations (OpenCV bicubic, aspect not kept) and normalised. size: (height, width)."""
     with _own_modules():
-        from data.batches import to_images
-        from evaluation.images import resize_image
+        from data.normalization import to_images
+        from evaluation.dataset import resize_image
     return lambda image: to_images(torch.from_numpy(resize_image(image, tuple(size)))[None], torch.device('cpu'))
 
 

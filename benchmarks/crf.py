@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
 from data.dataset import SegmentationDataset  # noqa: E402
-from data.shapes import draw_shapes  # noqa: E402
+from data.synthetic_shapes import draw_shapes  # noqa: E402
 from evaluation.crf import CrfPool  # noqa: E402
 
 CLASSES, GRID, RESOLUTION = 21, 64, (512, 512)

@@ -23,13 +23,15 @@ from drawn import draw_images
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
-from contrastive.pairs import ViewPairs  # noqa: E402
-from data.batches import epoch_loader, to_images  # noqa: E402
+from contrastive.view_pairs import ViewPairs  # noqa: E402
 from data.dataset import SegmentationDataset  # noqa: E402
+from data.loaders import epoch_loader  # noqa: E402
+from data.normalization import to_images  # noqa: E402
 from plain import plain_network  # noqa: E402
 from pretrain_loss import Losses  # noqa: E402
 from pretrain_step import Steps  # noqa: E402
-from utils.device import choose_device, choose_precision  # noqa: E402
+from utils.training.device import choose_device  # noqa: E402
+from utils.training.precision import choose_precision  # noqa: E402
 
 GIB = 2 ** 30
 

@@ -37,7 +37,8 @@ def step_row(batch, size, count, backbone='resnet18', freeze=False):
     """Seconds and peak memory of a step in the precision that main.py would choose."""
     sys.path.insert(0, str(ROOT / 'pretrain'))  # each row needs another tree, and has a process of its own
     from pretrain_step import Steps
-    from utils.device import choose_precision, keep_freed_memory
+    from utils.training.device import keep_freed_memory
+    from utils.training.precision import choose_precision
     keep_freed_memory()
     steps = Steps(backbone, size, batch, 128, freeze, choose_precision('auto', torch.device('cpu')))
     times, = take_turns(count, steps.whole)
@@ -49,8 +50,8 @@ def split_row(images):
     prototypes; peak bytes of both. The prototypes are drawn around 20 centres."""
     sys.path.insert(0, str(ROOT / 'segmentation'))
     from evaluation.clustering import cluster_all, whiten
-    from evaluation.retrieval import nearest
-    from utils.device import keep_freed_memory
+    from evaluation.retrieval import nearest_neighbours
+    from utils.training.device import keep_freed_memory
     keep_freed_memory()
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(CLASSES - 1, NDIM))[rng.integers(0, CLASSES - 1, images)] + rng.normal(size=(images, NDIM))
@@ -60,7 +61,7 @@ def split_row(images):
     clock = [time.perf_counter()]
     cluster_all(whiten(vectors), histograms, CLASSES, range(SEEDS))
     clock.append(time.perf_counter())
-    nearest(queries, vectors, 5)
+    nearest_neighbours(queries, vectors, 5)
     clock.append(time.perf_counter())
     kmeans, retrieval = np.diff(clock).round(3).tolist()
     return {'images': images, 'kmeans_seconds': kmeans, 'retrieval_seconds': retrieval, 'peak_mib': peak_resident() >> 20}

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT / 'segmentation'))
 
 from data.dataset import VOID  # noqa: E402
 from evaluation.clustering import score  # noqa: E402
-from evaluation.confusion import clustering_confusion, confusion_matrix, iou_matrix  # noqa: E402
-from evaluation.images import resize_labels  # noqa: E402
+from evaluation.dataset import resize_labels  # noqa: E402
+from evaluation.metrics import clustering_confusion, confusion_matrix, iou_matrix  # noqa: E402
 from plain import hits_and_misses, plain_hits_and_misses  # noqa: E402
 
 CLASSES, RESOLUTION = 21, (512, 512)

@@ -24,18 +24,21 @@ from measure import in_own_process, ratio, take_turns
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
-from data.batches import epoch_loader, split_loader, to_images  # noqa: E402
 from data.dataset import VOID, SegmentationDataset  # noqa: E402
-from data.shapes import CLASSES, draw_shapes  # noqa: E402
-from evaluation.features import ValidationFeatures  # noqa: E402
-from evaluation.images import EvaluationImages, resize_labels  # noqa: E402
-from evaluation.linear import LinearTrainer, online_iou  # noqa: E402
-from evaluation.training_views import TrainingViews  # noqa: E402
+from data.loaders import epoch_loader, split_loader  # noqa: E402
+from data.normalization import to_images  # noqa: E402
+from data.synthetic_shapes import CLASSES, draw_shapes  # noqa: E402
+from evaluation.augmentations import TrainingViews  # noqa: E402
+from evaluation.dataset import EvaluationImages, resize_labels  # noqa: E402
+from evaluation.feature_cache import FeatureCache  # noqa: E402
+from evaluation.linear_probe import online_iou  # noqa: E402
+from evaluation.linear_training import LinearTrainer  # noqa: E402
 from models.factory import get_model  # noqa: E402
 from plain import plain_hits_and_misses, plain_network  # noqa: E402
-from utils.device import choose_precision, keep_freed_memory  # noqa: E402
-from utils.optim import get_optimizer  # noqa: E402
-from utils.random_streams import RandomStreams  # noqa: E402
+from utils.parallel.random_streams import RandomStreams  # noqa: E402
+from utils.training.device import keep_freed_memory  # noqa: E402
+from utils.training.optimizer import get_optimizer  # noqa: E402
+from utils.training.precision import choose_precision  # noqa: E402
 
 CPU = torch.device('cpu')
 N_CLASSES = len(CLASSES)
@@ -101,7 +104,7 @@ def main():
         probe = Probe(*settings, torch.channels_last)
         trainer = LinearTrainer(probe.network, probe.optimizer, probe.loader, RandomStreams(0, 0, 1, CPU), precision,
                                 Path(temporary) / 'checkpoint.pth.tar', best_model=None)
-        with ValidationFeatures(probe.network, probe.val_loader, CPU, precision, probe.resolution, temporary,
+        with FeatureCache(probe.network, probe.val_loader, CPU, precision, probe.resolution, temporary,
                                 keep=True) as kept, \
                 in_own_process(functools.partial(plain_epochs, *settings)) as plain:
             def ours():

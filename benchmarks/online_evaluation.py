@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
 from data.dataset import VOID  # noqa: E402
-from evaluation.confusion import confusion_matrix  # noqa: E402
-from evaluation.linear import predicted_classes  # noqa: E402
+from evaluation.linear_probe import predicted_classes  # noqa: E402
+from evaluation.metrics import confusion_matrix  # noqa: E402
 from models.interpolation import resize  # noqa: E402
 from plain import hits_and_misses, plain_hits_and_misses  # noqa: E402
 

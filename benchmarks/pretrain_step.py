@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT / 'pretrain'))
 
 from contrastive.builder import ContrastiveModel  # noqa: E402
 from plain import plain_network, plain_step  # noqa: E402
-from utils.device import autocast, choose_precision, keep_freed_memory  # noqa: E402
-from utils.optim import get_optimizer  # noqa: E402
+from utils.training.device import keep_freed_memory  # noqa: E402
+from utils.training.optimizer import get_optimizer  # noqa: E402
+from utils.training.precision import autocast, choose_precision  # noqa: E402
 
 NDIM, T, M = 32, 0.5, 0.999
 
@@ -42,8 +43,8 @@ def parse_arguments():
 
 
 class Steps:
-    """Steps of one model on the same inputs: whole, bare and plain. precision: as of `utils.device.autocast`; layout: a
-    memory format."""
+    """Steps of one model on the same inputs: whole, bare and plain. precision: as of `utils.training.precision.autocast`;
+    layout: a memory format."""
 
     def __init__(self, backbone, size, batch, queue, freeze, precision, layout=torch.channels_last, device='cpu'):
         torch.manual_seed(0)

@@ -28,11 +28,11 @@ from measure import in_own_process, ratio, take_turns
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
-from contrastive.pairs import COVER, ViewPairs  # noqa: E402
-from contrastive.views import HUE, JITTER, LOG_RATIO, P_FLIP, P_GRAYSCALE, P_JITTER, SCALE  # noqa: E402
-from data.batches import MEAN, STD  # noqa: E402
+from contrastive.augmentations import HUE, JITTER, LOG_RATIO, P_FLIP, P_GRAYSCALE, P_JITTER, SCALE  # noqa: E402
+from contrastive.view_pairs import COVER, ViewPairs  # noqa: E402
 from data.dataset import SegmentationDataset  # noqa: E402
-from utils.device import keep_freed_memory  # noqa: E402
+from data.normalization import MEAN, STD  # noqa: E402
+from utils.training.device import keep_freed_memory  # noqa: E402
 
 RATIO = tuple(np.exp(LOG_RATIO))
 

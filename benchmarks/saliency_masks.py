@@ -21,7 +21,7 @@ from tqdm import tqdm  # noqa: E402
 
 from data.dataset import VOID, SegmentationDataset  # noqa: E402
 from saliency.estimators import MODELS, ROBUST_BACKGROUND, VIT, get_estimator  # noqa: E402
-from saliency.masks import SMALLEST, object_mask  # noqa: E402
+from saliency.mask_generation import SMALLEST, object_mask  # noqa: E402
 
 
 def parse_arguments(argv=None):

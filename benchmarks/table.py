@@ -1,8 +1,8 @@
-"""Run every benchmark of the CPU and write its figures into the performance section of the README.
+"""Run every benchmark of the CPU and write its figures into the performance page of the documentation.
 
     python benchmarks/table.py      (or: make bench)
 
-Each benchmark's line of JSON is printed as it comes. What stands between the two marks in the README is replaced.
+Each benchmark's line of JSON is printed as it comes. What stands between the two marks in docs/performance.md is replaced.
 """
 import argparse
 import datetime
@@ -16,7 +16,7 @@ from pathlib import Path
 from measure import json_of
 
 HERE = Path(__file__).resolve().parent
-README = HERE.parent / 'README.md'
+PAGE = HERE.parent / 'docs' / 'performance.md'
 BEGIN, END = '<!-- written by make bench -->\n', '<!-- end of what make bench writes -->\n'
 TIMES, RATE, MEMORY = '{:.3g} s', '{:.3g} a second', '{:.0f} MiB'  # how values are shown
 PRECISIONS = {'none': 'float32', 'bf16': 'bfloat16'}
@@ -127,8 +127,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(argv)
     lines = [*table(BENCHMARKS), '', machine(), '', 'How cost grows:', '', *growth_tables(run('growth.py'))]
-    README.write_text(replace_block(README.read_text(), lines))
-    print(f'The table in {README} is new.')
+    PAGE.write_text(replace_block(PAGE.read_text(), lines))
+    print(f'The table in {PAGE} is new.')
 
 
 if __name__ == '__main__':

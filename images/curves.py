@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
-from utils.command import command, make_plain_parser  # noqa: E402
+from utils.cli.command import command  # noqa: E402
+from utils.cli.flags import make_plain_parser  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.files import atomic_file  # noqa: E402
+from utils.storage.atomic import atomic_file  # noqa: E402
 
 PANELS = {'loss': ('loss', 'contrastive_loss', 'saliency_loss'), 'accuracy (%)': ('acc1', 'acc5'), 'online mIoU (%)': ('mIoU',),
           'learning rate': ('lr',)}

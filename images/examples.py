@@ -10,11 +10,12 @@ import cv2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
-from data.reading import read_image  # noqa: E402
-from evaluation.pictures import contact_sheet  # noqa: E402
-from utils.command import command, make_plain_parser  # noqa: E402
+from data.decoding import read_image  # noqa: E402
+from evaluation.visualization.pictures import contact_sheet  # noqa: E402
+from utils.cli.command import command  # noqa: E402
+from utils.cli.flags import make_plain_parser  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.files import atomic_file  # noqa: E402
+from utils.storage.atomic import atomic_file  # noqa: E402
 
 CELL, QUALITY = (200, 475), 88  # height and width of a picture, and of the JPEG
 

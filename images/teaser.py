@@ -18,17 +18,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
 from contrastive.losses import mask_prototypes  # noqa: E402
-from contrastive.pairs import ViewPairs  # noqa: E402
-from data.batches import to_images  # noqa: E402
+from contrastive.view_pairs import ViewPairs  # noqa: E402
 from data.dataset import SegmentationDataset, dataset_folder  # noqa: E402
+from data.normalization import to_images  # noqa: E402
 from models.factory import get_model  # noqa: E402
 from models.interpolation import resize  # noqa: E402
 from utils.checkpoint import load_exactly, load_file  # noqa: E402
-from utils.command import command, make_env_parser  # noqa: E402
+from utils.cli.command import command  # noqa: E402
+from utils.cli.flags import make_env_parser  # noqa: E402
 from utils.config import create_config  # noqa: E402
-from utils.config_keys import PRETRAIN  # noqa: E402
+from utils.config.keys import PRETRAIN  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.files import atomic_file  # noqa: E402
+from utils.storage.atomic import atomic_file  # noqa: E402
 
 OTHERS = 12    # images whose prototypes stand for the batch and the queue
 BLUE, RED, GRAY = '#2c6fbb', '#c0392b', '#8a8f98'

@@ -9,11 +9,12 @@ import json
 import os
 from pathlib import Path
 
+from devkit.archives import open_archives
 from devkit.convert import convert, count_warnings, new_data_set, read_splits
-from devkit.sources import open_sources
-from utils.command import command, make_plain_parser
+from utils.cli.command import command
+from utils.cli.flags import make_plain_parser
+from utils.cli.log import start_log
 from utils.errors import UserError
-from utils.log import start_log
 
 
 def parse_arguments(argv):
@@ -35,7 +36,7 @@ def main(argv=None):
     if os.path.lexists(out):
         raise UserError(f'{out} exists already, nothing in it was changed: name another --out, or move it away')
 
-    with open_sources(args.voc, args.sbd, out) as (voc, sbd):
+    with open_archives(args.voc, args.sbd, out) as (voc, sbd):
         splits = read_splits(voc, sbd)
         warnings = count_warnings(splits)
         for line in warnings:

@@ -11,21 +11,18 @@ import argparse
 import json
 import os
 import re
-import time
 from pathlib import Path
 
-from data.batches import make_loader
-from data.folder import ImageFolder
-from saliency.data_set import MaskDataSet, require_same_options
+from data.image_folder import ImageFolder
 from saliency.estimators import MODELS, ROBUST_BACKGROUND, TOKENCUT, VIT, get_estimator
-from saliency.masks import MaskJobs
-from utils.command import command, make_plain_parser
-from utils.device import choose_device
+from utils.cli.command import command
+from utils.cli.flags import make_plain_parser
+from utils.cli.log import start_log
+from utils.cli.progress import progress
+from utils.config.snapshot import write_config
 from utils.errors import UserError
-from utils.files import atomic_file
-from utils.log import start_log, write_config
-from utils.processes import cores
-from utils.progress import progress
+from utils.parallel.workers import cores
+from utils.storage.atomic import atomic_file
 
 
 def parse_arguments(argv):
@@ -53,6 +50,14 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     name, options = _options(args)
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    import time
+
+    from data.loaders import make_loader
+    from saliency.mask_data_set import MaskDataSet, require_same_options
+    from saliency.mask_generation import MaskGenerator
+    from utils.training.device import choose_device
+
     out, device = Path(args.out).expanduser(), choose_device(args.device)
     if args.num_workers and name != ROBUST_BACKGROUND and device.type != 'cpu':
         raise UserError('--num_workers: a network on a GPU runs in one process: leave it out')
@@ -72,7 +77,7 @@ def main(argv=None):
     if workers is None:
         workers = cores() if name == ROBUST_BACKGROUND and cores() > 1 else 0
     start = time.monotonic()
-    loader = make_loader(MaskJobs(photographs, estimator, data_set.target), workers, choose_device('cpu'), batch_size=1)
+    loader = make_loader(MaskGenerator(photographs, estimator, data_set.target), workers, choose_device('cpu'), batch_size=1)
     results = [{key: values[0] for key, values in batch.items()} for batch in progress(loader, 'Masks')]
     seconds = time.monotonic() - start
 

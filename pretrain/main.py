@@ -6,33 +6,15 @@ It uses all GPUs of this machine; torchrun or the flags below spread it over sev
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
 import copy
-import functools
 import logging
 from pathlib import Path
 
-import torch
-
-from contrastive.builder import ContrastiveModel
-from contrastive.launch import add_distributed_flags, launch
-from contrastive.pairs import ViewPairs
-from contrastive.training import ContrastiveTrainer, view_figure
-from data.batches import epoch_loader
-from data.dataset import SegmentationDataset, dataset_folder
-from models.resnet import output_stride
-from utils.command import join_processes, make_parser, parallel_command
+from contrastive.flags import add_distributed_flags
+from utils.cli.command import parallel_command
+from utils.cli.flags import check_early, make_parser
 from utils.config import create_config, plain
-from utils.config_keys import PRETRAIN
-from utils.distributed import is_main, main_first, rank, require_same, world_size
-from utils.errors import UserError
-from utils.files import make_folder, remove_temporaries
-from utils.log import write_config
-from utils.optim import get_optimizer, learning_rate, set_learning_rate
-from utils.preemption import deferred
-from utils.random_streams import RandomStreams
-from utils.record import Record
-from utils.resuming import earlier_state, resolve_start, start_run
-from utils.sources import require_files
-from utils.training import batches_text, check_batch_size
+from utils.config.keys import PRETRAIN
+from utils.config.snapshot import write_config
 
 log = logging.getLogger('maskcontrast')
 
@@ -50,11 +32,32 @@ def parse_arguments(argv):
 @parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    check_early(args, PRETRAIN)
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    import torch
+
+    from contrastive.builder import ContrastiveModel
+    from contrastive.launch import launch, number_of_processes
+    from contrastive.trainer import ContrastiveTrainer, train
+    from contrastive.view_pairs import ViewPairs
+    from data.dataset import SegmentationDataset, dataset_folder
+    from data.loaders import epoch_loader
+    from models.resnet import output_stride
+    from utils.model_zoo.sources import require_files
+    from utils.parallel.distributed import main_first, require_same
+    from utils.parallel.random_streams import RandomStreams
+    from utils.parallel.ranks import is_main, rank, world_size
+    from utils.storage.atomic import make_folder, remove_temporaries
+    from utils.training.device import join_processes
+    from utils.training.loop import batches_text, check_batch_size
+    from utils.training.optimizer import get_optimizer
+    from utils.training.resume import earlier_state, resolve_start, start_run
+
     if launch(args, main, argv):
         return
     device = join_processes(args, backend=args.dist_backend, url=args.dist_url)
     p = create_config(args.config_env, args.config_exp, PRETRAIN)
-    processes = number_of_processes(p, args.config_exp)
+    processes = number_of_processes(p.simulate_processes, args.config_exp)
     output = Path(p.output_dir)
     if p.image_cache:
         make_folder(p.image_cache)  # a mistake there ends the run before any work
@@ -112,30 +115,6 @@ def main(argv=None):
         remove_temporaries(output)
     train(trainer, p, output)
     log.info('Finished: %s', p.checkpoint)
-
-
-def train(trainer, p, output):
-    """The epochs that are left."""
-    with Record(output, trainer.epoch, view_figure) as record, deferred():
-        while trainer.epoch < p.epochs:
-            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
-            set_learning_rate(trainer.optimizer, lr)
-            epoch = trainer.epoch + 1
-            numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
-            record.scalars(epoch, {'lr': lr, **numbers})
-            trainer.end_epoch()
-            log.info('Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
-                     '%.1f images/s', epoch, p.epochs, numbers['loss'], numbers['contrastive_loss'],
-                     numbers['saliency_loss'], numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second'])
-
-
-def number_of_processes(p, exp_file):
-    """How many processes this run computes as. Raises `UserError` when the real ones can't be so many."""
-    processes = p.simulate_processes or world_size()
-    if processes % world_size():
-        raise UserError(f'{exp_file}: simulate_processes is {processes}, which is no multiple of the {world_size()} processes '
-                        'there are: choose fewer GPUs with CUDA_VISIBLE_DEVICES, or one with --world-size 1')
-    return processes
 
 
 if __name__ == '__main__':

@@ -13,16 +13,17 @@ import yaml
 
 import generate_masks
 import main as pretraining
-from contrastive.settings import IMAGENET, earlier_settings, fingerprint, initial_weights, training_settings
+from contrastive.auto_config import IMAGENET, earlier_settings, fingerprint, initial_weights, training_settings
 from data.dataset import VOC, SegmentationDataset
-from data.folder import ImageFolder
+from data.image_folder import ImageFolder
 from saliency.estimators import MODELS, ROBUST_BACKGROUND
-from utils.command import add_machine_flags, command, make_env_parser
+from utils.cli.command import command
+from utils.cli.flags import add_machine_flags, make_env_parser
+from utils.cli.log import start_log
 from utils.config import read_env
-from utils.device import choose_device
 from utils.errors import UserError
-from utils.files import atomic_file, set_aside
-from utils.log import start_log
+from utils.storage.atomic import atomic_file
+from utils.storage.run_folder import set_aside
 
 
 def parse_arguments(argv):
@@ -45,6 +46,9 @@ def main(argv=None):
     env = read_env(args.config_env)
     if not re.fullmatch(r'\w[\w.-]*', args.name) or args.name in (VOC, 'Shapes'):
         raise UserError(f'--name {args.name}: use letters, digits, dots, hyphens and underscores; {VOC} and Shapes are others')
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    from utils.training.device import choose_device
+
     device = choose_device(args.device)
     folder, output = Path(env.db_root) / args.name, Path(env.root_dir) / args.name
     photographs = len(ImageFolder(args.images, without=folder))

@@ -10,13 +10,14 @@ from pathlib import Path
 import cv2
 
 from data.dataset import SegmentationDataset, dataset_folder
-from data.reading import read_labels
-from evaluation.pictures import contact_sheet, save_picture, side_by_side
-from utils.command import command, make_env_parser
+from data.decoding import read_labels
+from evaluation.visualization.pictures import contact_sheet, save_picture, side_by_side
+from utils.cli.command import command
+from utils.cli.flags import make_env_parser
+from utils.cli.log import start_log
 from utils.config import create_config
-from utils.config_keys import EVAL, KMEANS, LINEAR, RETRIEVAL
+from utils.config.keys import EVAL, KMEANS, LINEAR, RETRIEVAL
 from utils.errors import UserError
-from utils.log import start_log
 
 RUNS = (('untrained', "K-means, the data set's masks", KMEANS, 'demo_kmeans_untrained'),
         ('trained', "K-means, the data set's masks", KMEANS, 'demo_kmeans_given_masks'),

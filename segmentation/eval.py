@@ -9,27 +9,16 @@ python -m utils.model_zoo). Results are under
 """
 from pathlib import Path
 
-import torch
 import yaml
 
-from data.batches import split_loader
-from data.dataset import VOC, class_names, dataset_folder
-from data.folder import ImageFolder
-from evaluation.confusion import class_iou
-from evaluation.folders import evaluation_split
-from evaluation.images import EvaluationImages
-from evaluation.report import add_pictures_flag, print_iou, write_results
-from evaluation.segmenting import evaluate
-from evaluation.weights import finetuned_network
-from utils.command import join_processes, make_parser, parallel_command
+from evaluation.flags import add_pictures_flag
+from utils.cli.command import parallel_command
+from utils.cli.flags import check_early, make_parser
+from utils.cli.log import start_log
 from utils.config import create_config
-from utils.config_keys import EVAL
-from utils.device import choose_precision
-from utils.distributed import is_main, main_first
+from utils.config.keys import EVAL
+from utils.config.snapshot import write_config
 from utils.errors import UserError
-from utils.files import set_aside
-from utils.log import start_log, write_config
-from utils.zoo import local_file, sha256
 
 
 def parse_arguments(argv):
@@ -46,6 +35,26 @@ def parse_arguments(argv):
 @parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    check_early(args, EVAL)
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    import torch
+
+    from data.dataset import VOC, class_names, dataset_folder
+    from data.image_folder import ImageFolder
+    from data.loaders import split_loader
+    from evaluation.dataset import EvaluationImages
+    from evaluation.inference import evaluate
+    from evaluation.metrics import class_iou
+    from evaluation.model_loading import finetuned_network
+    from evaluation.results import print_iou, write_results
+    from evaluation.splits import evaluation_split
+    from utils.model_zoo.zoo import local_file, sha256
+    from utils.parallel.distributed import main_first
+    from utils.parallel.ranks import is_main
+    from utils.storage.run_folder import set_aside
+    from utils.training.device import join_processes
+    from utils.training.precision import choose_precision
+
     device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, EVAL)
     precision = choose_precision(args.amp, device)

@@ -10,13 +10,12 @@ network before it is written. Needs requirements-optional.txt.
 import logging
 from pathlib import Path
 
-from evaluation.onnx_files import difference_of, onnx_of, require_packages
-from evaluation.weights import stored_network
-from utils.command import command, make_env_parser
+from utils.cli.command import command
+from utils.cli.flags import make_env_parser
 from utils.config import TREE, read_env
 from utils.errors import UserError
-from utils.files import atomic_file
-from utils.zoo import local_file
+from utils.model_zoo.zoo import local_file
+from utils.storage.atomic import atomic_file
 
 TOLERANCE = 1e-3  # of the file's outputs, as a share of the largest
 
@@ -40,14 +39,18 @@ def main(argv=None):
     args = parse_arguments(argv)
     if min(args.size) < 1:
         raise UserError(f'--size is {" ".join(map(str, args.size))}, but must be two positive numbers of pixels')
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    from evaluation.model_loading import stored_network
+    from evaluation.onnx_export import export_onnx, onnx_difference, require_packages
+
     require_packages()
     weights, out = Path(local_file(args.weights, read_env(args.config_env).root_dir)), Path(args.out)
     if out.is_dir() or out.resolve() == weights.resolve():
         raise UserError(f'--out {out} is {"a folder" if out.is_dir() else "the file of the weights"}: name another file')
     network = stored_network(weights, dilated=args.output_stride == 8).eval()
 
-    content, outputs = onnx_of(network, args.size)
-    difference = difference_of(network, content, args.size)
+    content, outputs = export_onnx(network, args.size)
+    difference = onnx_difference(network, content, args.size)
     if not difference <= TOLERANCE:  # nor where it is NaN
         raise UserError(f'{out} is not written: its outputs would differ from those of {weights} by {difference:.1g} of the '
                         'largest: are the weights finite? Else try another --size')

@@ -5,31 +5,17 @@
 Results are under <root_dir>/<experiment file's name>/: results.json, and of the first seed predictions/, visualization/ and
 clusters.png. Without labels nothing is scored, and these are of the seed with the most compact clusters.
 """
-import logging
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from data.batches import split_loader
-from data.dataset import VOID, class_names, dataset_folder
-from evaluation import confusion as scoring
-from evaluation.cluster_sheet import SHEET, cluster_names, save_cluster_sheet
-from evaluation.clustering import METRICS, cluster_all, distances, most_compact, whiten
-from evaluation.embedding import embed
-from evaluation.folders import evaluation_split
-from evaluation.images import EvaluationImages
-from evaluation.report import add_pictures_flag, print_iou, write_predictions, write_results
-from evaluation.weights import backbone_up_to, embedding_network, require_masks
-from utils.command import join_processes, make_parser, parallel_command
+from evaluation.flags import add_pictures_flag
+from utils.cli.command import parallel_command
+from utils.cli.flags import check_early, make_parser
+from utils.cli.log import start_log
+from utils.cli.progress import progress
 from utils.config import create_config
-from utils.config_keys import KMEANS, MAX_SEED
-from utils.device import choose_precision
-from utils.distributed import is_main, main_first
+from utils.config.keys import KMEANS, MAX_SEED
+from utils.config.snapshot import write_config
 from utils.errors import UserError
-from utils.log import start_log, write_config
-from utils.progress import progress
-from utils.sources import require_files
 
 FIRST_SEED = 1234
 EMBEDDING = 'embedding'  # what is clustered if nothing else is said
@@ -48,6 +34,26 @@ def parse_arguments(argv):
 @parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    check_early(args, KMEANS)
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    import torch
+
+    from data.dataset import class_names, dataset_folder
+    from data.loaders import split_loader
+    from evaluation.clustering import check_clusters, cluster_all, distances, most_compact, seed_scores, whiten
+    from evaluation.dataset import EvaluationImages
+    from evaluation.extraction import extract_prototypes
+    from evaluation.model_loading import backbone_up_to, embedding_network, require_masks
+    from evaluation.predictions import write_predictions
+    from evaluation.results import write_results
+    from evaluation.splits import evaluation_split
+    from evaluation.visualization.cluster_sheet import SHEET, cluster_names, save_cluster_sheet
+    from utils.model_zoo.sources import require_files
+    from utils.parallel.distributed import main_first
+    from utils.parallel.ranks import is_main
+    from utils.training.device import join_processes
+    from utils.training.precision import choose_precision
+
     device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, KMEANS)
     precision = choose_precision(args.amp, device)
@@ -69,7 +75,7 @@ def main(argv=None):
     dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency)
     classes = class_names(folder) if dataset.labels else ()
     n_clusters = _first(args.n_clusters, p.kmeans_kwargs.n_clusters, len(classes) or None)
-    _check_clusters(n_clusters, dataset)
+    check_clusters(n_clusters, dataset)
     images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
     loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
 
@@ -88,13 +94,14 @@ def main(argv=None):
              dataset.masks.name if dataset.masks else 'predicted', p.pretraining)
 
     # Clusters
-    embedded = embed(network, loader, device, precision, len(classes), hide_background=p.val_db_kwargs.hide_background)
+    embedded = extract_prototypes(network, loader, device, precision, len(classes),
+                                  hide_background=p.val_db_kwargs.hide_background)
     if not is_main():
         return
     seeds = range(first_seed, first_seed + args.num_seeds)
     vectors = whiten(embedded.prototypes) if p.kmeans_kwargs.whiten else embedded.prototypes
     clusterings = cluster_all(vectors, embedded.histograms, n_clusters, seeds)
-    iou, scores = _scores(clusterings, seeds, classes, args.metrics) if classes else (None, {})
+    iou, scores = seed_scores(clusterings, seeds, classes, args.metrics) if classes else (None, {})
     chosen = 0 if classes else most_compact(vectors, clusterings)
     shown = clusterings[chosen]
 
@@ -110,34 +117,6 @@ def main(argv=None):
     log.info('Clusters are shown in %s', output / SHEET)
     if classes:
         log.info('Average mIoU is %.1f', iou.mean())
-
-
-def _check_clusters(n_clusters, dataset):
-    if n_clusters is None:
-        raise UserError(f'{dataset.folder} has no labels, so the number of clusters is yours to choose: give --n_clusters, or '
-                        'kmeans_kwargs.n_clusters (background is one of them)')
-    if n_clusters < 2:
-        raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')
-    if not dataset.labels and n_clusters > VOID:
-        raise UserError(f'--n_clusters must be at most {VOID} without labels (predictions are 8-bit images), not {n_clusters}')
-    if len(dataset) < n_clusters - 1:
-        raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
-                        'set kmeans_kwargs.n_clusters or --n_clusters lower')
-
-
-def _scores(clusterings, seeds, classes, metrics):
-    """Print what each clustering scores. Returns the mean IoU of each class over the seeds (C values in percent), and what
-    else belongs into the results."""
-    log = logging.getLogger('maskcontrast')
-    iou = np.stack([scoring.class_iou(clustering.confusion) for clustering in clusterings]) * 100
-    for seed, row in zip(seeds, iou, strict=True):
-        log.info('Seed %d', seed)
-        print_iou(log, classes, row)
-    more = {name: float(np.mean([metric(clustering) for clustering in clusterings])) * 100
-            for name, metric in METRICS.items()} if metrics else {}
-    for name, value in more.items():
-        log.info('%s is %.2f', name, value)
-    return iou.mean(0), {'mIoU_per_seed': iou.mean(1).tolist(), 'IoU_per_seed': iou.tolist(), **more}
 
 
 def _first(*values):

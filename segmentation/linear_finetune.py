@@ -5,38 +5,15 @@
 
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
-import functools
-import json
 import logging
 from pathlib import Path
 
-import torch
-
-from data.batches import epoch_loader, split_loader
-from data.dataset import SegmentationDataset
-from evaluation.confusion import class_iou
-from evaluation.features import ValidationFeatures
-from evaluation.folders import data_folders
-from evaluation.images import EvaluationImages
-from evaluation.linear import LinearTrainer
-from evaluation.report import RESULTS, check_output, print_iou, write_results
-from evaluation.segmenting import evaluate
-from evaluation.training_views import TrainingViews, view_figure
-from evaluation.weights import finetuned_network, load_frozen_weights, probe_network, refuse_other_weights
-from utils.command import join_processes, make_parser, parallel_command
+from utils.cli.command import parallel_command
+from utils.cli.flags import check_early, make_parser
 from utils.config import create_config, plain
-from utils.config_keys import LINEAR
-from utils.distributed import broadcast_object, broadcast_state, is_main, main_first, rank, require_same, world_size
+from utils.config.keys import LINEAR
+from utils.config.snapshot import write_config
 from utils.errors import UserError
-from utils.files import make_folder, remove_temporaries
-from utils.log import write_config
-from utils.optim import get_optimizer, learning_rate, set_learning_rate
-from utils.preemption import deferred
-from utils.random_streams import RandomStreams
-from utils.record import Record
-from utils.resuming import earlier_state, resolve_start, start_run
-from utils.sources import require_files
-from utils.training import batches_text, check_batch_size
 
 log = logging.getLogger('maskcontrast')
 
@@ -51,6 +28,29 @@ def parse_arguments(argv):
 @parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    check_early(args, LINEAR)
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    import torch
+
+    from data.dataset import SegmentationDataset
+    from data.loaders import epoch_loader, split_loader
+    from evaluation.augmentations import TrainingViews
+    from evaluation.dataset import EvaluationImages
+    from evaluation.linear_training import LinearTrainer, final_evaluation, finished, train
+    from evaluation.model_loading import load_frozen_weights, probe_network, refuse_other_weights
+    from evaluation.predictions import check_output
+    from evaluation.results import RESULTS
+    from evaluation.splits import data_folders
+    from utils.model_zoo.sources import require_files
+    from utils.parallel.distributed import broadcast_object, broadcast_state, main_first, require_same
+    from utils.parallel.random_streams import RandomStreams
+    from utils.parallel.ranks import is_main, rank, world_size
+    from utils.storage.atomic import make_folder, remove_temporaries
+    from utils.training.device import join_processes
+    from utils.training.loop import batches_text, check_batch_size
+    from utils.training.optimizer import get_optimizer
+    from utils.training.resume import earlier_state, resolve_start, start_run
+
     device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, LINEAR)
     output = Path(p.output_dir)
@@ -118,50 +118,6 @@ def main(argv=None):
         raise UserError(f'{args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels of '
                         f'{p.val_db_name}, and at metrics.jsonl')
     final_evaluation(trainer, val_loader, classes, p, output, args.crf_postprocess)
-
-
-def train(trainer, val_loader, n_classes, p, output):
-    """The epochs that are left, each scored on the validation images."""
-    keep = p.freeze_batchnorm == 'all'  # the features of the validation images never change
-    if trainer.epoch >= p.epochs:
-        return
-    with ValidationFeatures(trainer.model, val_loader, trainer.device, trainer.precision, p.transformation_kwargs.resolution,
-                            output, keep) as validation, \
-            Record(output, trainer.epoch, view_figure) as record, deferred():
-        while trainer.epoch < p.epochs:
-            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
-            set_learning_rate(trainer.optimizer, lr)
-            epoch = trainer.epoch + 1
-            numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
-            numbers['mIoU'] = trainer.score(validation, n_classes)
-            record.scalars(epoch, {'lr': lr, **numbers})
-            trainer.save_epoch(numbers['mIoU'])
-            log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', epoch, p.epochs,
-                     numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
-
-
-def final_evaluation(trainer, val_loader, classes, p, output, crf):
-    """Evaluate the best model at the images' own size, as eval.py does, and leave and print its results. classes: names."""
-    log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution%s', trainer.best_iou,
-             trainer.best_epoch + 1, ', with CRF' if crf else '')
-    network = finetuned_network(p, len(classes), p.best_model).to(trainer.device, memory_format=torch.channels_last)
-    confusion = evaluate(network, val_loader, classes, output, trainer.device, trainer.precision, crf, pictures=0)
-    if not is_main():
-        return
-    iou = class_iou(confusion) * 100
-    write_results(output, LINEAR, p.best_model, classes, iou, crf=crf, pretraining=p.pretraining,
-                  epochs=trainer.epoch, online_mIoU=trainer.best_iou, best_epoch=trainer.best_epoch)
-    print_iou(log, classes, iou)
-
-
-def finished(output, state, crf):
-    """Whether the results in `output` are those of the best model in `state`, the last checkpoint, with or without `crf`."""
-    try:
-        results = json.loads((output / RESULTS).read_text())
-        wanted = {'script': LINEAR, 'crf': crf, 'epochs': state['epoch'], 'online_mIoU': state.get('best_iou')}
-        return wanted.items() <= results.items()
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 if __name__ == '__main__':

@@ -12,12 +12,13 @@ import yaml
 
 import kmeans
 from data.dataset import SegmentationDataset
-from evaluation.settings import MOST_CLUSTERS, clustering_settings, clusters_for
-from utils.command import add_machine_flags, command, make_env_parser
+from evaluation.auto_config import MOST_CLUSTERS, clustering_settings, clusters_for
+from utils.cli.command import command
+from utils.cli.flags import add_machine_flags, make_env_parser
+from utils.cli.log import start_log
 from utils.config import read_env
 from utils.errors import UserError
-from utils.files import atomic_file
-from utils.log import start_log
+from utils.storage.atomic import atomic_file
 
 
 def parse_arguments(argv):

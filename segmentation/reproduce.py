@@ -15,12 +15,13 @@ from pathlib import Path
 import yaml
 
 from data.dataset import VOC
-from utils.command import command, make_env_parser
+from utils.cli.command import command
+from utils.cli.flags import make_env_parser
+from utils.cli.log import start_log
 from utils.config import read_env
 from utils.errors import UserError
-from utils.files import atomic_file
-from utils.log import start_log
-from utils.zoo import ZOO, local_file, zoo_file
+from utils.model_zoo.zoo import ZOO, local_file, zoo_file
+from utils.storage.atomic import atomic_file
 
 TREE = Path(__file__).resolve().parent
 MOCO_INITIALISED = 'voc_supervised_moco_pretrained'  # was never published, see MOCO_CONFIG

@@ -8,26 +8,14 @@ Results are under <root_dir>/<experiment file's name>/: results.json, and pictur
 """
 from pathlib import Path
 
-import torch
-
-from data.batches import split_loader
-from data.dataset import SegmentationDataset
-from evaluation.confusion import class_iou, clustering_confusion
-from evaluation.embedding import embed
-from evaluation.folders import data_folders, ignored_classes, known_classes
-from evaluation.images import EvaluationImages
-from evaluation.neighbours import neighbour_picture
-from evaluation.report import add_pictures_flag, print_iou, write_pictures, write_results
-from evaluation.retrieval import mask_classes, nearest
-from evaluation.weights import embedding_network, require_masks
-from utils.command import join_processes, make_parser, parallel_command
+from evaluation.flags import add_pictures_flag
+from utils.cli.command import parallel_command
+from utils.cli.flags import check_early, make_parser
+from utils.cli.log import start_log
 from utils.config import create_config
-from utils.config_keys import RETRIEVAL
-from utils.device import choose_precision
-from utils.distributed import is_main, main_first
+from utils.config.keys import RETRIEVAL
+from utils.config.snapshot import write_config
 from utils.errors import UserError
-from utils.log import start_log, write_config
-from utils.sources import require_files
 
 NEIGHBOURS = 5  # in the pictures; the first gives its class
 
@@ -41,6 +29,27 @@ def parse_arguments(argv):
 @parallel_command
 def main(argv=None):
     args = parse_arguments(argv)
+    check_early(args, RETRIEVAL)
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    import torch
+
+    from data.dataset import SegmentationDataset
+    from data.loaders import split_loader
+    from evaluation.dataset import EvaluationImages
+    from evaluation.extraction import extract_prototypes
+    from evaluation.metrics import class_iou, clustering_confusion
+    from evaluation.model_loading import embedding_network, require_masks
+    from evaluation.predictions import write_pictures
+    from evaluation.results import print_iou, write_results
+    from evaluation.retrieval import mask_classes, nearest_neighbours
+    from evaluation.splits import data_folders, ignored_classes, known_classes
+    from evaluation.visualization.neighbours import neighbour_picture
+    from utils.model_zoo.sources import require_files
+    from utils.parallel.distributed import main_first
+    from utils.parallel.ranks import is_main
+    from utils.training.device import join_processes
+    from utils.training.precision import choose_precision
+
     device = join_processes(args)
     p = create_config(args.config_env, args.config_exp, RETRIEVAL)
     precision = choose_precision(args.amp, device)
@@ -79,7 +88,7 @@ def main(argv=None):
     for name, dataset in splits.items():
         images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
         loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
-        embedded[name] = embed(network, loader, device, precision, len(classes), at_resolution=True)
+        embedded[name] = extract_prototypes(network, loader, device, precision, len(classes), at_resolution=True)
     if not is_main():
         return
     database, queries = embedded['database'], embedded['queries']
@@ -90,7 +99,7 @@ def main(argv=None):
     if not len(members):
         raise UserError(f'{splits["database"].split_file}: no image has a labelled object of a class that counts inside its '
                         'mask, so there is nothing to retrieve')
-    found = members[nearest(queries.prototypes, database.prototypes[members], NEIGHBOURS)]
+    found = members[nearest_neighbours(queries.prototypes, database.prototypes[members], NEIGHBOURS)]
     confusion = clustering_confusion(queries.histograms, labels[found[:, 0]] - 1, len(classes) - 1)
 
     # Report

@@ -4,36 +4,16 @@ import copy
 import pytest
 import torch
 import yaml
-from devkits import broken, converted, originals  # noqa: F401 - fixtures
-from toys import toy_checkpoint, toy_network, toys  # noqa: F401 - fixtures
-from web import drive, server  # noqa: F401 - fixtures
+from helpers.devkits import broken, converted, originals  # noqa: F401 - fixtures
+from helpers.experiments import PRETRAINING
+from helpers.toys import toy_checkpoint, toy_network, toys  # noqa: F401 - fixtures
+from helpers.web import drive, server  # noqa: F401 - fixtures
 
 from data.dataset import SegmentationDataset
-from data.shapes import draw_shapes
+from data.synthetic_shapes import draw_shapes
 from models.factory import get_model
-from utils.errors import UserError
 
-PRETRAINING = {
-    'train_db_name': 'Shapes', 'train_db_kwargs': {'saliency': 'supervised_model'}, 'train_batch_size': 4,
-    'num_workers': 0, 'backbone': 'resnet18', 'backbone_kwargs': {'dilated': True, 'pretraining': None},
-    'model_kwargs': {'ndim': 8, 'head': 'linear', 'upsample': True, 'use_classification_head': True},
-    'head': 'deeplab', 'freeze_layers': False, 'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 8}, 'epochs': 2,
-    'optimizer': 'sgd', 'scheduler': 'poly',
-    'optimizer_kwargs': {'lr': 0.01, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
-    'transformation_kwargs': {'crop_size': 32}, 'seed': 3,
-}
-KMEANS = {
-    'val_db_name': 'Shapes', 'val_db_kwargs': {'batch_size': 6, 'saliency': 'supervised_model'}, 'num_workers': 0,
-    'transformation_kwargs': {'resolution': [32, 32]}, 'backbone': 'resnet18', 'head': 'deeplab', 'pretraining': None,
-    'kmeans_eval': True, 'kmeans_kwargs': {'n_clusters': 4},
-}
-LINEAR = {
-    'train_db_name': 'Shapes', 'val_db_name': 'Shapes', 'train_db_kwargs': {'split': 'trainaug', 'batch_size': 4},
-    'val_db_kwargs': {'batch_size': 4}, 'num_workers': 0, 'transformation_kwargs': {'resolution': [40, 32]},
-    'backbone': 'resnet18', 'backbone_kwargs': {'dilated': True}, 'head': 'deeplab', 'freeze_batchnorm': 'all', 'epochs': 2,
-    'optimizer': 'sgd', 'optimizer_kwargs': {'lr': 0.1, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
-    'scheduler': 'step', 'scheduler_kwargs': {'lr_decay_rate': 0.1, 'lr_decay_epochs': [0]}, 'seed': 3,
-}
+pytest.register_assert_rewrite('helpers.checks')
 
 
 @pytest.hookimpl(wrapper=True)
@@ -42,32 +22,6 @@ def pytest_runtest_makereport(item, call):
     report = yield
     report.sections = [(name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections]
     return report
-
-
-def assert_same(a, b, path=''):
-    """Nested dicts and lists of tensors and values are equal bit for bit."""
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f'{path}/{key}')
-    elif isinstance(a, list):
-        assert len(a) == len(b), path
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f'{path}/{i}')
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, path
-
-
-def refusal(call, *arguments, **options):
-    """The message of the `UserError` that the call raises, which is one line."""
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **options)
-    message = str(caught.value)
-    assert message == caught.value.line()
-    return message
 
 
 @pytest.fixture(scope='session')

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from contrastive.losses import contrastive_loss, mask_prototypes, saliency_loss
 from models.factory import get_model
-from utils import distributed
+from utils.parallel import distributed, ranks
 
 
 class ContrastiveModel(nn.Module):
@@ -29,7 +29,7 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         moco = p['moco_kwargs']
         self.K, self.m, self.T = moco['K'], moco['m'], moco['T']
-        self.processes = (p.get('simulate_processes') or distributed.world_size()) // distributed.world_size()  # computed here
+        self.processes = (p.get('simulate_processes') or ranks.world_size()) // ranks.world_size()  # computed here
         self.streams = None
         self.model_q = get_model(p)
         self.model_k = copy.deepcopy(self.model_q).requires_grad_(False)
@@ -49,7 +49,7 @@ class ContrastiveModel(nn.Module):
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
         Raises ValueError for masks of another size, when K is no multiple of the global batch, and when B is none of P.
         """
-        batch = len(im_q) * distributed.world_size()
+        batch = len(im_q) * ranks.world_size()
         if self.K % batch:
             raise ValueError(f'the queue length K = {self.K} is not a multiple of the global batch {batch}')
         if len(im_q) % self.processes:
@@ -100,7 +100,7 @@ class ContrastiveModel(nn.Module):
         The shuffle keeps batch norm from leaking which image is which; within one process it would change nothing.
         Each image travels to one process, and only its grid travels back, not the upsampled embeddings.
         """
-        batch = len(images) * distributed.world_size()
+        batch = len(images) * ranks.world_size()
         if batch == len(images) and self.processes == 1:
             return self.model_k.grid(images)[0]
         order = distributed.shared_permutation(batch)

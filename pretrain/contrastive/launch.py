@@ -5,25 +5,13 @@ import signal
 import torch
 from torch import multiprocessing
 
-from utils.distributed import rendezvous_store
 from utils.errors import UserError
-from utils.preemption import EXIT_PREEMPTED, SIGNALS
-from utils.processes import end_with_parent
+from utils.parallel.distributed import rendezvous_store
+from utils.parallel.preemption import EXIT_PREEMPTED, SIGNALS
+from utils.parallel.ranks import world_size
+from utils.parallel.workers import end_with_parent
 
 GRACE = 20  # seconds that the others get to end by themselves when one has failed
-
-
-def add_distributed_flags(parser):
-    group = parser.add_argument_group('several processes', 'All visible GPUs of the machine are used if nothing else is said; '
-                                                           'under torchrun none of these flags is needed.')
-    group.add_argument('--world-size', type=int, default=-1, help='number of machines with --multiprocessing-distributed, else '
-                                                                  'of processes; 1 is one process, on one GPU')
-    group.add_argument('--rank', type=int, default=-1, help='number of this machine, or process, from 0')
-    group.add_argument('--dist-url', default='env://', help='where the processes meet: tcp://HOST:PORT, HOST being the machine '
-                                                            'of rank 0 (default: env://, MASTER_ADDR and MASTER_PORT)')
-    group.add_argument('--dist-backend', choices=('nccl', 'gloo'), help='default: nccl on GPUs, else gloo')
-    group.add_argument('--multiprocessing-distributed', action='store_true',
-                       help='start a process for each GPU of this machine')
 
 
 def launch(args, main, argv):
@@ -44,14 +32,14 @@ def launch(args, main, argv):
     by_hand = args.world_size > 0 and not args.multiprocessing_distributed  # whoever started this starts the others
     gpus = torch.cuda.device_count() if args.device in ('auto', 'cuda') else 0
     here, others = 1 if by_hand else max(gpus, 1), max(args.world_size, 1)
-    world_size, first = here * others, max(args.rank, 0) * here
-    if here == 1 and world_size > 1:
-        os.environ.update(_environment(first, world_size))
+    count, first = here * others, max(args.rank, 0) * here
+    if here == 1 and count > 1:
+        os.environ.update(_environment(first, count))
         if not by_hand:  # the only one on its machine
             os.environ.update(LOCAL_RANK='0', LOCAL_WORLD_SIZE='1')
     if here == 1:
         return False
-    environments = [{**_environment(first + local, world_size), 'LOCAL_RANK': str(local), 'LOCAL_WORLD_SIZE': str(here)}
+    environments = [{**_environment(first + local, count), 'LOCAL_RANK': str(local), 'LOCAL_WORLD_SIZE': str(here)}
                     for local in range(here)]
     if others == 1:
         store, way = rendezvous_store()  # noqa: F841 - it is there until all have ended
@@ -62,8 +50,8 @@ def launch(args, main, argv):
     return True
 
 
-def _environment(rank, world_size):
-    return {'RANK': str(rank), 'WORLD_SIZE': str(world_size)}
+def _environment(rank, count):
+    return {'RANK': str(rank), 'WORLD_SIZE': str(count)}
 
 
 def _check_meeting(args):
@@ -105,3 +93,14 @@ def _child(local, main, argv, environments):
     os.environ.update(environments[local])
     end_with_parent()
     main(argv)
+
+
+def number_of_processes(simulated, exp_file):
+    """How many processes this run computes as. simulated: the key `simulate_processes`, or None.
+
+    Raises `UserError` when the real ones can't be so many."""
+    processes = simulated or world_size()
+    if processes % world_size():
+        raise UserError(f'{exp_file}: simulate_processes is {processes}, which is no multiple of the {world_size()} processes '
+                        'there are: choose fewer GPUs with CUDA_VISIBLE_DEVICES, or one with --world-size 1')
+    return processes

@@ -13,12 +13,12 @@ import numpy as np
 from scipy.io import loadmat
 
 from data.dataset import VOC_CLASSES, VOID
+from data.decoding import read_image, read_labels
 from data.palette import save_labels
-from data.reading import read_image, read_labels
+from utils.cli.progress import progress
 from utils.errors import UserError
-from utils.files import atomic_folder
-from utils.processes import cores
-from utils.progress import progress
+from utils.parallel.workers import cores
+from utils.storage.atomic import atomic_folder
 
 OFFICIAL = {'trainaug': 10582, 'train': 1464, 'val': 1449}  # images
 ID = re.compile(r'\w[\w.-]*')  # a file name's stem, so that no id leads out of a folder
@@ -29,7 +29,7 @@ def read_splits(voc, sbd):
     """The ids of each split, a dict of lists: `trainaug` sorted, `train` and `val` in VOC's order.
 
     trainaug is the union of SBD's two lists and VOC's train, without VOC's val (10,582 images; the usual training set since
-    Hariharan et al., ICCV 2011, and DeepLab). voc, sbd: folders as of `open_sources`.
+    Hariharan et al., ICCV 2011, and DeepLab). voc, sbd: folders as of `open_archives`.
     Raises `UserError` when a list can't be read, is empty, names an id twice or none, or VOC's two share one.
     """
     voc_lists = voc / 'ImageSets' / 'Segmentation'
@@ -61,7 +61,7 @@ def new_data_set(out):
 def convert(voc, sbd, splits, root):
     """Write images, labels, lists and class names into the folder `root`, which is there and empty.
 
-    voc, sbd: folders as of `open_sources`. splits: as of `read_splits`. Images are copies; labels are palette PNGs, H x W
+    voc, sbd: folders as of `open_archives`. splits: as of `read_splits`. Images are copies; labels are palette PNGs, H x W
     uint8, 0 background, 1 to 20 classes, 255 void: VOC's in SegmentationClass/ (train and val), and in
     SegmentationClassAug/ (trainaug) VOC's where it has some, else SBD's, which have no void.
     Returns a dict of counts, and the paths of labels whose size is not their image's (they are resized when they are read).

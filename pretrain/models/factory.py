@@ -1,9 +1,9 @@
 """From a configuration to a network."""
+from models.backbone_weights import load_initial_weights
 from models.networks import BackboneNetwork, LinearNetwork, PretrainingNetwork
 from models.resnet import CHANNELS, Backbone
-from models.weights import load_initial_weights
 from utils.errors import UserError
-from utils.zoo import local_file
+from utils.model_zoo.zoo import local_file
 
 
 def get_model(p):

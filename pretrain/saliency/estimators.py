@@ -23,7 +23,7 @@ def get_estimator(model, onnx=None, logits=False, vit=VIT, weights=None, device=
         from saliency.robust_background import robust_background
         return robust_background
     if model == TOKENCUT:
-        from saliency.edges import Refined
+        from saliency.grabcut import Refined
         from saliency.tokencut import TokenCut
         return Refined(TokenCut(vit, weights, device), threshold=0.5)
     if model in REMBG:

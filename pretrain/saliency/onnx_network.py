@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from scipy.special import expit
 
-from data.batches import MEAN, STD
+from data.normalization import MEAN, STD
 from saliency.resizing import resize_probability
+from utils.cli.packages import require
 from utils.errors import UserError
-from utils.fetch import one_line
-from utils.packages import require
+from utils.storage.fetch import one_line
 
 SIDE = 320  # where the file leaves height or width open: that of U2-Net (Qin et al., Pattern Recognition 2020)
 TOLERANCE = 1e-3  # that a probability may be outside [0, 1]: float16 rounds to 5e-4 below 1

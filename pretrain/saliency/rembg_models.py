@@ -5,9 +5,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from utils.cli.packages import require
 from utils.errors import UserError
-from utils.fetch import by_hand, one_line
-from utils.packages import require
+from utils.storage.fetch import by_hand, one_line
 
 RELEASE = 'https://github.com/danielgatis/rembg/releases/download/v0.0.0'
 FILES = {'u2net': 'u2net.onnx', 'isnet-general-use': 'isnet-general-use.onnx',

@@ -3,7 +3,7 @@
 Zhu et al., "Saliency Optimization from Robust Background Detection", CVPR 2014, with the constants of the authors' code. From
 that it differs in what hardly matters: places are measured in longer sides, superpixels at the border count as neighbours
 before their neighbours' neighbours are added, and the constant part of smoothness holds for all of these. The map is then cut
-along the image's edges (`saliency.edges`).
+along the image's edges (`saliency.grabcut`).
 
 Axes: H W space, N superpixels, E pairs of them.
 """
@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import shortest_path
 from skimage.segmentation import slic
 
-from saliency.edges import refine
+from saliency.grabcut import refine
 from saliency.resizing import resize_probability
 
 SIDE = 400  # pixels: longer side of the image that is looked at

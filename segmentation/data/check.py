@@ -14,17 +14,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from data.batches import make_loader
 from data.dataset import VOC, VOID, SegmentationDataset, class_names, size_text
-from data.reading import read_gray, read_image, read_labels
-from utils.command import EXIT_USER_ERROR, command, make_env_parser
+from data.decoding import read_gray, read_image, read_labels
+from utils.cli.command import EXIT_USER_ERROR, command
+from utils.cli.flags import make_env_parser
+from utils.cli.progress import progress
 from utils.config import create_config, script_of
-from utils.config_keys import EVAL, KMEANS, LINEAR, PRETRAIN, RETRIEVAL
+from utils.config.keys import EVAL, KMEANS, LINEAR, PRETRAIN, RETRIEVAL
 from utils.errors import UserError
-from utils.files import atomic_file
-from utils.progress import progress
+from utils.storage.atomic import atomic_file
 
 OBJECT = 255
 NOTES = ('id in both splits', 'empty mask', 'full mask', 'label of another size')
@@ -142,6 +141,11 @@ def check(p, read):
     Raises `UserError` for a data set that is not there.
     """
     parts, classes, training = splits_read(p), {}, ()
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    import torch
+
+    from data.loaders import make_loader
+
     for name, *_ in parts:
         if not (Path(p.db_root) / name).is_dir():  # dataset_folder() would fetch or draw it
             raise UserError(f'{Path(p.db_root) / name}: there is no such data set, or not yet: correct db_root in env.yml, or '

@@ -6,10 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.cache import DecodedCache
+from data.decoded_cache import DecodedCache
+from data.decoding import read_image, read_labels, read_saliency
 from data.download import fetch_voc
-from data.reading import read_image, read_labels, read_saliency
-from data.shapes import draw_shapes
+from data.synthetic_shapes import draw_shapes
 from utils.errors import UserError
 
 VOC = 'VOCSegmentation'
@@ -35,7 +35,7 @@ def dataset_folder(db_root, name):
         draw_shapes(folder)
         return folder
     raise UserError(f'{folder}: there is no such data set: make this folder (images/, sets/, classes.txt and masks or '
-                    'labels; see the README), or correct db_root in env.yml')
+                    'labels; see docs/data-sets.md), or correct db_root in env.yml')
 
 
 def class_names(folder):

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.fetch import by_hand, fetch, one_line
+from utils.storage.fetch import by_hand, fetch, one_line
 
 VOC_URL = 'https://drive.google.com/file/d/1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH/view'
 ARCHIVE = 'PASCAL_VOC.tgz'

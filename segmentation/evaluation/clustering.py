@@ -2,13 +2,20 @@
 
 Axes: M images, D embedding, C classes. Predicted ids: 0 outside the masks, cluster + 1 inside.
 """
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 
-from evaluation import confusion as scoring
+from data.dataset import VOID
+from evaluation import metrics
+from evaluation.results import print_iou
+from utils.errors import UserError
+
+log = logging.getLogger('maskcontrast')
+
 
 COMPONENTS = 32
 BATCH_SIZE = 1000
@@ -30,9 +37,9 @@ class Clustering:
         return self.classes_of[[0, self.clusters[index] + 1]].astype(np.uint8)[mask]
 
 
-METRICS = {'Accuracy': lambda clustering: scoring.accuracy(clustering.confusion),
-           'NMI': lambda clustering: scoring.normalised_mutual_information(clustering.by_id),
-           'ARI': lambda clustering: scoring.adjusted_rand_index(clustering.by_id)}
+METRICS = {'Accuracy': lambda clustering: metrics.accuracy(clustering.confusion),
+           'NMI': lambda clustering: metrics.normalised_mutual_information(clustering.by_id),
+           'ARI': lambda clustering: metrics.adjusted_rand_index(clustering.by_id)}
 
 
 def cluster_all(vectors, histograms, n_clusters, seeds):
@@ -67,6 +74,35 @@ def score(histograms, clusters, n_clusters):
     """Match the clusters with the classes. histograms: M x 2 x C, pixels outside and inside the mask by label, or None."""
     if histograms is None:
         return Clustering(clusters, None, np.arange(n_clusters), None)
-    by_id = scoring.clustering_confusion(histograms, clusters, n_clusters - 1)
-    classes_of = scoring.match(by_id)
-    return Clustering(clusters, by_id, classes_of, scoring.matched(by_id, classes_of))
+    by_id = metrics.clustering_confusion(histograms, clusters, n_clusters - 1)
+    classes_of = metrics.match_clusters(by_id)
+    return Clustering(clusters, by_id, classes_of, metrics.remap_to_classes(by_id, classes_of))
+
+
+def check_clusters(n_clusters, dataset):
+    """Raise a `UserError` for a number of clusters (background counted; None: not given) that `dataset` can't have."""
+    if n_clusters is None:
+        raise UserError(f'{dataset.folder} has no labels, so the number of clusters is yours to choose: give --n_clusters, or '
+                        'kmeans_kwargs.n_clusters (background is one of them)')
+    if n_clusters < 2:
+        raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')
+    if not dataset.labels and n_clusters > VOID:
+        raise UserError(f'--n_clusters must be at most {VOID} without labels (predictions are 8-bit images), not {n_clusters}')
+    if len(dataset) < n_clusters - 1:
+        raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
+                        'set kmeans_kwargs.n_clusters or --n_clusters lower')
+
+
+def seed_scores(clusterings, seeds, classes, more):
+    """Print what each clustering scores; with `more`, accuracy, NMI and ARI too.
+
+    Returns the mean IoU of each class over the seeds (C values in percent), and what else belongs into the results."""
+    iou = np.stack([metrics.class_iou(clustering.confusion) for clustering in clusterings]) * 100
+    for seed, row in zip(seeds, iou, strict=True):
+        log.info('Seed %d', seed)
+        print_iou(log, classes, row)
+    others = {name: float(np.mean([metric(clustering) for clustering in clusterings])) * 100
+              for name, metric in METRICS.items()} if more else {}
+    for name, value in others.items():
+        log.info('%s is %.2f', name, value)
+    return iou.mean(0), {'mIoU_per_seed': iou.mean(1).tolist(), 'IoU_per_seed': iou.tolist(), **others}

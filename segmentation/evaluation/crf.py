@@ -12,9 +12,9 @@ import torch
 from pydensecrf import densecrf
 
 from models.interpolation import resize
-from utils.distributed import per_process
 from utils.errors import UserError
-from utils.processes import cores, end_with_parent
+from utils.parallel.ranks import per_process
+from utils.parallel.workers import cores, end_with_parent
 
 ITERATIONS = 10
 GAUSSIAN = {'sxy': 1, 'compat': 3}

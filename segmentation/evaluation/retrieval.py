@@ -18,7 +18,7 @@ def mask_classes(histograms):
     return np.where(objects.any(1), highest, 0)
 
 
-def nearest(queries, database, count):
+def nearest_neighbours(queries, database, count):
     """Indices of the `count` (or all N) database prototypes of largest inner product, best first: Q x count.
 
     queries: Q x D, database: N x D, float32. Products that are equal in float32 count as equal: the lower index comes first.

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import assert_same
-from processes import MAIN, ONE_THREAD
+from helpers.checks import assert_same
+from helpers.processes import MAIN, ONE_THREAD
 
 from utils.checkpoint import load_file, previous_checkpoint
 

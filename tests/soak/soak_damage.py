@@ -3,12 +3,12 @@ import os
 import shutil
 import time
 
-from conftest import assert_same
+from helpers.checks import assert_same
 from lives import finish
 from moments import seeded
 
 from utils.checkpoint import load_file, previous_checkpoint
-from utils.resuming import earlier_state
+from utils.training.resume import earlier_state
 
 DAMAGES = int(os.environ.get('SOAK_DAMAGES', 30))
 EDGE = 2 ** 16  # bytes at either end: of the archive's directory, say

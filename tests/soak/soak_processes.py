@@ -5,12 +5,12 @@ import signal
 import time
 
 import pytest
-from conftest import assert_same
+from helpers.checks import assert_same
+from helpers.processes import pid_of
 from lives import Checkpoints, assert_undisturbed, finish, kill, metrics, start, wait, wait_until_gone
 from moments import between_steps, seeded
-from processes import pid_of
 
-from data.shapes import draw_shapes
+from data.synthetic_shapes import draw_shapes
 from utils.checkpoint import load_file
 
 ROUNDS = int(os.environ.get('SOAK_ROUNDS', 2))  # of five kills

@@ -1,0 +1,123 @@
+"""The two views of an image and its mask (paper section 3). Everything stays uint8.
+
+The random draws and the pixels are apart: `sample_view` draws a view's parameters, `render` applies them, so that tests can
+give the same parameters to torchvision.
+"""
+import functools
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+SCALE, LOG_RATIO, ATTEMPTS = (0.2, 1.0), (math.log(3 / 4), math.log(4 / 3)), 10
+JITTER, HUE = 0.4, 0.1
+P_JITTER, P_GRAYSCALE, P_FLIP = 0.8, 0.2, 0.5
+
+
+@dataclass(frozen=True)
+class View:
+    """Parameters of one view. crop: top, left, height, width in pixels. jitter: (name, factor) in the order in which
+    they are applied, empty for none; hue's factor is the shift as a share of the circle."""
+    crop: tuple
+    jitter: tuple = ()
+    grayscale: bool = False
+    flip: bool = False
+
+
+def sample_view(rng, height, width):
+    """Draw a view of an image of the given size from a numpy Generator."""
+    crop = sample_crop(rng, height, width)
+    jitter = ()
+    if rng.random() < P_JITTER:
+        factors = [(name, rng.uniform(1 - JITTER, 1 + JITTER)) for name in ('brightness', 'contrast', 'saturation')]
+        factors.append(('hue', rng.uniform(-HUE, HUE)))
+        jitter = tuple(factors[i] for i in rng.permutation(4))
+    return View(crop, jitter, grayscale=rng.random() < P_GRAYSCALE, flip=rng.random() < P_FLIP)
+
+
+def sample_crop(rng, height, width):
+    """torchvision's RandomResizedCrop rule: up to ten attempts at area and ratio, then the largest central crop."""
+    for _ in range(ATTEMPTS):
+        area = height * width * rng.uniform(*SCALE)
+        ratio = math.exp(rng.uniform(*LOG_RATIO))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    ratio = min(max(width / height, math.exp(LOG_RATIO[0])), math.exp(LOG_RATIO[1]))
+    w, h = (width, round(width / ratio)) if width / height < ratio else (round(height * ratio), height)
+    w, h = min(w, width), min(h, height)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def render(image, mask, view, size):
+    """The view's pixels: image (H x W x 3 uint8), mask (H x W uint8) -> size x size x 3 and size x size uint8."""
+    top, left, height, width = view.crop
+    window = np.s_[top:top + height, left:left + width]
+    image = resize_image(image[window], size)
+    mask = resize_mask(mask[window], size)
+    for name, factor in view.jitter:
+        image = _ADJUST[name](image, factor)
+    if view.grayscale:
+        image = cv2.cvtColor(gray(image), cv2.COLOR_GRAY2RGB)
+    if view.flip:
+        image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
+    return image, mask
+
+
+def resize_image(image, size):
+    """PIL's bilinear (antialiased) to size x size, within one level; OpenCV's filters are others.
+
+    The strides say channels_last, also that of the single image, or PyTorch would give back planes: three times as slow.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0).permute(0, 3, 1, 2)
+    tensor = F.interpolate(tensor, (size, size), mode='bilinear', antialias=True)
+    return tensor.permute(0, 2, 3, 1)[0].numpy()
+
+
+def resize_mask(mask, size):
+    """PIL's nearest, which takes the source pixel floor((x + 0.5) * src / dst)."""
+    rows, columns = (_nearest(length, size) for length in mask.shape)
+    return mask[rows][:, columns]
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearest(source, target):
+    """PIL's source indices. It adds the step up instead of multiplying, which decides where a position is whole."""
+    steps = np.full(target, source / target)
+    steps[0] /= 2
+    return np.cumsum(steps).astype(np.intp)
+
+
+def gray(image):
+    """PIL's conversion to gray: H x W x 3 uint8 -> H x W uint8."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def adjust_brightness(image, factor):
+    return cv2.convertScaleAbs(image, alpha=factor)
+
+
+def adjust_contrast(image, factor):
+    values = gray(image)
+    mean = int(cv2.sumElems(values)[0] / values.size + 0.5)  # cv2.mean rounds halves otherwise
+    table = np.clip(np.arange(256) * factor + mean * (1 - factor), 0, 255).astype(np.uint8)
+    return cv2.LUT(image, table)
+
+
+def adjust_saturation(image, factor):
+    return cv2.addWeighted(image, factor, cv2.cvtColor(gray(image), cv2.COLOR_GRAY2RGB), 1 - factor, 0)
+
+
+def adjust_hue(image, factor):
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    # One less than PIL: its hues are cut off, not rounded, and OpenCV's circle has 256 steps there but 255 back.
+    shift = np.uint8((int(factor * 255) - 1) % 256)
+    hsv[..., 0] += shift  # wraps around, as hues do
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+_ADJUST = {'brightness': adjust_brightness, 'contrast': adjust_contrast, 'saturation': adjust_saturation,
+           'hue': adjust_hue}

@@ -1,0 +1,69 @@
+"""The training loop of a pre-training: its step, its epochs, and a picture of what it sees."""
+import functools
+import logging
+
+import numpy as np
+import torch
+
+from data.normalization import to_images
+from utils.parallel import distributed
+from utils.parallel.preemption import deferred
+from utils.training.loop import Trainer
+from utils.training.metrics_writer import MetricsWriter
+from utils.training.optimizer import learning_rate, set_learning_rate
+from utils.training.precision import autocast
+
+log = logging.getLogger('maskcontrast')
+
+
+class ContrastiveTrainer(Trainer):
+    """Trains a `ContrastiveModel` on batches of `ViewPairs`."""
+    PREFIX = 'module.'  # in published files too
+    NUMBERS = ('loss', 'contrastive_loss', 'saliency_loss', 'acc1', 'acc5')
+    SHOWN = {'loss': 'loss %.4f', 'acc1': 'top-1 %.1f%%'}
+
+    def __init__(self, model, *arguments, **named):
+        super().__init__(model, *arguments, **named)
+        model.streams = self.streams
+        self.parallel = distributed.data_parallel(model, self.device)
+
+    def train_step(self, batch):
+        """One step of paper section 3."""
+        images = [to_images(batch[view], self.device) for view in ('query', 'key')]
+        masks = [batch[view].to(self.device, non_blocking=True) for view in ('query_mask', 'key_mask')]
+        with autocast(self.device, self.precision):
+            output = self.parallel(*images, *masks)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(output['loss']).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return torch.stack([output[name].detach() for name in self.NUMBERS])
+
+
+def train(trainer, p, output):
+    """The epochs that are left. p: configuration with the schedule. output: folder for metrics.jsonl and tensorboard."""
+    with MetricsWriter(output, trainer.epoch, view_figure) as record, deferred():
+        while trainer.epoch < p.epochs:
+            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
+            set_learning_rate(trainer.optimizer, lr)
+            epoch = trainer.epoch + 1
+            numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
+            record.scalars(epoch, {'lr': lr, **numbers})
+            trainer.end_epoch()
+            log.info('Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
+                     '%.1f images/s', epoch, p.epochs, numbers['loss'], numbers['contrastive_loss'],
+                     numbers['saliency_loss'], numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second'])
+
+
+def view_figure(batch, pairs=4):
+    """A picture of the first pairs: query view, its mask, key view, its mask. rows x columns x 3 uint8."""
+    rows = []
+    for i in range(min(pairs, len(batch['query']))):
+        row = []
+        for view in ('query', 'key'):
+            image, mask = batch[view][i].numpy(), batch[f'{view}_mask'][i].numpy()
+            stride = -(-len(image) // len(mask))  # of the masks, without `upsample`
+            inside = mask.repeat(stride, 0).repeat(stride, 1)[:len(image), :len(image), None].astype(bool)
+            row += [image, np.where(inside, image, image // 4)]
+        rows.append(np.concatenate(row, axis=1))
+    return np.concatenate(rows)

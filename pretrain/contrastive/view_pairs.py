@@ -1,0 +1,75 @@
+"""Pairs of views, and the order in which a run sees them. All randomness follows from (seed, epoch, image id)."""
+import cv2
+import numpy as np
+import torch
+
+from contrastive.augmentations import render, sample_view
+from data.decoding import read_gray
+from data.loaders import item_rng
+from utils.errors import UserError
+
+TRIES = 3            # per image, before another takes its place
+REPLACEMENTS = 50    # then the data set is at fault, not the crop
+COVER = (0.01, 0.99)  # exclusive bounds of the object's share of a view
+
+
+class ViewPairs(torch.utils.data.Dataset):
+    """The key and the query view of one image (paper section 3).
+
+    dataset: a `SegmentationDataset` with saliency. seed: of the run. size: of a view. mask_stride: masks are taken at
+    every so manyth pixel (the network's stride without `upsample`), before their cover is tested.
+    skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
+
+    Item (epoch, index) is a dict: `query`, `key` (size x size x 3 uint8 tensors, RGB), `query_mask`, `key_mask` (uint8, 1 =
+    object), `id` of the image, `skipped` (lines about files that were passed over). It depends on nothing else, neither
+    on the worker nor on what was drawn before.
+    Raises `UserError` when no view of 50 other images passes, or a file is unreadable.
+    """
+
+    def __init__(self, dataset, seed, size, mask_stride=1, skip_unreadable=False):
+        self.dataset, self.seed, self.size = dataset, seed, size
+        self.mask_stride, self.skip_unreadable = mask_stride, skip_unreadable
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        name = self.dataset.ids[index]
+        rng = item_rng(self.seed, epoch, name)
+        skipped, tried, tries = [], set(), TRIES
+        for _ in range(REPLACEMENTS + 1):
+            try:
+                sample = self.dataset[index]
+            except UserError as error:
+                if not self.skip_unreadable:
+                    raise
+                skipped.append(error.line())
+                tries = 0
+            else:
+                tried.add(sample['id'])
+            for _ in range(tries):
+                pair = [self._view(rng, sample) for _ in range(2)]
+                if all(COVER[0] < cv2.countNonZero(mask) / mask.size < COVER[1] for _, mask in pair):
+                    return self._item(sample['id'], pair, skipped)
+            index, tries = int(rng.integers(len(self.dataset))), 1
+        raise UserError(self._no_view_passes(tried, skipped))
+
+    def _view(self, rng, sample):
+        image, mask = sample['image'], sample['saliency']
+        image, mask = render(image, mask, sample_view(rng, *mask.shape), self.size)
+        return image, np.ascontiguousarray(mask[::self.mask_stride, ::self.mask_stride])
+
+    @staticmethod
+    def _item(name, pair, skipped):
+        (key, key_mask), (query, query_mask) = pair
+        item = {'query': query, 'key': key, 'query_mask': query_mask, 'key_mask': key_mask}
+        return {**{part: torch.from_numpy(array) for part, array in item.items()}, 'id': name, 'skipped': skipped}
+
+    def _no_view_passes(self, tried, skipped):
+        if not tried:
+            return f'{len(skipped)} images in a row could not be read, beginning with: {skipped[0]}'
+        largest = max(read_gray(self.dataset.masks / f'{name}.png').max() for name in tried)
+        return (f'{self.dataset.masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and '
+                f'less than 99% of it (the largest value in these masks is {largest}; object pixels must be '
+                '255)')

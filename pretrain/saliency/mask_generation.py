@@ -1,0 +1,129 @@
+"""From photographs to images and masks of a data set."""
+import contextlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from threadpoolctl import threadpool_limits
+
+from data.decoding import is_plain_jpeg, read_image, read_photograph, read_saliency
+from utils.errors import UserError
+from utils.storage.atomic import atomic_file
+
+OBJECT = 0.5  # pixels above this probability are an object's
+SMALLEST = 0.01  # share of the image: of a connected segment, and of the whole mask (as the published masks were made)
+QUALITY = 95  # of JPEGs
+
+
+def object_mask(probability):
+    """H x W uint8, 1 = object: above 0.5, without the segments that cover less than 1% of the image.
+
+    probability: H x W float32 in [0, 1]. Segments are connected over corners too.
+    """
+    inside = (probability > OBJECT).astype(np.uint8)
+    _, segments, statistics, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
+    kept = statistics[:, cv2.CC_STAT_AREA] >= SMALLEST * inside.size
+    kept[0] = False  # what is no object
+    return kept[segments].astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where images and masks go. images: the folder images/, or None where they are there already and stay as they are.
+    masks: the folder saliency_<name>/. max_side: pixels, longer sides are shrunk to it; 0 for no limit."""
+    images: Path | None
+    masks: Path
+    max_side: int = 0
+
+    def forget_masks(self, image_id, but=None):
+        """Delete the masks of an image, of all models but the folder `but`."""
+        for folder in self.masks.parent.glob('saliency_*'):
+            if folder != but:
+                (folder / f'{image_id}.png').unlink(missing_ok=True)
+
+
+class MaskGenerator(torch.utils.data.Dataset):
+    """Item i makes the mask of photograph i, and puts the photograph beside it as a JPEG.
+
+    photographs: an `ImageFolder`. estimator: see `saliency.estimators`.
+    An item is a dict: `id`; `cover`, the mask's share of the image, or None; `skipped`, why there is no mask, or None. What was
+    made before and is younger than the photograph is not made again. A mask of less than 1% is not kept.
+    Raises `UserError` when a file can't be written, and when a network fails.
+    """
+
+    def __init__(self, photographs, estimator, target):
+        self.photographs, self.estimator, self.target = photographs, estimator, target
+
+    def __len__(self):
+        return len(self.photographs)
+
+    def __getitem__(self, index):
+        name, source = self.photographs.ids[index], self.photographs.paths[index]
+        mask_path = self.target.masks / f'{name}.png'
+        image_path = self.target.images / f'{name}.jpg' if self.target.images else source
+        result = {'id': name, 'cover': None, 'skipped': None}
+        if _is_younger(mask_path, source) and image_path.is_file():
+            with contextlib.suppress(UserError):  # a damaged mask is made again
+                return {**result, 'cover': float(read_saliency(mask_path).mean())}
+        try:
+            image, jpeg = self._read(source)
+        except UserError as error:
+            return {**result, 'skipped': error.line()}
+        with threadpool_limits(1 if torch.utils.data.get_worker_info() else None):
+            mask = object_mask(self.estimator(image))
+        cover = float(mask.mean())
+        if cover < SMALLEST:
+            mask_path.unlink(missing_ok=True)  # of an earlier state of the photograph
+            return {**result, 'skipped': f'{source}: the mask covers {100 * cover:.1f}% of the image, less than 1%'}
+        if jpeg is not None and not (image_path.is_file() and image_path.read_bytes() == jpeg):
+            self.target.forget_masks(name, but=self.target.masks)  # they are of another image
+            with atomic_file(image_path, flush=False) as file:
+                file.write(jpeg)
+        save_mask(mask_path, mask)  # last: its presence means that the image is there too
+        return {**result, 'cover': cover}
+
+    def _read(self, source):
+        """The image that the mask is made of, and the bytes of its JPEG, or None where it stays where it is."""
+        if not self.target.images:
+            return read_image(source), None
+        original = read_photograph(source)
+        image = shrink(original, self.target.max_side)
+        plain = image is original and is_plain_jpeg(source)
+        return image, source.read_bytes() if plain else encode_jpeg(image, source)
+
+
+def shrink(image, max_side):
+    """H x W x 3 uint8, with sides of `max_side` pixels at most (0: as it is)."""
+    height, width = image.shape[:2]
+    scale = max_side / max(height, width)
+    if not 0 < scale < 1:
+        return image
+    return cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
+
+
+def encode_jpeg(image, source):
+    """An H x W x 3 uint8 image as the bytes of a JPEG. source: its file, for the message where it is too large for one."""
+    buffer = io.BytesIO()
+    try:
+        Image.fromarray(image).save(buffer, format='JPEG', quality=QUALITY)
+    except (OSError, ValueError) as error:
+        raise UserError(f'{source} could not be turned into a JPEG ({error}): shrink it, with --max_side, say') from error
+    return buffer.getvalue()
+
+
+def save_mask(path, mask):
+    """Write an H x W uint8 mask, 1 = object, as a PNG of 0 and 255."""
+    with atomic_file(path, flush=False) as file:
+        file.write(cv2.imencode('.png', mask * 255)[1])
+
+
+def _is_younger(path, than):
+    try:
+        return os.stat(path).st_mtime_ns >= os.stat(than).st_mtime_ns
+    except OSError:
+        return False

@@ -1,0 +1,43 @@
+"""config.yml: the configuration as run, with versions and revision."""
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+
+import yaml
+
+from utils.config.create import plain
+from utils.config.values import TREE
+from utils.storage.atomic import atomic_file
+
+PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn', 'pydensecrf2')
+
+
+def write_config(path, p, **resolved):
+    """Write the configuration as run: the keys of `p`, what was `resolved` (device, precision...), versions, revision."""
+    record = {**plain(p), **resolved, 'command': ' '.join(sys.argv), 'versions': _versions(), 'git_revision': _revision()}
+    with atomic_file(path, 'w') as file:
+        yaml.safe_dump(record, file, sort_keys=False)
+
+
+def _versions():
+    return {'python': platform.python_version(), **{name: version(name) for name in PACKAGES if _installed(name)}}
+
+
+def _installed(name):
+    try:
+        return bool(version(name))
+    except ImportError:
+        return False
+
+
+def _revision():
+    """Of the checkout that the script tree is in, with a + for uncommitted changes; None outside one."""
+    def git(*words):
+        return subprocess.run(['git', '-C', str(TREE), *words], capture_output=True, text=True, check=False)
+    try:
+        head = git('rev-parse', 'HEAD')
+        changed = git('status', '--porcelain', '--untracked-files=no').stdout.strip()
+    except OSError:
+        return None
+    return head.stdout.strip() + ('+' if changed else '') if head.returncode == 0 else None

@@ -1,0 +1,23 @@
+"""Where the weights that an experiment names are: files, `zoo://` names, and torchvision's own."""
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.model_zoo.zoo import local_file
+
+TORCHVISION = 'torchvision://'  # torchvision://resnet50-IMAGENET1K_V1, say, which torchvision keeps in a folder of its own
+
+
+def require_files(p, file, *keys):
+    """Put the paths of files in the place of those `keys` of `p` (nested ones with a dot) that are `zoo://` names; fetch them.
+
+    Raises a `UserError` for the first key that names a file which is not there. Apart from `create_config`, since a run that
+    goes on from a checkpoint needs no initial weights any more. file: the experiment's, for messages.
+    """
+    for key in keys:
+        group, _, inner = key.rpartition('.')
+        values = p[group] if group else p
+        if not values[inner] or values[inner].startswith(TORCHVISION):
+            continue
+        values[inner] = path = local_file(values[inner], p.root_dir)
+        if not Path(path).is_file():
+            raise UserError(f'{file}: {key} names {path}, which is not there: make it first, or correct the path')

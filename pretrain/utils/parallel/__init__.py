@@ -1,0 +1,1 @@
+"""Several processes: the group, its watchdog, signals, worker processes and random streams."""

@@ -1,0 +1,57 @@
+"""The precision of the networks: float32, or autocast to half precision."""
+import contextlib
+import logging
+import time
+
+import torch
+
+from utils.parallel import distributed
+
+log = logging.getLogger('maskcontrast')
+
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def choose_precision(amp, device):
+    """Resolve `--amp`: 'auto' becomes 'bf16' where the hardware is fast at it, else 'none'.
+
+    'none' is float32 in earnest: it also keeps CUDA's convolutions from rounding to TF32.
+    """
+    if amp == 'auto':
+        fast = {'cuda': _cuda_has_bfloat16, 'cpu': _cpu_is_fast_at_bfloat16}.get(device.type)
+        amp = distributed.broadcast_object('bf16' if fast and fast() else 'none')  # which is a measurement: all need the same
+        log.info('--amp auto: %s', 'bf16, in which this device is faster' if amp == 'bf16' else
+                 'none, as this device is no faster in bfloat16')
+    torch.backends.cudnn.allow_tf32 = amp != 'none'
+    return amp
+
+
+def autocast(device, precision):
+    """The context in which a network runs: autocast for 'bf16' and 'fp16', nothing for 'none'."""
+    if precision == 'none':
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def _cuda_has_bfloat16():
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _cpu_is_fast_at_bfloat16():
+    """Some builds run dilated bfloat16 convolutions on slow kernels even where the CPU has the instructions: try one."""
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}
+    if not (features.get('avx512_bf16') or features.get('amx_bf16')):
+        return False
+    image = torch.ones(4, 256, 28, 28).to(memory_format=torch.channels_last)
+    weight = torch.ones(256, 256, 3, 3).to(memory_format=torch.channels_last)
+
+    def seconds(dtype):
+        x, w = image.to(dtype), weight.to(dtype)
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            torch.conv2d(x, w, padding=2, dilation=2)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32)

@@ -1,0 +1,89 @@
+"""From decoded images to what a network takes."""
+import warnings
+
+import cv2
+import numpy as np
+import torch
+
+from utils.parallel.preemption import SIGNALS
+from utils.parallel.ranks import per_process, rank, world_size
+from utils.parallel.workers import end_with_parent, obey_only_parent
+from utils.training.device import keep_freed_memory
+
+
+class EpochBatchSampler(torch.utils.data.Sampler):
+    """Batches of (epoch, index) keys: a new order in every epoch, incomplete last batches dropped.
+
+    length: images of the data set. batch_size: global; every process takes its share of each batch.
+    `epoch` and `start` (the first step) are set before each iteration.
+    """
+
+    def __init__(self, length, batch_size, seed, rank=0, world_size=1):
+        self.length, self.seed = length, seed
+        self.batch_size, self.share, self.rank = batch_size, batch_size // world_size, rank
+        self.epoch = self.start = 0
+
+    def __len__(self):
+        return self.length // self.batch_size
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        for step in range(self.start, len(self)):
+            first = step * self.batch_size + self.rank * self.share
+            yield [(self.epoch, int(index)) for index in order[first:first + self.share]]
+
+
+def split_batches(length, batch_size, rank, world_size):
+    """A sampler of a process's part of the batches of consecutive indices: in rank order they are those of a single process.
+
+    Its `sampler` is the range of this process's indices, which may be empty.
+    """
+    batches = -(-length // batch_size)
+    first, end = (batches * number // world_size * batch_size for number in (rank, rank + 1))
+    return torch.utils.data.BatchSampler(range(min(first, length), min(end, length)), batch_size, drop_last=False)
+
+
+def item_rng(seed, epoch, name):
+    """A numpy Generator for one image in one epoch: the same whichever worker reads it, and whatever was read before."""
+    return np.random.default_rng([seed, epoch, int.from_bytes(name.encode(), 'little')])
+
+
+def make_loader(dataset, num_workers, device, **options):
+    """A DataLoader of `dataset` for batches that go to `device`. options: of the DataLoader, `batch_size`, say.
+
+    A batch is a dict: what is a tensor in the items is stacked, all else is a list of the items' values.
+    Its own generator keeps it from drawing its workers' seeds from the global one, which would then depend on how often
+    a run was cut. PyTorch's warning about more workers than cores is left out: files from GPU servers ask for eight.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='This DataLoader will create')
+        return torch.utils.data.DataLoader(dataset, num_workers=num_workers, pin_memory=device.type == 'cuda',
+                                           worker_init_fn=_start_worker, generator=torch.Generator(), collate_fn=_collate,
+                                           **options)
+
+
+def epoch_loader(dataset, batch_size, seed, num_workers, device):
+    """A DataLoader of this process's share of `EpochBatchSampler`, whose workers live as long as it does.
+
+    batch_size: of all processes together. num_workers: of all on this machine.
+    """
+    batches = EpochBatchSampler(len(dataset), batch_size, seed, rank(), world_size())
+    return make_loader(dataset, per_process(num_workers), device, batch_sampler=batches, persistent_workers=num_workers > 0)
+
+
+def split_loader(dataset, num_workers, device, batch_size):
+    """A DataLoader of this process's part of `dataset`, in order. num_workers: of the machine."""
+    return make_loader(dataset, per_process(num_workers), device,
+                       batch_sampler=split_batches(len(dataset), batch_size, rank(), world_size()))
+
+
+def _collate(items):
+    batch = {key: [item[key] for item in items] for key in items[0]}
+    return {key: torch.stack(values) if torch.is_tensor(values[0]) else values for key, values in batch.items()}
+
+
+def _start_worker(_):
+    obey_only_parent(SIGNALS)  # before there are threads, which would not
+    end_with_parent()
+    keep_freed_memory()
+    cv2.setNumThreads(0)  # workers are the parallelism: OpenCV's threads would only fight for the cores (torch sets its own)

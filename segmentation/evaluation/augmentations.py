@@ -1,0 +1,94 @@
+"""The linear classifier's training views (paper section 4). All randomness follows from (seed, epoch, image id).
+
+The random draws and the pixels are apart: `sample_view` draws a view's parameters, `render` applies them.
+"""
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from data.loaders import item_rng
+from evaluation.dataset import resize_image, resize_labels
+from evaluation.metrics import check_labels
+from evaluation.visualization.pictures import overlay
+from utils.errors import UserError
+
+P_FLIP = 0.5
+DEGREES = (-5, 5)
+SCALE = (0.75, 1.25)
+REPLACEMENTS = 50  # of unreadable images in a row: then the data set is at fault
+
+
+@dataclass(frozen=True)
+class View:
+    """degrees: counter-clockwise. scale: above 1 enlarges."""
+    flip: bool
+    degrees: float
+    scale: float
+
+
+def sample_view(rng):
+    """Draw a view from a numpy Generator."""
+    return View(bool(rng.random() < P_FLIP), rng.uniform(*DEGREES), rng.uniform(*SCALE))
+
+
+def render(image, labels, view, size):
+    """The view's pixels: image (H x W x 3 uint8) and labels (H x W uint8) at (height, width) = size.
+
+    Flipped first, then turned and scaled about (w/2, h/2) on the same canvas. What is uncovered is black, and background.
+    """
+    if view.flip:
+        image, labels = cv2.flip(image, 1), cv2.flip(labels, 1)
+    height, width = labels.shape
+    warp = cv2.getRotationMatrix2D((width / 2, height / 2), view.degrees, view.scale)
+    image = cv2.warpAffine(image, warp, (width, height), flags=cv2.INTER_CUBIC)
+    labels = cv2.warpAffine(labels, warp, (width, height), flags=cv2.INTER_NEAREST)
+    return resize_image(image, size), resize_labels(labels, size)
+
+
+class TrainingViews(torch.utils.data.Dataset):
+    """One view of each image, in each epoch another.
+
+    dataset: a `SegmentationDataset` with labels. classes: how many it has. resolution: (height, width) of a view.
+    skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
+
+    Item (epoch, index) is a dict: `image` (H x W x 3 uint8 tensor, RGB), `labels` (H x W uint8 tensor, 255 = void), `id`,
+    `skipped` (lines about files that were passed over).
+    Raises `UserError` for unreadable files, and for labels that are no class.
+    """
+
+    def __init__(self, dataset, classes, seed, resolution, skip_unreadable=False):
+        self.dataset, self.classes, self.seed = dataset, classes, seed
+        self.resolution, self.skip_unreadable = tuple(resolution), skip_unreadable
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        rng, skipped = item_rng(self.seed, epoch, self.dataset.ids[index]), []
+        while len(skipped) <= REPLACEMENTS:
+            try:
+                sample = self._read(index)
+            except UserError as error:
+                if not self.skip_unreadable:
+                    raise
+                skipped.append(error.line())
+                index = int(rng.integers(len(self.dataset)))
+            else:
+                image, labels = render(sample['image'], sample['labels'], sample_view(rng), self.resolution)
+                return {'image': torch.from_numpy(image), 'labels': torch.from_numpy(labels), 'id': sample['id'],
+                        'skipped': skipped}
+        raise UserError(f'{len(skipped)} images in a row could not be used, beginning with: {skipped[0]}')
+
+    def _read(self, index):
+        sample = self.dataset[index]
+        check_labels(sample['labels'], self.classes, self.dataset.labels / f'{sample["id"]}.png')
+        return sample
+
+
+def view_figure(batch, views=4):
+    """A picture of the first views: each image, and its labels over it. rows x columns x 3 uint8."""
+    pairs = zip(batch['image'][:views].numpy(), batch['labels'][:views].numpy(), strict=True)
+    return np.concatenate([np.concatenate([image, overlay(image, labels)], axis=1) for image, labels in pairs])

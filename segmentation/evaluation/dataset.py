@@ -1,0 +1,42 @@
+"""Images as the evaluations read them: resized to the network's input, with labels at their own size (paper section 4)."""
+import cv2
+import torch
+
+from evaluation.metrics import check_labels
+
+
+class EvaluationImages(torch.utils.data.Dataset):
+    """The images of a `SegmentationDataset` or an `ImageFolder` at one resolution, in the order of its ids.
+
+    resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
+    (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; and, where the data set reads them,
+    `labels` (uint8 array at the image's own size) and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
+    classes: how many there are. Raises `UserError` for unreadable files, and for labels that are no class.
+    """
+
+    def __init__(self, dataset, resolution, classes):
+        self.dataset, self.resolution, self.classes = dataset, tuple(resolution), classes
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        sample = self.dataset[index]
+        item = {'id': sample['id'], 'size': sample['image'].shape[:2],
+                'image': torch.from_numpy(resize_image(sample['image'], self.resolution))}
+        if 'labels' in sample:
+            check_labels(sample['labels'], self.classes, self.dataset.labels / f'{sample["id"]}.png')
+            item['labels'] = sample['labels']
+        if 'saliency' in sample:
+            item['saliency'] = resize_labels(sample['saliency'], self.resolution)
+        return item
+
+
+def resize_image(image, size):
+    """H x W x 3 uint8 -> (height, width) = size, OpenCV bicubic."""
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def resize_labels(labels, size):
+    """H x W uint8 -> (height, width) = size, OpenCV nearest, which takes source pixel floor(x * source / target)."""
+    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)

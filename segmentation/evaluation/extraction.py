@@ -1,0 +1,79 @@
+"""One pass of the pre-training network over a split: per image a prototype, a mask, and the labels in and out of it.
+
+Axes: M images, D embedding, C classes. What is kept of an image does not grow with its pixels but for the mask, which is
+compressed.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data.normalization import to_images
+from evaluation.dataset import resize_labels
+from evaluation.metrics import confusion_matrix
+from evaluation.prototypes import CompressedMask, object_weights, prototypes
+from utils.cli.progress import progress
+from utils.errors import UserError
+from utils.parallel import distributed
+from utils.training.precision import autocast
+
+
+@dataclass
+class ImagePrototypes:
+    """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s.
+    histograms: M x 2 x C int64, pixels outside and inside the mask by label, or None without labels. Masks and histograms are
+    at the images' size, or at the network's resolution."""
+    ids: list
+    prototypes: np.ndarray
+    masks: list
+    histograms: np.ndarray
+
+
+@torch.no_grad()
+def extract_prototypes(network, loader, device, precision, classes, at_resolution=False, hide_background=False):
+    """Run `network` (a `PretrainingNetwork` or `BackboneNetwork` in eval mode) once over a loader of `EvaluationImages`.
+
+    classes: how many there are. at_resolution: masks and histograms at the network's resolution instead of the images' size.
+    hide_background: the network sees ImageNet's mean colour outside the data set's masks.
+
+    All processes call this, each for its part of the images. Returns `ImagePrototypes` of all of them on rank 0, and
+    None elsewhere.
+    The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
+    Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
+    """
+    with distributed.watched():
+        parts = distributed.gather_objects(_embed_part(network, loader, device, precision, classes, at_resolution,
+                                                       hide_background))
+    if parts is None:
+        return None
+    ids, vectors, masks, histograms = (sum(lists, []) for lists in zip(*parts, strict=True))
+    return ImagePrototypes(ids, np.concatenate(vectors), masks, np.stack(histograms) if histograms else None)
+
+
+def _embed_part(network, loader, device, precision, classes, at_resolution, hide_background):
+    """Lists of ids, B x D arrays, masks and histograms, as in `ImagePrototypes`, of this process's part of the images."""
+    ids, vectors, masks, histograms = [], [], [], []
+    for batch in progress(loader, 'Embedding'):
+        distributed.note(f'embedding, image {batch["id"][0]}')
+        images = to_images(batch['image'], device)
+        given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None
+        if hide_background:
+            images = images * given.unsqueeze(1)  # they are normalised: the mean colour is 0
+        with autocast(device, precision):
+            grid, saliency = network.grid(images)
+        inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
+        vectors.append(prototypes(grid, weights).cpu().numpy())
+        finite = np.isfinite(vectors[-1]).all(1)
+        if not finite.all():
+            raise UserError(f'the network gives no finite embedding for {batch["id"][int(np.argmin(finite))]}: try --amp none, '
+                            'or another checkpoint')
+        given_labels = batch.get('labels', [None] * len(inside))
+        for name, size, mask, labels in zip(batch['id'], batch['size'], inside.to(torch.uint8).cpu().numpy(), given_labels,
+                                            strict=True):
+            if not at_resolution:
+                mask = resize_labels(mask, size)
+            masks.append(CompressedMask(mask))
+            if labels is not None:
+                histograms.append(confusion_matrix(mask, resize_labels(labels, mask.shape), classes, name, ids=2))
+        ids += batch['id']
+    return ids, vectors, masks, histograms

@@ -1,0 +1,90 @@
+"""The validation images as the linear classifier sees them: computed once, then read from a file."""
+import logging
+import shutil
+import tempfile
+
+import numpy as np
+import torch
+
+from evaluation.dataset import resize_labels
+from evaluation.linear_probe import frozen_features
+from utils.cli.progress import progress
+from utils.errors import UserError
+from utils.parallel import distributed, ranks
+
+RESERVE = 2 * 2 ** 30  # bytes that stay free on the disk, for checkpoints
+MOST = 16 * 2 ** 30  # bytes: reading more takes longer than computing it on a GPU
+
+log = logging.getLogger('maskcontrast')
+
+
+class FeatureCache:
+    """Iterates over (ids, features, labels) of the batches of a loader of `EvaluationImages` with labels. A context manager.
+
+    features: B x 256 (without decoder: the backbone's channels) x h x w float32 on `device`. labels: B x H x W uint8 array at
+    `resolution`, 255 = void.
+    With `keep`, both are computed when the context is entered and written to an unnamed file in `folder`, which vanishes with
+    the process, however that ends; every pass reads it: equal bit for bit, as long as the network below the classifier doesn't
+    change. Where there is no room for the file (4 MB an image at 512 x 512; 34 MB without decoder), and without `keep`, every
+    pass computes.
+    """
+
+    def __init__(self, network, loader, device, precision, resolution, folder, keep):
+        self.network, self.loader, self.device, self.precision = network, loader, device, precision
+        self.resolution, self.folder, self.keep = tuple(resolution), folder, keep
+        self.file, self.batches = None, []  # batches: (ids, shape of the features as B x h x w x 256) of what is in the file
+
+    def __enter__(self):
+        if self.keep:
+            try:
+                with distributed.watched():
+                    self._fill()
+            except OSError as error:
+                log.warning('No room to keep the features of the validation images (%s): the network runs in every epoch',
+                            error)
+                self.close()
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Give the room on the disk back."""
+        if self.file:
+            self.file.close()
+        self.file, self.batches = None, []
+
+    def __iter__(self):
+        return self._read() if self.file else self._compute()
+
+    def _compute(self):
+        self.network.eval()
+        for batch in progress(self.loader, 'Validation'):
+            features = frozen_features(self.network, batch['image'], self.device, self.precision)
+            yield batch['id'], features, np.stack([resize_labels(labels, self.resolution) for labels in batch['labels']])
+
+    def _fill(self):
+        self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - lives as long as this object
+        for ids, features, labels in self._compute():
+            distributed.note(f'validation, image {ids[0]}')
+            array = features.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # no copy where the layout is channels_last
+            if not self.batches:
+                needed = (array.nbytes + labels.nbytes) * len(self.loader) * ranks.local_world_size()
+                free = min(shutil.disk_usage(self.folder).free - RESERVE, MOST)
+                if needed > free:
+                    raise OSError(f'{needed >> 20} MiB are needed, {max(free, 0) >> 20} MiB may be used')
+            array.tofile(self.file)
+            labels.tofile(self.file)
+            self.batches.append((ids, array.shape))
+
+    def _read(self):
+        self.file.seek(0)
+        for ids, shape in self.batches:
+            features = torch.from_numpy(self._next(np.float32, shape)).permute(0, 3, 1, 2)
+            yield ids, features.to(self.device), self._next(np.uint8, (len(ids), *self.resolution))
+
+    def _next(self, dtype, shape):
+        values = np.fromfile(self.file, dtype, int(np.prod(shape)))
+        if values.size != np.prod(shape):
+            raise UserError('the file with the features of the validation images could not be read back: start again')
+        return values.reshape(shape)

@@ -1,0 +1,71 @@
+"""The linear classifier on a frozen network: its training step and its online score (paper section 4).
+
+Axes: B batch, C classes, H W the input's height and width, h w the network's grid.
+"""
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from data.dataset import VOID
+from data.normalization import to_images
+from evaluation.metrics import class_iou, confusion_matrix
+from models.interpolation import resize
+from utils.errors import UserError
+from utils.parallel import distributed
+from utils.training.precision import autocast
+
+
+@torch.no_grad()
+def frozen_features(network, images, device, precision):
+    """What the classifier of a `LinearNetwork` sees of B x H x W x 3 uint8 images: B x 256 x h x w float32, without a graph."""
+    with autocast(device, precision):
+        features = network.features(to_images(images, device))
+    return features.float()
+
+
+def backward_loss(classifier, features, labels):
+    """Mean cross-entropy over the valid pixels of a batch; its gradients are added to those of `classifier`.
+
+    Of several processes' batches together: each gets what its own add to the mean, and to the gradients.
+
+    features: B x 256 x h x w. labels: B x H x W int64, 255 = void, which is left out. Returns a scalar tensor, 0 where all
+    is void. The classifier comes before the upsampling, as both are linear, and images come one by one, so that at no
+    time more than one image's C x H x W logits exist.
+    """
+    valid = distributed.all_reduce((labels != VOID).sum()).clamp(min=1)
+    total = features.new_zeros(())
+    for feature, label in zip(features.split(1), labels.split(1), strict=True):
+        logits = resize(classifier(feature), label.shape[-2:])                      # 1 x C x H x W
+        loss = F.cross_entropy(logits, label, ignore_index=VOID, reduction='sum') / valid
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def predicted_classes(grid, size):
+    """B x C x h x w class logits -> B x H x W uint8 array, the class of each pixel at (H, W) = size."""
+    return torch.cat([resize(one, size).argmax(1).to(torch.uint8) for one in grid.split(1)]).cpu().numpy()
+
+
+@torch.no_grad()
+def class_logits(classifier, features, ids):
+    """B x 256 x h x w -> B x C x h x w, float32. ids: B names, for messages. Raises `UserError` when they are not finite."""
+    grid = classifier(features)
+    finite = torch.isfinite(grid).flatten(1).all(1)
+    if not finite.all():
+        raise UserError(f'the network gives no finite logits for {ids[int(finite.int().argmin())]}: try --amp none, or other '
+                        'weights')
+    return grid
+
+
+def online_iou(classifier, batches, classes):
+    """IoU of each class in percent, at the network's resolution, over all processes. batches: `FeatureCache`."""
+    confusion = np.zeros((classes, classes), np.int64)
+    with distributed.watched():
+        for ids, features, labels in batches:
+            distributed.note(f'validation, image {ids[0]}')
+            predictions = predicted_classes(class_logits(classifier, features, ids), labels.shape[-2:])
+            for name, prediction, label in zip(ids, predictions, labels, strict=True):
+                confusion += confusion_matrix(prediction, label, classes, name)
+        distributed.all_reduce(torch.from_numpy(confusion))
+    return class_iou(confusion) * 100

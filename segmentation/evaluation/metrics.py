@@ -1,0 +1,100 @@
+"""Confusion matrices and what follows from them (paper section 4).
+
+Axes: C classes, P predicted ids, M images. A confusion matrix is P x C int64: pixels predicted as row that are labelled as
+column; void pixels are left out.
+"""
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score
+
+from data.dataset import VOID, size_text
+from utils.errors import UserError
+
+
+def confusion_matrix(prediction, labels, classes, name, ids=None):
+    """The confusion matrix of one image: P x C int64. Those of a split are summed.
+
+    prediction: H x W uint8 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or 255 void.
+    name: the image, for messages. Raises `UserError` for a label that is neither void nor below `classes`, and for sizes
+    that differ.
+    """
+    if labels.shape != prediction.shape:
+        raise UserError(f'{name}: the labels are {size_text(labels)} and the prediction {size_text(prediction)}')
+    ids = ids or classes
+    joint = labels.ravel() + (prediction.ravel().astype(np.uint16) << 8)
+    counts = np.bincount(joint, minlength=ids * 256).reshape(ids, 256)
+    if counts[:, classes:VOID].any():
+        check_labels(labels, classes, name)
+    return counts[:, :classes]
+
+
+def check_labels(labels, classes, name):
+    """Raise a `UserError` for labels that are neither void nor below `classes`. name: the image or file."""
+    wrong = labels[(labels >= classes) & (labels != VOID)]
+    if wrong.size:
+        raise UserError(f'{name}: label {wrong.min()} in its labels, but there are only {classes} classes '
+                        f'(0 to {classes - 1}, and {VOID} for void): correct the file, or classes.txt')
+
+
+def clustering_confusion(histograms, clusters, n_clusters):
+    """Confusion matrix of the prediction "cluster + 1 inside the mask, 0 elsewhere", without looking at a pixel.
+
+    histograms: M x 2 x C, pixels outside and inside the mask by label. clusters: M integers in [0, n_clusters).
+    Returns (n_clusters + 1) x C.
+    """
+    confusion = np.zeros((n_clusters + 1, histograms.shape[2]), np.int64)
+    confusion[0] = histograms[:, 0].sum(0)
+    np.add.at(confusion, np.asarray(clusters) + 1, histograms[:, 1])
+    return confusion
+
+
+def iou_matrix(confusion):
+    """P x C float64 intersection over union of every predicted id with every class; an empty union counts 0."""
+    union = confusion.sum(1, keepdims=True) + confusion.sum(0, keepdims=True) - confusion
+    return confusion / np.maximum(union, 1)
+
+
+def match_clusters(confusion):
+    """The class of each predicted id: P integers.
+
+    As many ids as classes: one to one, by the Hungarian algorithm on the IoU matrix. Else each id, 0 included, goes to
+    the class of highest IoU, the lowest on a tie (majority vote).
+    """
+    iou = iou_matrix(confusion)
+    if iou.shape[0] != iou.shape[1]:
+        return iou.argmax(1)
+    return linear_sum_assignment(iou, maximize=True)[1]
+
+
+def remap_to_classes(confusion, classes_of):
+    """C x C confusion matrix in which each predicted id counts as its class."""
+    result = np.zeros((confusion.shape[1],) * 2, np.int64)
+    np.add.at(result, classes_of, confusion)
+    return result
+
+
+def class_iou(confusion):
+    """IoU of each class, TP / (TP + FP + FN), from a C x C matrix; 0 for a class that never occurs. C float64."""
+    return np.diagonal(iou_matrix(confusion)).copy()
+
+
+def accuracy(confusion):
+    """Share of the valid pixels on the diagonal of a C x C matrix."""
+    return np.trace(confusion) / max(confusion.sum(), 1)
+
+
+def normalised_mutual_information(confusion):
+    """Mutual information over the arithmetic mean of the entropies, as scikit-learn's; 1 where both are constant."""
+    entropies = (entropy(confusion.sum(1)) + entropy(confusion.sum(0))) / 2
+    return mutual_info_score(None, None, contingency=confusion) / entropies if entropies > 0 else 1.0
+
+
+def adjusted_rand_index(confusion):
+    """Agreement of all pairs of pixels, adjusted for chance, as scikit-learn's."""
+    def pairs(counts):
+        return sum(int(n) * (int(n) - 1) // 2 for n in counts.ravel())  # exact: their products pass 64 bits
+    both, rows, columns = pairs(confusion), pairs(confusion.sum(1)), pairs(confusion.sum(0))
+    every = pairs(confusion.sum())
+    expected, most = rows * columns / max(every, 1), (rows + columns) / 2
+    return (both - expected) / (most - expected) if most != expected else 1.0

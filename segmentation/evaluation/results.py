@@ -1,0 +1,24 @@
+"""What an evaluation reports: IoU of each class, and results.json."""
+import json
+from pathlib import Path
+
+from utils.storage.atomic import atomic_file
+
+RESULTS = 'results.json'
+
+
+def print_iou(log, classes, iou):
+    """The published form. iou: C values in percent, in the order of the names `classes`."""
+    log.info('mIoU is %.2f', iou.mean())
+    for name, value in zip(classes, iou, strict=True):
+        log.info('IoU class %s is %.2f', name, value)
+
+
+def write_results(output, script, weights, classes, iou, crf=False, **more):
+    """Write results.json. weights: path of the network's weights, or None for random ones. iou: C values in percent, or None
+    where there are no labels."""
+    score = {} if iou is None else {'mIoU': float(iou.mean()),
+                                    'IoU': {name: float(value) for name, value in zip(classes, iou, strict=True)}}
+    results = {'script': script, 'weights': weights and str(weights), 'crf': crf, **score, **more}
+    with atomic_file(Path(output) / RESULTS, 'w') as file:
+        json.dump(results, file, indent=1)

@@ -1,0 +1,45 @@
+"""A picture of a clustering: a row for each cluster, in its colour, its most typical images first."""
+import cv2
+import numpy as np
+
+from data.palette import VOC_COLOURS
+from evaluation.visualization.pictures import FONT, overlay, save_picture, thumbnail
+
+SHEET = 'clusters.png'
+COLUMNS, CELL = 8, (120, 150)  # CELL: height and width of a thumbnail
+TITLE = 140  # width of a row's title
+MOST_ROWS = 100
+
+
+def cluster_names(n_clusters):
+    """Names of the predicted ids where there are no classes."""
+    return ('background', *(f'cluster {number}' for number in range(1, n_clusters)))
+
+
+def save_cluster_sheet(path, dataset, masks, clustering, order, names):
+    """Write the sheet of a `Clustering` of the M images of `dataset`, whose `CompressedMask`s are `masks`: of the first 100
+    clusters.
+
+    order: M values; the images of the smallest come first. names: of what `clustering.classes_of` gives.
+    """
+    rows = []
+    for cluster, label in enumerate(clustering.classes_of[1:MOST_ROWS + 1]):
+        members = np.flatnonzero(clustering.clusters == cluster)
+        typical = members[np.argsort(order[members], kind='stable')][:COLUMNS]
+        title = dict.fromkeys((f'cluster {cluster + 1}', names[label], f'{len(members)} images'))
+        pictures = [overlay(dataset[index]['image'], masks[index].array() * np.uint8(label)) for index in typical]
+        rows.append(_row(title, VOC_COLOURS[label], pictures))
+    save_picture(path, np.concatenate(rows))
+
+
+def _row(title, colour, pictures):
+    """A bar in the colour, lines of text, and the pictures. RGB uint8."""
+    row = np.full((CELL[0], TITLE + COLUMNS * CELL[1], 3), 255, np.uint8)
+    row[3:-3, :10] = colour
+    for number, line in enumerate(title):
+        cv2.putText(row, line, (16, 24 + 20 * number), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    for column, picture in enumerate(pictures):
+        small = thumbnail(picture, CELL)
+        left = TITLE + column * CELL[1] + 3
+        row[3:3 + small.shape[0], left:left + small.shape[1]] = small
+    return row

@@ -1,0 +1,79 @@
+"""Files of weights: read without running code from them, and loaded into a network with exactly the right keys."""
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
+
+SHOWN = 5  # keys in a message
+
+
+def load_file(path, check=False):
+    """The content of a file made by torch.save, on the CPU. Nothing but tensors and plain values is accepted.
+
+    check: whether to compare the checksums that torch.save wrote, which torch.load does not look at.
+    Raises `UserError` when the file is missing, damaged, or holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f'{path}: there is no such checkpoint file')
+    try:
+        if check:
+            _check_sums(path)
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # damaged bytes make the unpickler raise anything
+        if isinstance(error, pickle.UnpicklingError) and 'weights_only' in str(error) and 'GLOBAL' in str(error):
+            raise UserError(f'{path}: refused, since loading it would run code that it carries: '
+                            'save it again as a plain state dict of tensors') from error
+        reason = (str(error).splitlines() or [''])[0] or type(error).__name__
+        if 'weights_only' in reason:  # PyTorch's advice is to run what the file says
+            reason = 'its content is not one of torch.save'
+        raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): fetch or make it again') from error
+
+
+def _check_sums(path):
+    """Raise BadZipFile for an archive of which a member is damaged. Files of before PyTorch 1.6 are no archives."""
+    with open(path, 'rb') as file:
+        if file.read(2) != b'PK':
+            return
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f'the checksum of {damaged} is another')
+
+
+def load_exactly(module, state, source, missing=(), leftover=()):
+    """Load `state` into `module` when the keys that don't match are exactly `missing` (in `state`) and `leftover`.
+
+    source: the file's name, for messages. Batch norm's `num_batches_tracked` may be absent, as in files of before 2018.
+    Raises `UserError` that lists the keys that are missing, left over, or of another shape. On an error `module` is
+    unchanged.
+    """
+    own = module.state_dict()
+    counters = {key for key in own if key.endswith('num_batches_tracked')}
+    absent = set(own) - set(state) - set(missing) - counters
+    surplus = set(state) - set(own) - set(leftover)
+    problems = []
+    if absent:
+        problems.append(f'missing {_some(absent)}')
+    if surplus:
+        problems.append(f'left over {_some(surplus)}')
+    if set(missing) & set(state):
+        problems.append(f'should not be there: {_some(set(missing) & set(state))}')
+    if set(leftover) - set(state):
+        problems.append(f'missing {_some(set(leftover) - set(state))}')
+    shapes = [key for key in own if key in state and key not in missing
+              and tuple(getattr(state[key], 'shape', ())) != tuple(own[key].shape)]
+    if shapes:
+        problems.append(f'of another shape {_some(shapes)}')
+    if problems:
+        raise UserError(f'{source}: its weights do not fit this network: {"; ".join(problems)}')
+    module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+
+
+def _some(keys):
+    keys = sorted(map(str, keys))
+    more = f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''
+    return ', '.join(keys[:SHOWN]) + more

@@ -1,0 +1,1 @@
+"""The command line: flags, messages, log and progress, and how a script ends."""

@@ -1,0 +1,116 @@
+"""How a script ends: its exit codes, and what a mistake, a signal or a lost process leaves on the screen."""
+import functools
+import logging
+import os
+import traceback
+
+from utils.cli.log import log_error, start_log, stop_log
+from utils.errors import UserError
+from utils.parallel import preemption, watchdog
+from utils.parallel.ranks import is_main
+from utils.storage.run_folder import release_folders
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # as shells have it
+EXIT_BUG = 1  # as Python has it
+
+log = logging.getLogger('maskcontrast')
+
+
+def command(main):
+    """Decorate the `main(argv)` of a script that runs as one process: a `UserError` ends it with its line on stderr and exit
+    code 2.
+
+    Ctrl-C ends it with one line and exit code 130, SIGTERM and SIGUSR1 with one line and exit code 75.
+    """
+    @functools.wraps(main)
+    def run(argv=None):
+        return _run(_refuse_several, main, argv)
+    return run
+
+
+def parallel_command(main):
+    """The same for a script that may be one of several processes, of which all end when one does.
+
+    A process that was lost ends the others with exit code 3.
+    """
+    @functools.wraps(main)
+    def run(argv=None):
+        return _run(main, argv)
+    return run
+
+
+def _refuse_several(main, argv):
+    if os.environ.get('WORLD_SIZE', '1') not in ('', '1'):
+        raise UserError('this script runs as one process: start it without torchrun')
+    return main(argv)
+
+
+def _run(main, *arguments):
+    with preemption.handled():
+        try:
+            start_log()  # the script adds its file
+            return _run_to_its_end(main, *arguments)
+        except UserError as error:
+            code = _end(error.line(), EXIT_USER_ERROR)
+            # Its frames hold the DataLoader. Left to the garbage collector, each worker would take 5 s to end.
+            error.__traceback__ = None
+        except KeyboardInterrupt:
+            code = _end('interrupted', EXIT_INTERRUPTED)
+        except preemption.Preempted as stop:
+            code = _leave(stop)
+        except Exception as error:
+            if not watchdog.current:
+                raise
+            watchdog.current.wait_for_cause()
+            traceback.print_exc()
+            code = _end(f'{type(error).__name__}: {error}', EXIT_BUG)
+        finally:
+            stop_log()
+            release_folders()
+        raise SystemExit(code) from None
+
+
+def _run_to_its_end(main, *arguments):
+    try:
+        result = main(*arguments)
+        _leave_group()
+        return result
+    except BaseException:
+        preemption.ignore()  # a second signal would cut short what is done about this one
+        raise
+
+
+def _leave_group():
+    if watchdog.current:
+        from utils.parallel import distributed  # here, as a process without a group may end before it has loaded PyTorch
+        distributed.leave()
+
+
+def _end(line, code):
+    """Report why this process ends. With several, tell the others, which end too, and exit at once: leaving the group takes all
+    of them."""
+    if watchdog.current:
+        _exit_now(watchdog.current.fail(line, code))
+    log_error(line)
+    return code
+
+
+def _leave(stop):
+    """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, else by ending the others."""
+    stop.__traceback__ = None
+    line = f'stopped by {stop}: give the same command again'
+    if not stop.agreed:
+        return _end(line, preemption.EXIT_PREEMPTED)
+    if is_main():
+        log.warning(line)
+    if watchdog.current:
+        _leave_group()
+        _exit_now(preemption.EXIT_PREEMPTED)  # torchrun sends SIGTERM to whoever is not the first
+    return preemption.EXIT_PREEMPTED
+
+
+def _exit_now(code):
+    stop_log()
+    release_folders()
+    os._exit(code)

@@ -1,0 +1,158 @@
+"""env.yml and an experiment file become one checked configuration. Mistakes end before any work, in one line."""
+from pathlib import Path
+
+import yaml
+from easydict import EasyDict
+
+from data.util.mypath import Path as MyPath
+from utils.config import keys as config_keys
+from utils.config.keys import ENV_KEYS, KEYS, REQUIRED
+from utils.config.values import checked_value, nearest_name
+from utils.errors import UserError
+
+
+def create_config(env_file, exp_file, script=None):
+    """Read and check both files and return one EasyDict with defaults filled in.
+
+    env_file: path of env.yml (`root_dir`, `db_root`, `image_cache`). exp_file: path of an experiment's YAML file.
+    script: the name of the script that runs, whose keys must be there; None derives it from the experiment's keys.
+    Added to the files' keys: `name` (the experiment's), `output_dir`, `checkpoint`, `best_model`; all paths absolute.
+    Raises `UserError`, in one line with file, key and the nearest valid name, for an unreadable file, an unknown or
+    missing key, a wrong type or an impossible value.
+    """
+    env = read_env(env_file)
+    exp = _read_yaml(exp_file)
+    script = script or script_of(exp)
+    p = EasyDict(_checked(exp, KEYS, exp_file, script))
+    p.update(env)
+    p.name = Path(exp_file).name.removesuffix('.yml').removesuffix('.yaml')
+    p.output_dir = str(Path(p.root_dir) / p.name)
+    p.checkpoint = str(Path(p.output_dir) / 'checkpoint.pth.tar')
+    p.best_model = str(Path(p.output_dir) / 'best_model.pth.tar')
+    if script in config_keys.TRAINED:
+        _check_training(p, exp_file)
+    if script == config_keys.PRETRAIN:
+        _check_pretraining(p, exp_file)
+    if script in config_keys.CLUSTERED and not p.kmeans_eval:
+        raise UserError(f'{exp_file}: {script} needs kmeans_eval: True, which selects the pre-training network')
+    if script in config_keys.PROBES and p.kmeans_eval:
+        raise UserError(f'{exp_file}: {script} needs the linear network: remove kmeans_eval: True')
+    return p
+
+
+def read_env(file):
+    """Read and check env.yml: an EasyDict of absolute paths, `root_dir`, `db_root` and `image_cache` (or None).
+    Raises as `create_config` does."""
+    env = EasyDict(_checked(_read_yaml(file), ENV_KEYS, file, config_keys.SCRIPTS[0]))  # all scripts read all of it
+    if env.db_root is None:
+        env.db_root = MyPath.db_root_dir()
+    return env
+
+
+def differing_keys(p, other, script, ignored=()):
+    """Names of the keys that `script` reads, nested ones with a dot, whose values differ between two configurations. A key that
+    one of them lacks, as it was written before there was such a key, has its default."""
+    keys = [key for key in KEYS if script in key.readers and key.name not in ignored]
+    return [key.name for key in keys if _get(p, key) != _get(other, key)]
+
+
+def _get(p, key):
+    group, _, inner = key.name.rpartition('.')
+    values = (p.get(group) or {}) if group else p
+    return plain(values.get(inner, None if key.default is REQUIRED else key.default))
+
+
+def plain(value):
+    """`value` with EasyDicts and tuples turned into dicts and lists, as YAML and checkpoints hold them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def _read_yaml(path):
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not a text file'
+        raise UserError(f'{path}: the configuration file could not be read ({reason})') from error
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2020-13-45`, say, is a ValueError
+        mark = getattr(error, 'problem_mark', None)
+        where = f' in line {mark.line + 1}' if mark else ''
+        raise UserError(f'{path}: not valid YAML{where}: {getattr(error, "problem", None) or error}') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: expected a YAML mapping of keys to values')
+    return content
+
+
+def script_of(exp):
+    """The script that an experiment is for, from the keys that only its kind of file has. exp: the file's content, or what
+    `create_config` made of it."""
+    if 'moco_kwargs' in exp:
+        return config_keys.PRETRAIN
+    if 'retrieval_kwargs' in exp:
+        return config_keys.RETRIEVAL
+    if exp.get('kmeans_eval'):
+        return config_keys.KMEANS
+    return config_keys.LINEAR if 'train_db_name' in exp else config_keys.EVAL
+
+
+def _checked(content, keys, file, script):
+    """The values of `content` after all checks, with the defaults of the keys that `script` reads."""
+    table = {key.name: key for key in keys}
+    groups = {name.partition('.')[0] for name in table if '.' in name}
+    given = {}
+    for name, value in content.items():
+        if name in groups:
+            if value is not None and not isinstance(value, dict):
+                raise UserError(f'{file}: {name} must be a mapping of keys to values, not {value!r}')
+            given.update({f'{name}.{inner}': item for inner, item in (value or {}).items()})
+        else:
+            given[name] = value
+    result = {}
+    for name, value in given.items():
+        if name not in table or name in content and '.' in name:  # dots are our notation, not YAML's
+            near = nearest_name(str(name), [*table, *groups], cutoff=0)
+            raise UserError(f"{file}: unknown key '{name}' (nearest valid key: '{near}')")
+        _put(result, name, checked_value(table[name], value, file))
+    for name, key in table.items():
+        if name not in given and script in key.readers:
+            if key.default is REQUIRED:
+                raise UserError(f"{file}: the key '{name}' is missing, and {script} needs it")
+            _put(result, name, list(key.default) if isinstance(key.default, tuple) else key.default)
+    return result
+
+
+def _put(result, name, value):
+    group, _, inner = name.rpartition('.')
+    (result.setdefault(group, {}) if group else result)[inner] = value
+
+
+def _check_training(p, file):
+    for key in ('momentum', 'nesterov'):
+        if p.optimizer == 'adam' and p.optimizer_kwargs[key] is not None:
+            raise UserError(f'{file}: optimizer_kwargs.{key} belongs to sgd: remove it, or set optimizer: sgd')
+    if p.optimizer_kwargs.nesterov and not p.optimizer_kwargs.momentum:
+        raise UserError(f'{file}: optimizer_kwargs.nesterov needs optimizer_kwargs.momentum above 0')
+    needs = {'step': ('lr_decay_rate', 'lr_decay_epochs'), 'cosine': ('lr_decay_rate',)}.get(p.scheduler, ())
+    for key in needs:
+        if p.scheduler_kwargs[key] is None:
+            raise UserError(f"{file}: the key 'scheduler_kwargs.{key}' is missing, and scheduler: {p.scheduler} needs it")
+
+
+def _check_pretraining(p, file):
+    kwargs = p.backbone_kwargs
+    if p.head == 'none':
+        raise UserError(f'{file}: head: none is for evaluations of a backbone alone: main.py needs head: deeplab')
+    if p.moco_kwargs.K % p.train_batch_size:
+        raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
+                        f'train_batch_size ({p.train_batch_size})')
+    if kwargs.pretraining == 'imagenet_moco' and not kwargs.moco_state_dict:
+        raise UserError(f"{file}: the key 'backbone_kwargs.moco_state_dict' is missing, "
+                        'and pretraining: imagenet_moco needs it (a MoCo v2 checkpoint)')
+    if kwargs.pretraining == 'imagenet_moco' and kwargs.state_dict:
+        raise UserError(f'{file}: backbone_kwargs.state_dict and pretraining: imagenet_moco name two sets of initial '
+                        'weights: remove one')

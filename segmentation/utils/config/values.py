@@ -1,0 +1,88 @@
+"""The value of one key: converted to its type and checked against its range."""
+import difflib
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+
+TREE = Path(__file__).resolve().parents[2]  # the script tree: relative paths in YAML files start here
+
+
+def nearest_name(name, valid, cutoff=0.6):
+    """The valid name most like `name`, whatever the case, or None where nothing is as like as `cutoff`."""
+    names = {item.lower(): item for item in valid}
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else None
+
+
+def checked_value(key, value, file):
+    """`value` as `key` wants it, or a `UserError`."""
+    if not key.readers:
+        return value
+    if value is None:
+        if key.default is None or key.nullable:
+            return None
+        raise UserError(f'{file}: {key.name} needs a value ({_TYPE_NAMES[key.type]})')
+    converted = _CONVERT[key.type](value)
+    if converted is None:
+        raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}')
+    if key.choices and converted not in key.choices:
+        valid = [*key.choices, *(['null'] if key.default is None else [])]
+        near = nearest_name(converted, valid)
+        hint = f" (nearest: '{near}')" if near else ''
+        raise UserError(f"{file}: {key.name} must be one of {', '.join(valid)}, not '{value}'{hint}")
+    for bound, broken, words in ((key.minimum, lambda v, b: v < b, 'at least'),
+                                 (key.maximum, lambda v, b: v > b, 'at most'),
+                                 (key.above, lambda v, b: v <= b, 'more than')):
+        if bound is not None and broken(converted, bound):
+            raise UserError(f'{file}: {key.name} must be {words} {bound}, not {value}')
+    return converted
+
+
+def _float(value):
+    """YAML 1.1 reads `1e-3` as a string: numbers written so are numbers. Infinity and not-a-number are not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < float('inf') else None
+
+
+def _int(value):
+    number = _float(value)
+    whole = number is not None and not isinstance(value, float) and number == int(number)
+    return int(number) if whole else None
+
+
+def _ints(value):
+    numbers = [_int(item) for item in value] if isinstance(value, (list, tuple)) else [None]
+    return None if None in numbers else numbers
+
+
+def _size(value):
+    numbers = _ints(value)
+    return numbers if numbers and len(numbers) == 2 and min(numbers) > 0 else None
+
+
+def _strs(value):
+    return list(value) if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) else None
+
+
+def _path(value):
+    """Absolute, from the script tree; `scheme://...` names are not files and stay as they are."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value if '://' in value else str((TREE / os.path.expanduser(value)).resolve())
+
+
+_CONVERT = {
+    'int': _int, 'float': _float, 'ints': _ints, 'size': _size, 'strs': _strs, 'path': _path,
+    'bool': lambda value: value if isinstance(value, bool) else None,
+    'str': lambda value: value if isinstance(value, str) and value else None,
+}
+_TYPE_NAMES = {
+    'int': 'an integer', 'float': 'a number', 'ints': 'a list of integers', 'size': 'two positive integers',
+    'strs': 'a list of names', 'path': 'a path', 'bool': 'True or False', 'str': 'a name',
+}

@@ -1,0 +1,1 @@
+"""Published weights by name. `python -m utils.model_zoo` lists them."""

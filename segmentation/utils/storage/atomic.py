@@ -1,0 +1,85 @@
+"""Files and folders that are either whole or absent, whatever happens while they are written."""
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path, mode='wb', flush=True):
+    """Open a temporary file beside `path` that takes its name when the block ends well.
+
+    The content is flushed to the disk before the rename, so that after a crash or a full disk `path` holds either what
+    it held before or everything that was written. `flush` costs milliseconds a file; without it a crash of the machine may
+    lose the file, which will do for what can be made again. Raises `UserError` when the file can't be written.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    short = path.name.encode(errors='replace')[:100].decode(errors='ignore')  # file systems take 255 bytes
+    temporary = path.with_name(f'.{short}.{os.getpid()}-{threading.get_ident()}.tmp')
+    try:
+        with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
+            yield file
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if flush:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f'{path} could not be written ({error.strerror or error}): '
+                        'make room or choose another folder; what was there before is unchanged') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """A temporary folder beside `path` that takes its name when the block ends well, and vanishes when it doesn't.
+
+    `path` must not exist: its presence means that it is whole. Raises `UserError` when it can't be written.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        os.rename(temporary, path)
+    except OSError as error:
+        raise UserError(f'{path} could not be written ({error.strerror or error}): '
+                        'make room or choose another folder in env.yml') from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporaries(folder):
+    """Delete what killed writers of temporary files and folders left in `folder`, where nobody else may be writing."""
+    for path in Path(folder).glob('.*.tmp'):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def make_folder(path):
+    """Make `path` and its parents. Raises `UserError` where that is impossible, say below a regular file."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'the folder {path} could not be made ({error.strerror}): '
+                        'choose another root_dir, db_root or image_cache in env.yml') from error
+
+
+def _sync_folder(path):
+    """Flush the rename itself, where the platform can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,144 @@
+"""How a training becomes several processes, and what becomes of it when it is started twice, or with another number of them."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.processes import MAIN, ONE_THREAD, torchrun, wait_for
+
+import contrastive.trainer
+from data.loaders import EpochBatchSampler
+from main import main
+
+# A machine with two GPUs, as far as the starting process sees; those that it starts find none and compute on the CPU.
+TWO_GPUS = f"""
+import sys
+sys.path.insert(0, {str(MAIN.parent)!r})
+import torch
+from main import main
+if __name__ == '__main__':
+    torch.cuda.device_count = lambda: 2
+    main(sys.argv[1:])
+"""
+# Two processes, of which the second has a loss that is not finite in its fifth step.
+ONE_BAD_LOSS = f"""
+import sys
+sys.path.insert(0, {str(MAIN.parent)!r})
+import main
+from contrastive import trainer
+from utils.parallel import ranks
+
+class Trainer(trainer.ContrastiveTrainer):
+    def train_step(self, batch):
+        values = super().train_step(batch)
+        return values * float('nan') if ranks.rank() == 1 and (self.epoch, self.step) == (1, 1) else values
+
+trainer.ContrastiveTrainer = Trainer
+main.main()
+"""
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture
+def by_itself(experiment, tmp_path):
+    """by_itself(changes) starts main.py as on a machine with two GPUs, and returns the process."""
+    script, started = tmp_path / 'two_gpus.py', []
+    script.write_text(TWO_GPUS)
+
+    def start(changes=None):
+        arguments = experiment(changes)
+        arguments[-1] = 'auto'  # device
+        started.append(subprocess.Popen([sys.executable, script, *arguments, '--amp', 'none'], text=True,
+                                        env={**ONE_THREAD, 'CUDA_VISIBLE_DEVICES': ''}, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT))
+        return started[-1]
+    yield start
+    for process in started:
+        process.kill()
+
+
+def test_a_machine_with_two_gpus_is_used_by_itself(by_itself, experiment, tmp_path):
+    path = tmp_path / 'output' / 'small' / 'checkpoint.pth.tar'
+    process = by_itself({'epochs': 100})
+    wait_for(path.exists)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 75, output
+    assert '2 on each of 2 processes' in output and 'stopped by SIGUSR1' in output
+
+    process = by_itself({'epochs': 100, 'moco_kwargs.K': 6})
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and output.count('error: ') == 1 and 'moco_kwargs.K' in output
+
+
+def test_a_bad_loss_of_one_process_stops_all_at_that_step(experiment, tmp_path):
+    (tmp_path / 'bad_loss.py').write_text(ONE_BAD_LOSS)
+    log, folder = tmp_path / 'log', tmp_path / 'output' / 'small'
+    assert torchrun(tmp_path / 'bad_loss.py', [*experiment({'epochs': 3}), '--amp', 'none'], log).wait(90) == 1
+    message, = [line for line in log.read_text().splitlines() if 'error: ' in line]
+    ids = sorted(message.partition('images of rank 1 ')[2].partition(':')[0].split())
+    batches = EpochBatchSampler(12, 4, 3, rank=1, world_size=2)
+    batches.epoch = 1
+    assert 'the loss is nan in epoch 2, step 2, images of rank 1 train_' in message
+    assert ids == sorted(f'train_{index:04d}' for _, index in list(batches)[1])
+    assert (load(folder / 'checkpoint.pth.tar')['epoch'], log.read_text().count('exitcode  : 2')) == (1, 2)
+
+
+def test_on_another_number_of_processes_each_image_comes_once(experiment, tmp_path, monkeypatch):
+    arguments = [*experiment({'epochs': 2, 'checkpoint_every': 1, 'simulate_processes': 2}), '--amp', 'none']
+    path, seen = tmp_path / 'output' / 'small' / 'checkpoint.pth.tar', []
+    step = contrastive.trainer.ContrastiveTrainer.train_step
+
+    def watched_step(trainer, batch):
+        seen.append((trainer.epoch, batch['id']))
+        if len(seen) == 5:  # the second of three steps of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, batch)
+
+    monkeypatch.setattr(contrastive.trainer.ContrastiveTrainer, 'train_step', watched_step)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 75 and (load(path)['epoch'], load(path)['step']) == (1, 2)
+    main([*experiment({'epochs': 2, 'checkpoint_every': 1, 'simulate_processes': 1}), '--amp', 'none'])
+    assert 'There were 2 processes before, and are 1 from here on' in (path.parent / 'log_file.txt').read_text()
+    for epoch in range(2):
+        ids = [name for number, names in seen if number == epoch for name in names]
+        assert len(ids) == 12 and sorted(ids) == [f'train_{index:04d}' for index in range(12)]
+
+
+@pytest.mark.parametrize('count', [1, 2, 4])
+def test_the_batches_of_a_step_are_the_same_on_any_number_of_processes(count):
+    parts = [list(EpochBatchSampler(18, 4, seed=5, rank=rank, world_size=count)) for rank in range(count)]
+    together = [sum(shares, []) for shares in zip(*parts, strict=True)]
+    assert together == list(EpochBatchSampler(18, 4, seed=5)) and len(together) == 4
+
+
+def test_two_runs_do_not_share_a_folder(experiment, tmp_path, user_error):
+    arguments = [*experiment({'epochs': 300}), '--amp', 'none']
+    folder = tmp_path / 'output' / 'small'
+    first = subprocess.Popen([sys.executable, MAIN, *arguments], env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    try:
+        wait_for((folder / 'checkpoint.pth.tar').exists)
+        line = user_error(lambda: main(arguments))
+        assert f'{folder}: another run is writing into this folder (process {first.pid} on ' in line
+        assert f'{folder}: another run' in user_error(lambda: main([*arguments, '--fresh'])) and folder.is_dir()
+    finally:
+        first.kill()
+        first.wait()
+    main([*experiment({'epochs': 1}), '--amp', 'none', '--fresh'])  # the killed one holds it no more
+    assert (tmp_path / 'output' / 'small.old-1').is_dir() and not (folder / '.lock').exists()
+    assert load(folder / 'checkpoint.pth.tar')['epoch'] == 1
+
+
+@pytest.mark.parametrize('flags, problem', [
+    (['--world-size', '2', '--rank', '2'], '--rank from 0 to 1'), (['--world-size', '2'], '--rank from 0 to 1'),
+    (['--rank', '1'], 'needs --world-size'), (['--world-size', '2', '--rank', '0'], 'needs --dist-url tcp://HOST:PORT')])
+def test_flags_that_do_not_fit_together(experiment, user_error, monkeypatch, flags, problem):
+    for name in ('MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    assert problem in user_error(lambda: main([*experiment(), *flags]))

@@ -1,0 +1,130 @@
+"""`main.py` as several real processes: torchrun, MoCo's flags, requests to stop, and processes that die, hang or fail."""
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.checks import assert_same
+from helpers.processes import MAIN, ONE_THREAD, errors, exit_codes, pid_of, torchrun, wait_for
+
+from data.loaders import EpochBatchSampler
+from main import main
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(folder):
+    return torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
+
+
+@pytest.fixture
+def training(experiment, tmp_path):
+    """training(changes, flags) starts two processes of a small training. Returns torchrun's process, its log, and the run's
+    folder."""
+    started = []
+
+    def start(changes=None, flags=(), **named):
+        log = tmp_path / f'{len(started)}.log'
+        started.append(torchrun(MAIN, [*experiment(changes, **named), '--amp', 'none', *flags], log))
+        return started[-1], log, tmp_path / 'output' / 'small'
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+def test_stopped_and_resumed_it_ends_like_simulated_processes(training, experiment, tmp_path, one_thread):
+    """SIGTERM to rank 1 alone: the second start ends in the weights, bit for bit, of one process that was never stopped and
+    computes what two would."""
+    changes = {'epochs': 6, 'num_workers': 2, 'checkpoint_every': 2}
+    half = ('--amp', 'bf16')
+    process, log, folder = training(changes, half)
+    wait_for((folder / 'checkpoint.pth.tar').exists)
+    os.kill(pid_of(process, 1), signal.SIGTERM)
+    process.wait(20)
+    assert exit_codes(log) == {0: 75, 1: 75}, log.read_text()
+    assert log.read_text().count('give the same command again') == 1 and not errors(log)
+    assert 2 <= at(folder) < 18
+    process, log, folder = training(changes, half)
+    assert process.wait(120) == 0, log.read_text()
+    written = (folder / 'log_file.txt').read_text()
+    assert written.count('batches of 4: 2 on each of 2 processes') == 2 and written.count('Epoch 6/6') == 1
+
+    main([*experiment({**changes, 'num_workers': 0, 'simulate_processes': 2}, name='simulated'), *half])
+    stopped, simulated = load(folder), load(tmp_path / 'output' / 'simulated')
+    for key in ('model', 'optimizer', 'random', 'epoch', 'step'):
+        assert_same(stopped[key], simulated[key], key)
+
+
+def at(folder):
+    """Steps until the checkpoint."""
+    state = load(folder)
+    return 3 * state['epoch'] + state['step']
+
+
+def test_a_killed_process_is_named_and_ends_the_others(training):
+    process, log, folder = training({'epochs': 300})
+    wait_for(lambda: (folder / 'checkpoint.pth.tar').exists())
+    os.kill(pid_of(process, 1), signal.SIGKILL)
+    process.wait(30)
+    assert exit_codes(log)[0] == 3 and exit_codes(log)[1] == -9
+    message, = errors(log)
+    assert re.search(r'rank 1 has died or hangs \(epoch \d+, step \d\)', message)
+    assert message in (folder / 'log_file.txt').read_text()
+    assert load(folder)['epoch'] >= 1
+
+
+@pytest.fixture
+def image(shapes_root, tmp_path):
+    """In a copy of the data set, the file that rank 1 reads for its second step."""
+    folder = shutil.copytree(shapes_root / 'Shapes', tmp_path / 'datasets' / 'Shapes')
+    batches = list(EpochBatchSampler(12, batch_size=4, seed=3, rank=1, world_size=2))
+    _, index = batches[1][1]
+    return folder / 'images' / f'{(folder / "sets" / "trainaug.txt").read_text().split()[index]}.jpg'
+
+
+def test_a_process_that_hangs_is_named(training, image):
+    """An image never comes: its file is a pipe that nobody writes to."""
+    image.unlink()
+    os.mkfifo(image)
+    process, log, _ = training(flags=('--dist-timeout', '6'), db_root=image.parents[2])
+    process.wait(90)
+    assert exit_codes(log) == {0: 3, 1: 3}, log.read_text()
+    message, = errors(log)
+    assert 'rank 1 hangs (epoch 1, step 2): no progress for 6 s' in message
+
+
+def test_a_bad_image_of_one_process_ends_all(training, image):
+    image.write_bytes(image.read_bytes()[:300])
+    process, log, folder = training(db_root=image.parents[2])
+    process.wait(60)
+    assert exit_codes(log) == {0: 2, 1: 2}, log.read_text()
+    message, = errors(log)
+    assert str(image) in message and message.startswith('error: rank 1: ')
+    assert message in (folder / 'log_file.txt').read_text()
+
+
+def test_mocos_flags_join_processes_by_hand(experiment, tmp_path):
+    """As on two machines, each with its own command; the processes meet at the first one's."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    arguments = [*experiment({'epochs': 1}), '--amp', 'none', '--dist-url', f'tcp://127.0.0.1:{port}', '--dist-backend', 'gloo',
+                 '--multiprocessing-distributed', '--world-size', '2']
+    both = [subprocess.Popen([sys.executable, MAIN, *arguments, '--rank', str(rank)], env=ONE_THREAD, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
+    outputs = [process.communicate(timeout=90)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert '2 on each of 2 processes' in outputs[0] and outputs[1].strip() == ''
+    assert load(tmp_path / 'output' / 'small')['epoch'] == 1

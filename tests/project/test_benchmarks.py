@@ -1,0 +1,113 @@
+"""The benchmarks run in small. Where both ways give the same numbers, they assert it themselves."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import crf
+import growth
+import kmeans_scoring
+import linear_probe
+import online_evaluation
+import pretrain_loss
+import pretrain_step
+import pretrain_views
+import saliency_masks
+import table
+
+ROOT = Path(__file__).resolve().parents[2]
+GPU = ['--device', 'cpu', '--backbone', 'resnet18', '--size', '32', '--batch', '4', '--batches', '2', '4', '--queue', '8',
+       '--steps', '1', '--workers', '1', '--images', '8', '--matrix', '64']
+# Runs a script where only the packages that it may need can be imported.
+FEW_PACKAGES = """
+import runpy, sys
+from importlib.machinery import PathFinder
+class Few:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        absent = 'tqdm easydict termcolor tensorboard scipy sklearn skimage matplotlib pydensecrf gdown requests'.split()
+        return None if name.partition('.')[0] in absent else PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Few
+sys.argv.pop(0)
+sys.path.insert(0, sys.argv[0].rpartition('/')[0])
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('module, flags, keys', [
+    (pretrain_step, ['--size', '32', '--batch', '4', '--queue', '8', '--steps', '1', '--amp', 'none'],
+     ('speed_up', 'whole_over_bare')),
+    (pretrain_loss, ['--batch', '8', '--grid', '12', '--size', '96', '--queue', '32', '--rounds', '1'],
+     ('speed_up', 'plain_over_peak')),
+    (pretrain_views, ['--size', '32', '--images', '2', '--rounds', '1'], ('speed_up', 'cached_speed_up')),
+    (kmeans_scoring, ['--images', '3', '--height', '40', '--width', '50', '--rounds', '1'], ('speed_up', 'retrieval_speed_up')),
+    (linear_probe, ['--size', '48', '--batch', '4', '--images', '7', '--rounds', '1', '--amp', 'none'], ('speed_up',)),
+    (online_evaluation, ['--batch', '2', '--size', '32', '--rounds', '2'], ('counting_speed_up', 'whole_speed_up')),
+    (crf, ['--images', '2', '--size', '64'], ('images_per_second_1_process', 'images_per_second_1_a_core', 'speed_up'))])
+def test_prints_one_line_of_json(monkeypatch, capsys, module, flags, keys):
+    monkeypatch.setattr('sys.argv', [module.__name__, *flags])
+    module.main()
+    report = json.loads(capsys.readouterr().out)
+    assert report['benchmark'] == module.__name__
+    assert all(report[key] > 0 for key in keys)
+
+
+def test_growth(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['growth', '--batches', '2', '--sizes', '96', '--splits', '200', '--steps', '1',
+                                      '--memory', '2', '4', '--memory-size', '32'])
+    growth.main()
+    report = json.loads(capsys.readouterr().out)
+    step, = report['steps']
+    split, = report['splits']
+    assert (step['batch'], step['size'], split['images']) == (2, 96, 200)
+    assert step['seconds'] > 0 and step['peak_mib'] > 200 and split['kmeans_seconds'] > 0 and split['peak_mib'] > 200
+    lines = table.growth_tables(report)
+    assert sum(line.startswith('| ') for line in lines) == 10 and any(line.startswith('| 200 |') for line in lines)
+
+
+def test_gpu_in_small_with_few_packages():
+    done = subprocess.run([sys.executable, '-c', FEW_PACKAGES, str(ROOT / 'benchmarks' / 'gpu.py'), *GPU], capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [row['step'] for row in report['steps']] == 2 * ['bare', 'plain, TF32', 'plain, autocast', 'ours']
+    assert [(row['batch'], row['frozen']) for row in report['memory']] == [(2, False), (4, False), (2, True), (4, True)]
+    assert all(row['ms'] > 0 for part in ('steps', 'losses', 'memory') for row in report[part])
+    assert report['loader']['loader_images_per_second'] > 0 and report['loader']['fed_images_per_second'] > 0
+
+
+def test_table(tmp_path, monkeypatch, capsys):
+    """The page keeps what stands around the marks, and has a line for each row."""
+    row = table.Row('counting {batch}', 'passes', 'counting_speed_up', 'counting_seconds', 'plain_counting_seconds')
+    command = 'online_evaluation.py', '--batch', '2', '--size', '32', '--rounds', '2'
+    monkeypatch.setattr(table, 'BENCHMARKS', {command: (row,)})
+    run = table.run
+    monkeypatch.setattr(table, 'run', lambda script, *flags: {'steps': [], 'images': [], 'splits': []} if script == 'growth.py'
+                        else run(script, *flags))
+    monkeypatch.setattr(table, 'PAGE', tmp_path / 'performance.md')
+    for old in ('', 'old\n'):
+        table.PAGE.write_text(f'# Title\n{table.BEGIN}{old}{table.END}## After\n')
+        table.main([])
+        text = table.PAGE.read_text()
+        assert text.startswith(f'# Title\n{table.BEGIN}') and text.endswith(f'{table.END}## After\n') and 'old' not in text
+        assert '| counting 2 | passes | ' in text and f'torch {torch.__version__.partition("+")[0]}' in text
+    assert table.BEGIN in (ROOT / 'docs' / 'performance.md').read_text()
+
+
+def test_quality_of_masks(shapes_root, capsys):
+    saliency_masks.main(['--folder', str(shapes_root / 'Shapes'), '--split', 'val', '--side', '96'])
+    report = json.loads(capsys.readouterr().out)
+    assert report['images'] == 6 and 0 < report['mean_IoU'] <= 100 and report['images_per_second'] > 0
+    mask, labels = np.array([[1, 1, 0, 0]]), np.array([[3, 255, 5, 0]])
+    assert saliency_masks.intersection_over_union(mask, labels) == 0.5  # one of two labelled pixels; void does not count

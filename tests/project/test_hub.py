@@ -1,0 +1,82 @@
+"""hubconf.py: networks for other code, which may have modules called `data`, `models` or `utils` of its own."""
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers.stored import NETWORKS, weights_of
+
+from data.normalization import to_images
+from evaluation.dataset import resize_image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(*arguments, **options):
+    return torch.hub.load(str(ROOT), *map(str, arguments), source='local', **options)
+
+
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_networks(kind, tmp_path):
+    network = weights_of(NETWORKS[kind][0], tmp_path / 'weights.pth.tar')
+    given = load('maskcontrast', tmp_path / 'weights.pth.tar', output_stride=32 if kind == 'output_stride_32' else 8)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        given, wanted = given(images), network(images)
+    for a, b in zip(given, wanted, strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
+OTHER_CODE = """
+import sys
+import numpy as np
+import torch
+import utils                                     # this folder's
+before = set(sys.path)
+for _ in range(2):
+    network = torch.hub.load({root!r}, 'maskcontrast', {weights!r}, source='local')
+    prepare = torch.hub.load({root!r}, 'preprocessing', size=(64, 64), source='local')
+    assert network(prepare(np.zeros((10, 20, 3), np.uint8))).shape == (1, 7, 64, 64)
+own = sorted(name for name in sys.modules if name.split('.')[0] in ('data', 'evaluation', 'models', 'utils'))
+assert own == ['utils'] and sys.modules['utils'] is utils, own
+assert set(sys.path) == before, sys.path
+import models                                    # this folder's too, imported only now
+print(utils.NAME, models.NAME)
+"""
+
+
+def test_code_with_modules_of_the_same_names(tmp_path):
+    weights_of(NETWORKS['linear'][0], tmp_path / 'weights.pth.tar')
+    for name in ('utils', 'models'):
+        (tmp_path / f'{name}.py').write_text(f'NAME = "their {name}"\n')
+    (tmp_path / 'program.py').write_text(OTHER_CODE.format(root=str(ROOT), weights=str(tmp_path / 'weights.pth.tar')))
+    done = subprocess.run([sys.executable, 'program.py'], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == 'their utils their models\n', done.stderr
+
+
+def test_preprocessing_is_the_evaluations():
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    given = load('preprocessing', size=[32, 48])(image)
+    assert torch.equal(given, to_images(torch.from_numpy(resize_image(image, (32, 48)))[None], torch.device('cpu')))
+    plain = cv2.resize(image, (48, 32), interpolation=cv2.INTER_CUBIC) / 255
+    plain = (plain - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    assert np.abs(given[0].numpy() - plain.transpose(2, 0, 1)).max() < 1e-5
+
+
+def test_published_ones_are_kept_in_the_hubs_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    file = tmp_path / 'hub' / 'maskcontrast' / 'model_zoo' / 'voc_supervised_linear.pth.tar'
+    file.parent.mkdir(parents=True)
+    network = weights_of({'num_classes': 20}, file)
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(load('maskcontrast', 'zoo://voc_supervised_linear')(images), network(images))
+
+
+def test_mistakes(tmp_path):
+    with pytest.raises(ValueError, match='nowhere.pth: there is no such checkpoint file'):
+        load('maskcontrast', tmp_path / 'nowhere.pth')
+    with pytest.raises(ValueError, match='output_stride must be 8 or 32, not 16'):
+        load('maskcontrast', tmp_path / 'nowhere.pth', output_stride=16)

@@ -1,0 +1,58 @@
+"""The notebook, executed cell by cell in a kernel of its own."""
+from pathlib import Path
+
+import cv2
+import nbformat
+import numpy as np
+import pytest
+import torch
+from helpers.stored import PRETRAINING, weights_of
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from data.synthetic_shapes import draw_shapes
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / 'notebooks' / 'segment_an_image.ipynb'
+
+
+def executed(folder, **parameters):
+    """The notebook after all its cells, with these values in the place of its parameters'."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert not any(cell.get('outputs') for cell in notebook.cells)  # as it is stored
+    cell = next(cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', ()))
+    cell.source += ''.join(f'\n{name} = {value!r}' for name, value in parameters.items())
+    cell.source += f'\nOUTPUT, DATA = {str(folder / "output")!r}, {str(folder / "data")!r}'
+    NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(NOTEBOOK.parent)}}).execute()
+    return notebook
+
+
+def has_picture(notebook):
+    return any('image/png' in output.get('data', {}) for output in notebook.cells[-1].outputs)
+
+
+def test_from_installation_to_a_segmented_image(tmp_path):
+    draw_shapes(tmp_path / 'data' / 'Shapes', train=32, val=20, size=64)  # a smaller one than the scripts would draw
+    notebook = executed(tmp_path, EPOCHS=1)
+    assert has_picture(notebook)
+    best = torch.load(tmp_path / 'output' / 'notebook_linear' / 'best_model.pth.tar', weights_only=True)
+    assert len(best['decoder.4.bias']) == 9
+    printed = ''.join(output.get('text', '') for cell in notebook.cells for output in cell.get('outputs', ()))
+    assert 'Epoch 1/1' in printed and 'mIoU is ' in printed
+
+
+def test_an_own_image_and_network(tmp_path):
+    weights_of({'num_classes': 4}, tmp_path / 'weights.pth.tar')
+    cv2.imwrite(str(tmp_path / 'photo.jpg'), np.full((50, 80, 3), 90, np.uint8))
+    given = {'IMAGE': str(tmp_path / 'photo.jpg'), 'WEIGHTS': str(tmp_path / 'weights.pth.tar'), 'SIZE': (64, 64)}
+    assert has_picture(executed(tmp_path, **given))
+    weights_of(PRETRAINING, tmp_path / 'weights.pth.tar')
+    with pytest.raises(CellExecutionError, match='is of a pre-training, which knows no classes'):
+        executed(tmp_path, **given)
+    assert not (tmp_path / 'output').exists()
+
+
+def test_a_failing_command_stops_it_with_its_error(tmp_path):
+    draw_shapes(tmp_path / 'data' / 'Shapes', train=1, val=1, size=48)
+    with pytest.raises(CellExecutionError, match='error: .*epochs'):
+        executed(tmp_path, EPOCHS=-1)

@@ -1,0 +1,252 @@
+"""generate_masks.py: what it makes of a folder of photographs, at once, in several runs, and beside a data set."""
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.photographs import BASE, contents, disc, ids_of, make_masks, mask_ids, photograph, times
+from PIL import ExifTags, Image
+
+from data.dataset import SegmentationDataset
+from data.decoding import read_image, read_saliency
+
+SCRIPT = Path(__file__).resolve().parents[2] / 'pretrain' / 'generate_masks.py'
+NAME = 'robust_background'
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of four photographs of a disc, one of them in a sub-folder."""
+    for seed, name in enumerate(('a.jpg', 'b.png', 'c d.jpg', 'deep/e.webp')):
+        photograph(tmp_path / 'photographs' / name, 48, 56 + 4 * seed, seed)
+    return tmp_path / 'photographs'
+
+
+def check_training(out, name=NAME):
+    """The data set does for pre-training: every image of the split has a mask of its size. Returns how many there are."""
+    dataset = SegmentationDataset(out, 'trainaug', saliency=name, drop_missing=True)
+    assert dataset.dropped == 0
+    for sample in (dataset[index] for index in range(len(dataset))):
+        assert sample['saliency'].shape == sample['image'].shape[:2] and 0.01 <= sample['saliency'].mean() < 1
+    return len(dataset)
+
+
+def test_layout(tmp_path, images):
+    out = tmp_path / 'sets' / 'mine'
+    before = contents(images)
+    results = make_masks(images, out)
+    assert contents(images) == before
+    ids = ['a', 'b', 'c d', 'deep/e']
+    assert ids_of(out, 'trainaug') == ids and ids_of(out, 'val') == [] and check_training(out) == 4
+    assert sorted(contents(out)) == sorted(
+        ['.', 'config_robust_background.yml', 'images', 'images/deep', 'log_file.txt', 'results_robust_background.json', 'sets',
+         'saliency_robust_background', 'saliency_robust_background/deep', 'sets/trainaug.txt', 'sources.json',
+         *[f'images/{name}.jpg' for name in ids], *[f'saliency_robust_background/{name}.png' for name in ids]])
+    assert (results['model'], results['photographs'], results['masks'], results['skipped']) == (NAME, 4, 4, {})
+    for seed, name in enumerate(ids):
+        with Image.open(out / 'saliency_robust_background' / f'{name}.png') as mask:
+            assert mask.mode == 'L' and mask.size == (56 + 4 * seed, 48)
+            values = np.asarray(mask)
+        inside = disc(48, 56 + 4 * seed)[1]
+        assert set(np.unique(values)) == {0, 255} and ((values > 0) & inside).sum() / ((values > 0) | inside).sum() > 0.8
+        assert results['cover'][name] == pytest.approx((values > 0).mean())
+
+
+def test_jpegs_are_copied_and_others_converted(tmp_path, images):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photograph(images / 'turned.jpg', 48, 64, exif=exif, quality=95)
+    photograph(images / 'turned.png', 48, 64, exif=exif)
+    out = tmp_path / 'mine'
+    make_masks(images, out)
+    for name in ('a', 'c d'):
+        assert (out / 'images' / f'{name}.jpg').read_bytes() == (images / f'{name}.jpg').read_bytes()
+    upright = np.rot90(disc(48, 64)[0], -1).astype(int)
+    for name, expected in (('b', disc(48, 60, 1)[0].astype(int)), ('turned_jpg', upright), ('turned_png', upright)):
+        with Image.open(out / 'images' / f'{name}.jpg') as image:
+            assert image.format == 'JPEG' and ExifTags.Base.Orientation not in image.getexif()
+        found = read_image(out / 'images' / f'{name}.jpg')
+        assert found.shape == expected.shape and np.abs(found - expected).mean() < 6  # else 14 at least
+
+
+def test_max_side(tmp_path, images):
+    photograph(images / 'tall.jpg', 200, 50)
+    out, whole = tmp_path / 'small', tmp_path / 'whole'
+    make_masks(images, out, '--max_side', 60)
+    sizes = {name: read_saliency(out / 'saliency_robust_background' / f'{name}.png').shape for name in mask_ids(out)}
+    assert sizes == {'a': (48, 56), 'b': (48, 60), 'c d': (45, 60), 'deep/e': (42, 60), 'tall': (60, 15)}  # 42.35
+    check_training(out)
+    assert (out / 'images' / 'a.jpg').read_bytes() == (images / 'a.jpg').read_bytes()
+    photograph(images / 'wide.jpg', 100, 1100)
+    make_masks(images, whole, '--max_side', 0)
+    assert read_image(whole / 'images' / 'wide.jpg').shape == (100, 1100, 3)
+
+
+@pytest.mark.parametrize('fraction', [0.3, 0.5])
+def test_splits(tmp_path, fraction):
+    """They share no image and hold all; of photographs that come later, each changes the split of one image at most."""
+    images, out = tmp_path / 'photographs', tmp_path / 'mine'
+    first = [f'{index}' for index in range(10)]
+    for name in first:
+        photograph(images / f'{name}.png', 24, 32)
+    Image.new('RGB', (32, 24)).save(images / 'nothing.png')
+    make_masks(images, out, '--val_fraction', fraction)
+    before = set(ids_of(out, 'val'))
+    assert len(before) == 10 * fraction and before | set(ids_of(out, 'trainaug')) == set(first) == mask_ids(out)
+    for added in range(1, 5):
+        photograph(images / f'new {added}.png', 24, 32)
+        make_masks(images, out, '--val_fraction', fraction)
+        train, val = set(ids_of(out, 'trainaug')), set(ids_of(out, 'val'))
+        assert not train & val and train | val == mask_ids(out) and len(val) == round(fraction * (10 + added))
+        assert len((val ^ before) & set(first)) <= added
+    make_masks(images, out)  # the fraction as it was
+    assert set(ids_of(out, 'val')) == val
+    make_masks(images, out, '--val_fraction', 0)
+    assert not (out / 'sets' / 'val.txt').exists() and set(ids_of(out, 'trainaug')) == mask_ids(out)
+
+
+def test_skipped_photographs_are_listed(tmp_path, images):
+    Image.new('RGB', (64, 48), 'gray').save(images / 'nothing.png')
+    (images / 'broken.jpg').write_bytes((images / 'a.jpg').read_bytes()[:500])
+    Path(os.fsdecode(os.path.join(os.fsencode(images), b'caf\xe9.jpg'))).write_bytes(b'no image')
+    results = make_masks(images, tmp_path / 'mine')
+    assert (results['photographs'], results['masks']) == (7, 4)
+    assert results['skipped'].keys() == {'nothing', 'broken', 'caf_'}
+    assert results['skipped']['nothing'] == f'{images}/nothing.png: the mask covers 0.0% of the image, less than 1%'
+    assert results['skipped']['broken'].startswith(f'{images}/broken.jpg is not a whole image')
+    text = (tmp_path / 'mine' / 'log_file.txt').read_text()
+    assert 'nothing.png: the mask covers 0.0%' in text and 'broken.jpg is not a whole' in text and '3 images skipped' in text
+    assert ids_of(tmp_path / 'mine', 'trainaug') == ['a', 'b', 'c d', 'deep/e'] == sorted(mask_ids(tmp_path / 'mine'))
+
+
+def test_run_again(tmp_path, images):
+    out = tmp_path / 'mine'
+    first, before = make_masks(images, out), times(out)
+    assert len(before) == 8
+    again = make_masks(images, out)
+    assert times(out) == before and again['cover'] == first['cover'] and again['masks'] == 4
+    mask = out / 'saliency_robust_background' / 'b.png'
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[:len(whole) // 2])  # damaged: made again
+    make_masks(images, out)
+    assert mask.read_bytes() == whole
+    before = times(out)
+    photograph(images / 'new.jpg', 48, 50)
+    make_masks(images, out)
+    after = times(out)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {'images/new.jpg', 'saliency_robust_background/new.png'}
+    photograph(images / 'b.png', 40, 40, 9)
+    make_masks(images, out)
+    changed = {name for name, when in times(out).items() if after[name] != when}
+    assert changed == {'images/b.jpg', 'saliency_robust_background/b.png'}
+    assert check_training(out) == 5 and read_image(out / 'images' / 'b.jpg').shape == (40, 40, 3)
+
+
+def test_a_photograph_that_has_no_object_any_more(tmp_path, images):
+    out = tmp_path / 'mine'
+    make_masks(images, out)
+    Image.new('RGB', (30, 20)).save(images / 'b.png')
+    assert make_masks(images, out)['skipped'].keys() == {'b'}
+    assert ids_of(out, 'trainaug') == ['a', 'c d', 'deep/e'] and check_training(out) == 3
+
+
+@pytest.mark.parametrize('in_between', [False, True])
+def test_another_photograph_takes_the_id(tmp_path, images, in_between):
+    """a.png, which is older than the mask of a.jpg, takes its place: at once, or after a run without either."""
+    out = tmp_path / 'mine'
+    make_masks(images, out)
+    (images / 'a.jpg').unlink()
+    if in_between:
+        make_masks(images, out)
+        assert ids_of(out, 'trainaug') == ['b', 'c d', 'deep/e']
+    os.utime(photograph(images / 'a.png', 30, 40), (1, 1))
+    make_masks(images, out)
+    assert ids_of(out, 'trainaug') == ['a', 'b', 'c d', 'deep/e'] and check_training(out) == 4
+    assert read_image(out / 'images' / 'a.jpg').shape == (30, 40, 3)
+
+
+def test_out_inside_images(tmp_path, images):
+    out = images / 'deep' / 'mine'
+    for _ in range(2):
+        assert make_masks(images, out)['photographs'] == 4
+        assert ids_of(out, 'trainaug') == ['a', 'b', 'c d', 'deep/e']
+
+
+def start(images, out, *flags, **options):
+    """The script as a process of its own, in another working directory."""
+    return subprocess.Popen([sys.executable, SCRIPT, '--images', images, '--out', out, '--device', 'cpu', *flags],
+                            cwd=out.parent, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
+
+
+def test_killed_and_started_again(tmp_path):
+    """In workers of their own. The data set is that of an undisturbed run without workers."""
+    for index in range(24):
+        photograph(tmp_path / 'photographs' / f'{index % 3}' / f'{index:02}.png', 48, 64, index)
+    images, out, whole = tmp_path / 'photographs', tmp_path / 'mine', tmp_path / 'whole'
+    make_masks(images, whole, '--val_fraction', 0.2)
+    process = start(Path('photographs'), out, '--num_workers', '2', '--val_fraction', '0.2')
+    try:
+        while len(mask_ids(out)) < 3:
+            assert process.poll() is None
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+    made = times(out)
+    assert 3 <= len(mask_ids(out)) < 24 and not (out / 'sets').exists()
+    time.sleep(0.5)  # for its workers to end
+    made = times(out)
+    assert start(Path('photographs'), out, '--num_workers', '2', '--val_fraction', '0.2').wait() == 0
+    kept = {name for name, when in times(out).items() if made.get(name) == when}
+    assert len(kept) >= 6
+    for kind in 'images', 'saliency_robust_background', 'sets':
+        assert contents(out, kind) == contents(whole, kind)
+
+
+# Beside the images of a data set
+
+
+def test_masks_for_a_data_set(tmp_path, shapes_root):
+    shapes = tmp_path / 'Shapes'
+    shutil.copytree(shapes_root / 'Shapes', shapes)
+    kinds = 'images', 'sets', 'SegmentationClass', 'SegmentationClassAug', 'saliency_supervised_model'
+    before = contents(shapes, *kinds), times(shapes)
+    results = make_masks(shapes / 'images', shapes, '--val_fraction', 0.5, '--max_side', 20)
+    assert contents(shapes, *kinds) == before[0] and before[1].items() <= times(shapes).items()
+    assert results['photographs'] == 18 and results['masks'] == len(mask_ids(shapes)) > 9
+    for split in 'trainaug', 'val':
+        dataset = SegmentationDataset(shapes, split, saliency=NAME, labels=True, drop_missing=True)
+        for sample in (dataset[index] for index in range(len(dataset))):
+            assert sample['saliency'].shape == sample['labels'].shape == sample['image'].shape[:2]
+
+
+def test_masks_for_images_without_splits(tmp_path, images):
+    data = tmp_path / 'data'
+    for name in 'a.jpg', 'c d.jpg':
+        photograph(data / 'images' / name)
+    make_masks(data / 'images', data)
+    assert ids_of(data, 'trainaug') == ['a', 'c d'] and check_training(data) == 2 and not (data / 'sources.json').exists()
+
+
+def test_splits_of_a_data_set_are_kept(tmp_path):
+    """Also where there is none for training."""
+    data = tmp_path / 'data'
+    photograph(data / 'images' / 'a.jpg')
+    (data / 'sets').mkdir()
+    (data / 'sets' / 'val.txt').write_text('a\n')
+    before = contents(data, 'images', 'sets')
+    make_masks(data / 'images', data)
+    assert contents(data, 'images', 'sets') == before and mask_ids(data) == {'a'}
+
+
+def test_masks_of_turned_images_of_a_data_set_are_on_the_stored_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photograph(tmp_path / 'images' / 'a.jpg', exif=exif)
+    make_masks(tmp_path / 'images', tmp_path, *BASE)
+    assert read_saliency(tmp_path / 'saliency_robust_background' / 'a.png').shape == (48, 64) and check_training(tmp_path) == 1

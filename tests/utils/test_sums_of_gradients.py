@@ -1,0 +1,29 @@
+"""Gradients are added up in one order, wherever they lie in DDP's buckets."""
+import torch
+from torch import multiprocessing
+
+from utils.parallel import distributed
+
+WORLD, LENGTH = 3, 10  # which can not be divided
+
+
+def worker(rank, folder):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=WORLD)
+    own = vectors()[rank]
+    torch.save({shift: distributed._sum_in_order(own.roll(shift)).roll(-shift) for shift in (0, 1, 5)}, f'{folder}/rank{rank}')
+    torch.distributed.destroy_process_group()
+
+
+def vectors():
+    """Of numbers whose float32 sums depend on the order."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(WORLD, LENGTH, generator=generator) * 10 ** torch.arange(WORLD).view(-1, 1)
+
+
+def test_sums_do_not_depend_on_the_place(tmp_path):
+    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=WORLD)
+    zero, one, two = vectors()
+    assert not torch.equal((two + one) + zero, two + (one + zero))
+    for rank in range(WORLD):
+        for total in torch.load(tmp_path / f'rank{rank}', weights_only=True).values():
+            assert torch.equal(total, (two + one) + zero)
