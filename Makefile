@@ -59,7 +59,7 @@ test: .venv/installed-optional
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Tests marked `slow` start processes, train, or need the optional packages.
-test-fast: .venv/installed
+test-fast: .venv/installed-optional
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow'
 
 # Files of tests/soak are no test_*.py, so that `make test` leaves them out.

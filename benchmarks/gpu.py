@@ -27,6 +27,7 @@ from contrastive.view_pairs import ViewPairs  # noqa: E402
 from data.dataset import SegmentationDataset  # noqa: E402
 from data.loaders import epoch_loader  # noqa: E402
 from data.normalization import to_images  # noqa: E402
+from models.backbones import IMAGENET  # noqa: E402
 from plain import plain_network  # noqa: E402
 from pretrain_loss import Losses  # noqa: E402
 from pretrain_step import Steps  # noqa: E402
@@ -90,17 +91,17 @@ def matrix_rate(meter, side):
 
 def step_kinds(args, freeze, device):
     """(name, function that makes a step) of each kind; made one after the other, for their memory."""
-    def steps(precision='bf16', layout=torch.channels_last):
+    def steps(precision='bf16', layout=torch.channels_last, loss='fused'):
         choose_precision(precision, device)
         torch.backends.cuda.matmul.allow_tf32 = False
-        return Steps(args.backbone, args.size, args.batch, args.queue, freeze, precision, layout, device)
+        return Steps(args.backbone, args.size, args.batch, args.queue, freeze, precision, layout, device, loss)
 
     def plain(precision):
-        made = steps(precision, torch.contiguous_format)
+        made = steps(precision, torch.contiguous_format, 'plain')
         plain_network(made.model)
         if precision == 'none':
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-        return made.plain
+        return made.whole
 
     def compiled():
         made = steps()
@@ -154,7 +155,7 @@ def time_loader(args, meter):
         steps = Steps(args.backbone, args.size, args.batch, args.queue, False, 'bf16', device=meter.device)
 
         def feed(batch):
-            steps.images = [to_images(batch[view], meter.device) for view in ('query', 'key')]
+            steps.images = [to_images(batch[view], meter.device, IMAGENET) for view in ('query', 'key')]
             steps.masks = [batch[view].to(meter.device, non_blocking=True) for view in ('query_mask', 'key_mask')]
             steps.whole()
         row = {'loader_images_per_second': epoch_rate(loader, meter, lambda batch: None),

@@ -33,6 +33,7 @@ from evaluation.dataset import EvaluationImages, resize_labels  # noqa: E402
 from evaluation.feature_cache import FeatureCache  # noqa: E402
 from evaluation.linear_probe import online_iou  # noqa: E402
 from evaluation.linear_training import LinearTrainer  # noqa: E402
+from models.backbones import IMAGENET  # noqa: E402
 from models.factory import get_model  # noqa: E402
 from plain import plain_hits_and_misses, plain_network  # noqa: E402
 from utils.parallel.random_streams import RandomStreams  # noqa: E402
@@ -72,7 +73,7 @@ class Probe:
         """An epoch and its score in the plainest way."""
         self.network.train()
         for batch in self.loader:
-            logits = self.network(to_images(batch['image'], CPU).contiguous())
+            logits = self.network(to_images(batch['image'], CPU, IMAGENET).contiguous())
             loss = F.cross_entropy(logits, batch['labels'].long(), ignore_index=VOID)
             self.optimizer.zero_grad()
             loss.backward()
@@ -81,7 +82,7 @@ class Probe:
         counts = 0
         with torch.no_grad():
             for batch in self.val_loader:
-                logits = self.network(to_images(batch['image'], CPU).contiguous())
+                logits = self.network(to_images(batch['image'], CPU, IMAGENET).contiguous())
                 labels = np.stack([resize_labels(one, self.resolution) for one in batch['labels']])
                 counts = counts + plain_hits_and_misses(logits.argmax(1).numpy().astype(np.uint8), labels, N_CLASSES)
         return counts

@@ -20,9 +20,7 @@ from measure import json_of, peak_resident, ratio, take_turns
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
-from contrastive.losses import contrastive_loss, mask_prototypes, saliency_loss  # noqa: E402
-from models.interpolation import resize  # noqa: E402
-from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss  # noqa: E402
+from contrastive import fused_losses, losses  # noqa: E402
 from pretrain_step import NDIM, T  # noqa: E402
 
 
@@ -49,18 +47,15 @@ class Losses:
         self.q.requires_grad_()
 
     def ours(self):
-        prototypes = mask_prototypes(self.k, self.masks[1])
-        loss = contrastive_loss(self.q, self.masks[0], prototypes, self.queue, T)[0]
-        return self._backward(loss + saliency_loss(self.saliency, self.masks[0]))
+        return self._backward(fused_losses)
 
     def plain(self):
-        full = self.masks.shape[-2:]
-        prototypes = plain_prototypes(F.normalize(resize(self.k, full), dim=1), self.masks[1])
-        unit = F.normalize(resize(self.q, full), dim=1)
-        loss = plain_contrastive_loss(unit, self.masks[0], prototypes, self.queue, T)[0]
-        return self._backward(loss + plain_saliency_loss(resize(self.saliency.unsqueeze(1), full).squeeze(1), self.masks[0]))
+        return self._backward(losses)
 
-    def _backward(self, loss):
+    def _backward(self, way):
+        prototypes = way.mask_prototypes(self.k, self.masks[1])
+        loss = way.contrastive_loss(self.q, self.masks[0], prototypes, self.queue, T)[0]
+        loss = loss + way.saliency_loss(self.saliency, self.masks[0])
         self.q.grad = self.saliency.grad = None
         loss.backward()
         return loss.detach()
@@ -76,12 +71,12 @@ def memory_of(way):
 
 def main():
     args = parse_arguments()
-    losses = Losses(args.batch, args.grid, args.size, args.queue)
+    both = Losses(args.batch, args.grid, args.size, args.queue)
     if args.memory_of:
-        print(memory_of(getattr(losses, args.memory_of)))
+        print(memory_of(getattr(both, args.memory_of)))
         return
-    torch.testing.assert_close(losses.ours(), losses.plain(), rtol=1e-5, atol=0)
-    ours, plain = take_turns(args.rounds, losses.ours, losses.plain)
+    torch.testing.assert_close(both.ours(), both.plain(), rtol=1e-5, atol=0)
+    ours, plain = take_turns(args.rounds, both.ours, both.plain)
     memory, plain_memory = (json_of(__file__, *sys.argv[1:], '--memory-of', way) for way in ('ours', 'plain'))
     print(json.dumps({
         'benchmark': 'pretrain_loss', 'batch': args.batch, 'grid': args.grid, 'size': args.size, 'queue': args.queue,

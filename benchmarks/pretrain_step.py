@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
 from contrastive.builder import ContrastiveModel  # noqa: E402
-from plain import plain_network, plain_step  # noqa: E402
+from plain import plain_network  # noqa: E402
 from utils.training.device import keep_freed_memory  # noqa: E402
 from utils.training.optimizer import get_optimizer  # noqa: E402
 from utils.training.precision import autocast, choose_precision  # noqa: E402
@@ -43,15 +43,15 @@ def parse_arguments():
 
 
 class Steps:
-    """Steps of one model on the same inputs: whole, bare and plain. precision: as of `utils.training.precision.autocast`;
+    """Steps of one model on the same inputs, whole and bare. precision: as of `utils.training.precision.autocast`;
     layout: a memory format."""
 
-    def __init__(self, backbone, size, batch, queue, freeze, precision, layout=torch.channels_last, device='cpu'):
+    def __init__(self, backbone, size, batch, queue, freeze, precision, layout=torch.channels_last, device='cpu', loss='fused'):
         torch.manual_seed(0)
         self.device, self.precision = torch.device(device), precision
         self.model = ContrastiveModel({
             'backbone': backbone, 'freeze_layers': freeze, 'model_kwargs': {'ndim': NDIM},
-            'moco_kwargs': {'T': T, 'm': M, 'K': queue}}).to(self.device, memory_format=layout).train()
+            'moco_kwargs': {'T': T, 'm': M, 'K': queue, 'loss': loss}}).to(self.device, memory_format=layout).train()
         self.optimizer = get_optimizer(self.model.parameters(), 'sgd', lr=0.004, weight_decay=1e-4, momentum=0.9)
         images, self.masks = draw_views(batch, size, self.device)
         self.images = [view.contiguous(memory_format=layout) for view in images]
@@ -61,16 +61,11 @@ class Steps:
             loss = self.model(*self.images, *self.masks)['loss']
         self._update(loss)
 
-    def plain(self):
-        with autocast(self.device, self.precision):
-            loss = plain_step(self.model, *self.images, *self.masks)['loss']
-        self._update(loss)
-
     def bare(self):
         with autocast(self.device, self.precision):
             embeddings, saliency = self.model.model_q.grid(self.images[0])
             with torch.no_grad():
-                self.model._momentum_update()
+                self.model.update_key_network()
                 self.model.model_k.grid(self.images[1])
         self._update(embeddings.float().mean() + saliency.float().mean())
 
@@ -81,9 +76,9 @@ class Steps:
 
 
 def plain_steps(settings):
-    steps = Steps(*settings, 'none', torch.contiguous_format)
+    steps = Steps(*settings, 'none', torch.contiguous_format, loss='plain')
     plain_network(steps.model)
-    return steps.plain
+    return steps.whole
 
 
 def main():

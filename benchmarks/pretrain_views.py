@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / 'pretrain'))
 from contrastive.augmentations import HUE, JITTER, LOG_RATIO, P_FLIP, P_GRAYSCALE, P_JITTER, SCALE  # noqa: E402
 from contrastive.view_pairs import COVER, ViewPairs  # noqa: E402
 from data.dataset import SegmentationDataset  # noqa: E402
-from data.normalization import MEAN, STD  # noqa: E402
+from models.backbones import IMAGENET  # noqa: E402
 from utils.training.device import keep_freed_memory  # noqa: E402
 
 RATIO = tuple(np.exp(LOG_RATIO))
@@ -76,7 +76,7 @@ class PlainPairs:
             image = TF.to_grayscale(image, 3)
         if torch.rand(1) < P_FLIP:
             image, mask = TF.hflip(image), TF.hflip(mask)
-        return TF.normalize(TF.to_tensor(image), MEAN, STD), torch.from_numpy(np.array(mask) // 255)
+        return TF.normalize(TF.to_tensor(image), *IMAGENET), torch.from_numpy(np.array(mask) // 255)
 
 
 def plain_round(folder, saliency, size, count):

@@ -21,6 +21,7 @@ from contrastive.losses import mask_prototypes  # noqa: E402
 from contrastive.view_pairs import ViewPairs  # noqa: E402
 from data.dataset import SegmentationDataset, dataset_folder  # noqa: E402
 from data.normalization import to_images  # noqa: E402
+from models.backbones import grid_kwargs  # noqa: E402
 from models.factory import get_model  # noqa: E402
 from models.interpolation import resize  # noqa: E402
 from utils.checkpoint import load_exactly, load_file  # noqa: E402
@@ -50,11 +51,11 @@ def embedded(p, items):
     state = load_file(checkpoint)['model']
     grids = {}
     for part, view in (('model_q', 'query'), ('model_k', 'key')):
-        network = get_model({**p, 'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}}).eval()
+        network = get_model({**p, 'backbone_kwargs': grid_kwargs(p.backbone_kwargs)}).eval()
         prefix = f'module.{part}.'
         weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         load_exactly(network, weights, checkpoint)
-        images = to_images(torch.stack([item[view] for item in items]), torch.device('cpu'))
+        images = to_images(torch.stack([item[view] for item in items]), torch.device('cpu'), network.backbone.normalization)
         with torch.no_grad():
             grids[view] = network.grid(images)[0]
     masks = torch.stack([item['key_mask'] for item in items])

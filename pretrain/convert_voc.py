@@ -5,8 +5,10 @@
 Leaves images/, SegmentationClass/, SegmentationClassAug/, sets/, classes.txt and conversion.json (counts, sources, warnings)
 in the folder --out, which appears only when it is whole.
 """
+import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from devkit.archives import open_archives
@@ -17,7 +19,7 @@ from utils.cli.log import start_log
 from utils.errors import UserError
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_plain_parser(__doc__)
     parser.add_argument('--voc', required=True, metavar='PATH',
                         help='VOCtrainval_11-May-2012.tar, or the folder it unpacks to (VOCdevkit or VOC2012)')
@@ -29,7 +31,7 @@ def parse_arguments(argv):
 
 
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     log = start_log()
     out = Path(args.out)

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.image_folder import ImageFolder
@@ -25,7 +26,7 @@ from utils.parallel.workers import cores
 from utils.storage.atomic import atomic_file
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_plain_parser(__doc__)
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs')
     parser.add_argument('--out', required=True, metavar='DATASET_DIR', help='folder of the data set, made if need be')
@@ -47,7 +48,7 @@ def parse_arguments(argv):
 
 
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     name, options = _options(args)
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
@@ -94,7 +95,7 @@ def main(argv=None):
              data_set.write_splits(), len(results) / seconds)
 
 
-def _options(args):
+def _options(args: argparse.Namespace):
     """The name of the masks, and all that they depend on. Raises `UserError` for flags that don't go together."""
     name = args.model or (Path(args.onnx).stem if args.onnx else ROBUST_BACKGROUND)
     if not re.fullmatch(r'\w[\w.-]*', name):
@@ -109,7 +110,7 @@ def _options(args):
                   'weights': args.weights and os.path.abspath(args.weights), 'vit': args.vit}
 
 
-def _fraction(text):
+def _fraction(text: str):
     try:
         value = float(text)
     except ValueError:
@@ -119,7 +120,7 @@ def _fraction(text):
     return value
 
 
-def _count(text):
+def _count(text: str):
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f'must be an integer of at least 0, not {text}')
     return int(text)

@@ -42,7 +42,7 @@ def main(argv=None):
     from contrastive.view_pairs import ViewPairs
     from data.dataset import SegmentationDataset, dataset_folder
     from data.loaders import epoch_loader
-    from models.resnet import output_stride
+    from models.backbones import output_stride
     from utils.model_zoo.sources import require_files
     from utils.parallel.distributed import main_first, require_same
     from utils.parallel.random_streams import RandomStreams
@@ -83,7 +83,7 @@ def main(argv=None):
                                   cache=p.image_cache)
     require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
     check_batch_size(f'{args.config_exp}: train_batch_size', p.train_batch_size, dataset, processes)
-    stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone_kwargs.dilated)
+    stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone, p.backbone_kwargs)
     pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
     loader = epoch_loader(pairs, p.train_batch_size, start.seed, p.num_workers, device)
     log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
@@ -98,7 +98,8 @@ def main(argv=None):
         model = ContrastiveModel(settings)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
-    streams = RandomStreams(start.seed, rank() * model.processes, model.processes, device)
+    here = processes // world_size()  # computed by this process
+    streams = RandomStreams(start.seed, rank() * here, here, device)
     trainer = ContrastiveTrainer(model, optimizer, loader, streams, start.precision, p.checkpoint, p.checkpoint_every,
                                  extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
     if state:

@@ -6,7 +6,9 @@ Makes the data set <db_root>/<name> (see generate_masks.py) and the experiment <
 it. Given again, it goes on where it stopped; where photographs have been added or changed, the training starts over, and the
 earlier run's folder is renamed. `make mine` runs this and then own_clusters.py in segmentation/.
 """
+import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -26,7 +28,7 @@ from utils.storage.atomic import atomic_file
 from utils.storage.run_folder import set_aside
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs')
     parser.add_argument('--name', default='mine', help='of the data set and the experiment (default: mine)')
@@ -41,7 +43,7 @@ def parse_arguments(argv):
 
 
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
     if not re.fullmatch(r'\w[\w.-]*', args.name) or args.name in (VOC, 'Shapes'):

@@ -5,7 +5,9 @@
 Reads results.json of the runs named in RUNS below <root_dir>, and the predictions of K-means with the trained network.
 """
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -30,7 +32,7 @@ RUNS = (('untrained', "K-means, the data set's masks", KMEANS, 'demo_kmeans_untr
 PICTURES, COLUMNS, CELL = 24, 4, (110, 330)
 
 
-def results_of(root, run, script):
+def results_of(root: str | Path, run: str, script: str) -> dict[str, Any]:
     """The content of a run's results.json. Raises `UserError` when it is not there, or another script's."""
     path = Path(root) / run / 'results.json'
     try:
@@ -42,14 +44,14 @@ def results_of(root, run, script):
         raise UserError(f'{path} is not what {script} leaves: run `make demo`, which makes it first') from error
 
 
-def score(results):
+def score(results: Mapping[str, Any]) -> str:
     """mIoU in percent; of K-means the mean over its seeds, with the lowest and the highest."""
     seeds = results.get('mIoU_per_seed')
     return f'{results["mIoU"]:.1f}' + (f' ({min(seeds):.1f} to {max(seeds):.1f})' if seeds else '')
 
 
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = make_env_parser(__doc__).parse_args(argv)
     tree = Path(__file__).resolve().parent
     p = create_config(args.config_env, tree / 'configs' / 'demo' / 'demo_kmeans.yml')

@@ -29,8 +29,10 @@ def parse_arguments(argv):
     parser.add_argument('--out', required=True, metavar='PATH', help='the ONNX file to write')
     parser.add_argument('--size', type=int, nargs=2, default=(512, 512), metavar=('HEIGHT', 'WIDTH'),
                         help='of the images, in pixels (default: 512 512)')
-    parser.add_argument('--output-stride', type=int, choices=(8, 32), default=8,
-                        help='32 for networks with backbone_kwargs.dilated: False (default: 8)')
+    parser.add_argument('--backbone', metavar='NAME', help='of the network (default: what the checkpoint or the config.yml beside '
+                                                           'it says, else the one that fits)')
+    parser.add_argument('--output-stride', type=int, metavar='PIXELS',
+                        help="of the backbone's grid (default: the same; else the densest)")
     return parser.parse_args(argv)
 
 
@@ -47,7 +49,7 @@ def main(argv=None):
     weights, out = Path(local_file(args.weights, read_env(args.config_env).root_dir)), Path(args.out)
     if out.is_dir() or out.resolve() == weights.resolve():
         raise UserError(f'--out {out} is {"a folder" if out.is_dir() else "the file of the weights"}: name another file')
-    network = stored_network(weights, dilated=args.output_stride == 8).eval()
+    network = stored_network(weights, args.backbone, args.output_stride).eval()
 
     content, outputs = export_onnx(network, args.size)
     difference = onnx_difference(network, content, args.size)

@@ -13,12 +13,11 @@ from utils.cli.flags import check_early, make_parser
 from utils.cli.log import start_log
 from utils.cli.progress import progress
 from utils.config import create_config
-from utils.config.keys import KMEANS, MAX_SEED
+from utils.config.keys import EMBEDDING, KMEANS, MAX_SEED
 from utils.config.snapshot import write_config
 from utils.errors import UserError
 
 FIRST_SEED = 1234
-EMBEDDING = 'embedding'  # what is clustered if nothing else is said
 
 
 def parse_arguments(argv):
@@ -43,7 +42,7 @@ def main(argv=None):
     from evaluation.clustering import check_clusters, cluster_all, distances, most_compact, seed_scores, whiten
     from evaluation.dataset import EvaluationImages
     from evaluation.extraction import extract_prototypes
-    from evaluation.model_loading import backbone_up_to, embedding_network, require_masks
+    from evaluation.model_loading import StageNetwork, embedding_network, require_masks
     from evaluation.predictions import write_predictions
     from evaluation.results import write_results
     from evaluation.splits import evaluation_split
@@ -84,7 +83,7 @@ def main(argv=None):
     with main_first():  # which may fetch weights
         network = embedding_network(p, p.pretraining)
     if p.kmeans_kwargs.features != EMBEDDING:
-        network = backbone_up_to(network, p.kmeans_kwargs.features)
+        network = StageNetwork(network, p.kmeans_kwargs.features)
     network = network.to(device, memory_format=torch.channels_last).eval()
     if is_main():
         write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision,

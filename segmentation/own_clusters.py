@@ -6,6 +6,7 @@ Comes after own_images.py in pretrain/ (`make mine` runs both), reads what that 
 experiment <root_dir>/<name>_clusters/<name>_clusters.yml and runs kmeans.py on it.
 """
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,7 @@ from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--name', default='mine', help='of the experiment of own_images.py (default: mine)')
     parser.add_argument('--clusters', type=_clusters, metavar='N',
@@ -31,7 +32,7 @@ def parse_arguments(argv):
 
 
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
     trained = Path(env.root_dir) / args.name
@@ -56,7 +57,7 @@ def main(argv=None):
                  *seed])
 
 
-def _clusters(text):
+def _clusters(text: str):
     if not text.isdecimal() or not 1 <= int(text) <= 254:
         raise argparse.ArgumentTypeError(f'must be an integer from 1 to 254, not {text}')
     return int(text)

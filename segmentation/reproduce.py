@@ -5,14 +5,18 @@
 Weights come from the model zoo or, by the zoo's names, from files of one's own. Each row's results are under
 <root_dir>/reproduce_<row>/, the table's under <root_dir>/reproduce/.
 """
+import argparse
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
+from easydict import EasyDict
 
 from data.dataset import VOC
 from utils.cli.command import command
@@ -38,11 +42,11 @@ class Row:
     crf: bool = False
 
 
-def _linear(kind):
+def _linear(kind: str):
     return f'linear_finetune/linear_finetune_VOCSegmentation_{kind}_saliency.yml'
 
 
-def _retrieval(kind, classes):
+def _retrieval(kind: str, classes: int):
     return f'retrieval/retrieval_VOCSegmentation_{kind}{"_21_classes" * (classes == 21)}.yml'
 
 
@@ -66,7 +70,7 @@ ROWS = {
 }
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--rows', nargs='+', metavar='ROW', default=list(ROWS), help=f'of {", ".join(ROWS)} (default: all)')
     parser.add_argument('--weights', nargs='+', metavar='NAME=PATH', default=[],
@@ -76,7 +80,7 @@ def parse_arguments(argv):
 
 
 @command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
     own = own_files(args.weights)
@@ -110,7 +114,7 @@ def main(argv=None):
         raise UserError(f'these rows failed: {", ".join(failed)} (see the table, and {output}/<row>.stderr)')
 
 
-def earlier_rows(path):
+def earlier_rows(path: Path) -> dict[str, dict[str, Any]]:
     """What earlier runs measured, of the rows that there are."""
     try:
         return {name: found for name, found in json.loads(path.read_text()).items() if name in ROWS}
@@ -118,7 +122,7 @@ def earlier_rows(path):
         return {}
 
 
-def own_files(pairs):
+def own_files(pairs: Iterable[str]) -> dict[str, str]:
     """{name: absolute path} of NAME=PATH arguments."""
     files = {}
     for pair in pairs:
@@ -132,7 +136,7 @@ def own_files(pairs):
     return files
 
 
-def run(name, row, env, own, args):
+def run(name: str, row: Row, env: EasyDict, own: Mapping[str, str], args: argparse.Namespace) -> dict[str, Any]:
     """Measure one row in a process of its own: {'measured': mIoU in percent, 'weights': path}, {'missing': what it needs}, or
     {'error': the last line of what went wrong}."""
     if not (Path(env.db_root) / VOC).is_dir():

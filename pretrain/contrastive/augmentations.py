@@ -21,16 +21,16 @@ P_JITTER, P_GRAYSCALE, P_FLIP = 0.8, 0.2, 0.5
 class View:
     """Parameters of one view. crop: top, left, height, width in pixels. jitter: (name, factor) in the order in which
     they are applied, empty for none; hue's factor is the shift as a share of the circle."""
-    crop: tuple
-    jitter: tuple = ()
+    crop: tuple[int, int, int, int]
+    jitter: tuple[tuple[str, float], ...] = ()
     grayscale: bool = False
     flip: bool = False
 
 
-def sample_view(rng, height, width):
+def sample_view(rng: np.random.Generator, height: int, width: int) -> View:
     """Draw a view of an image of the given size from a numpy Generator."""
     crop = sample_crop(rng, height, width)
-    jitter = ()
+    jitter: tuple[tuple[str, float], ...] = ()
     if rng.random() < P_JITTER:
         factors = [(name, rng.uniform(1 - JITTER, 1 + JITTER)) for name in ('brightness', 'contrast', 'saturation')]
         factors.append(('hue', rng.uniform(-HUE, HUE)))
@@ -38,7 +38,7 @@ def sample_view(rng, height, width):
     return View(crop, jitter, grayscale=rng.random() < P_GRAYSCALE, flip=rng.random() < P_FLIP)
 
 
-def sample_crop(rng, height, width):
+def sample_crop(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop rule: up to ten attempts at area and ratio, then the largest central crop."""
     for _ in range(ATTEMPTS):
         area = height * width * rng.uniform(*SCALE)
@@ -52,7 +52,7 @@ def sample_crop(rng, height, width):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def render(image, mask, view, size):
+def render(image: np.ndarray, mask: np.ndarray, view: View, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The view's pixels: image (H x W x 3 uint8), mask (H x W uint8) -> size x size x 3 and size x size uint8."""
     top, left, height, width = view.crop
     window = np.s_[top:top + height, left:left + width]
@@ -67,7 +67,7 @@ def render(image, mask, view, size):
     return image, mask
 
 
-def resize_image(image, size):
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     """PIL's bilinear (antialiased) to size x size, within one level; OpenCV's filters are others.
 
     The strides say channels_last, also that of the single image, or PyTorch would give back planes: three times as slow.
@@ -77,41 +77,41 @@ def resize_image(image, size):
     return tensor.permute(0, 2, 3, 1)[0].numpy()
 
 
-def resize_mask(mask, size):
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """PIL's nearest, which takes the source pixel floor((x + 0.5) * src / dst)."""
     rows, columns = (_nearest(length, size) for length in mask.shape)
     return mask[rows][:, columns]
 
 
 @functools.lru_cache(maxsize=4096)
-def _nearest(source, target):
+def _nearest(source: int, target: int):
     """PIL's source indices. It adds the step up instead of multiplying, which decides where a position is whole."""
     steps = np.full(target, source / target)
     steps[0] /= 2
     return np.cumsum(steps).astype(np.intp)
 
 
-def gray(image):
+def gray(image: np.ndarray) -> np.ndarray:
     """PIL's conversion to gray: H x W x 3 uint8 -> H x W uint8."""
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
-def adjust_brightness(image, factor):
+def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
     return cv2.convertScaleAbs(image, alpha=factor)
 
 
-def adjust_contrast(image, factor):
+def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
     values = gray(image)
     mean = int(cv2.sumElems(values)[0] / values.size + 0.5)  # cv2.mean rounds halves otherwise
     table = np.clip(np.arange(256) * factor + mean * (1 - factor), 0, 255).astype(np.uint8)
     return cv2.LUT(image, table)
 
 
-def adjust_saturation(image, factor):
+def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     return cv2.addWeighted(image, factor, cv2.cvtColor(gray(image), cv2.COLOR_GRAY2RGB), 1 - factor, 0)
 
 
-def adjust_hue(image, factor):
+def adjust_hue(image: np.ndarray, factor: float) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     # One less than PIL: its hues are cut off, not rounded, and OpenCV's circle has 256 steps there but 255 back.
     shift = np.uint8((int(factor * 255) - 1) % 256)

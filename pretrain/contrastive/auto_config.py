@@ -1,13 +1,20 @@
 """Settings of a pre-training for a number of images and a device, where nobody has chosen them."""
+from __future__ import annotations
+
 import hashlib
 import math
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from data.dataset import SegmentationDataset
 from utils.errors import UserError
-from utils.model_zoo.sources import TORCHVISION
+
+if TYPE_CHECKING:
+    import torch
 
 IMAGENET = 'imagenet_classification'
 MANY = 2000  # images: from here on a larger network has enough to learn from
@@ -16,7 +23,7 @@ STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 10  # at least: of all, and over ea
 TIMEOUT = 20  # seconds to wait for a server
 
 
-def training_settings(name, saliency, images, device):
+def training_settings(name: str, saliency: str, images: int, device: torch.device) -> tuple[dict[str, Any], list[str]]:
     """The content of an experiment file for main.py, but for what depends on the initial weights, and lines that say why.
 
     name: the data set. saliency: its masks. images: with masks. device: a torch.device.
@@ -28,7 +35,7 @@ def training_settings(name, saliency, images, device):
     batch = min(16 if on_cpu else 64, images)
     steps = STEPS['cpu' if on_cpu else 'other']
     epochs = max(EPOCHS, math.ceil(steps / (images // batch)))
-    settings = {
+    settings: dict[str, Any] = {
         'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'train_batch_size': batch,
         'num_workers': 2 if on_cpu else 8, 'transformation_kwargs': {'crop_size': 96 if on_cpu else 224},
         'on_bad_image': 'skip',
@@ -47,7 +54,7 @@ def training_settings(name, saliency, images, device):
         f'{epochs} epochs, {epochs * (images // batch)} steps: at least {steps} steps and {EPOCHS} epochs']
 
 
-def initial_weights(asked, settings, earlier):
+def initial_weights(asked: str, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
     """What `settings` lack: the keys that depend on the initial weights; and a line about these.
 
     asked: 'none', IMAGENET or 'auto', which takes those of ImageNet where they can be had. earlier: settings of an earlier run
@@ -67,7 +74,7 @@ def initial_weights(asked, settings, earlier):
     return _settings_for(True, settings), 'training starts from ImageNet weights'
 
 
-def _settings_for(imagenet, settings):
+def _settings_for(imagenet: bool, settings: Mapping[str, Any]):
     """From pre-trained weights the published settings hold; from random ones, for a few hundred steps, those of the demo."""
     backbone = {'dilated': True, 'pretraining': IMAGENET if imagenet else None}
     contrast = {'T': 0.5, 'm': 0.99} if imagenet else {'T': 0.2, 'm': 0.9}
@@ -77,13 +84,17 @@ def _settings_for(imagenet, settings):
             'optimizer_kwargs': sgd if imagenet else {'lr': 0.001, 'weight_decay': 0.0001}}
 
 
-def _can_have_weights(backbone):
+def _can_have_weights(backbone: str):
     """Whether torchvision's weights are on disk or can be fetched, which is then done."""
     from models.backbone_weights import backbone_weights  # here, as it loads torchvision
+    from models.backbones import find_backbone
+    imagenet = find_backbone(backbone).imagenet
+    if imagenet is None:
+        return False
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none of its own
     try:
-        backbone_weights(f'{TORCHVISION}{backbone}-IMAGENET1K_V1', backbone)
+        backbone_weights(imagenet, backbone)
     except UserError:
         return False
     finally:
@@ -91,7 +102,7 @@ def _can_have_weights(backbone):
     return True
 
 
-def earlier_settings(experiment, seen):
+def earlier_settings(experiment: str | Path, seen: str | Path) -> tuple[dict[str, Any] | None, str | None]:
     """Content of an experiment file, and of the file `seen` with the `fingerprint` of its images; None, None without both."""
     try:
         return yaml.safe_load(Path(experiment).read_text(encoding='utf-8')), Path(seen).read_text(encoding='utf-8').strip()
@@ -99,8 +110,9 @@ def earlier_settings(experiment, seen):
         return None, None
 
 
-def fingerprint(dataset):
+def fingerprint(dataset: SegmentationDataset) -> str:
     """A hash of which images a data set has, and what their masks are: others would not be the same training."""
+    assert dataset.masks is not None
     digest = hashlib.sha256()
     for name in dataset.ids:
         digest.update(name.encode() + b'\0' + (dataset.masks / f'{name}.png').read_bytes())

@@ -1,7 +1,8 @@
 """The flags of main.py for several processes, with the meaning that they have in MoCo's scripts."""
+import argparse
 
 
-def add_distributed_flags(parser):
+def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('several processes', 'All visible GPUs of the machine are used if nothing else is said; '
                                                            'under torchrun none of these flags is needed.')
     group.add_argument('--world-size', type=int, default=-1, help='number of machines with --multiprocessing-distributed, else '

@@ -1,10 +1,15 @@
 """The training loop of a pre-training: its step, its epochs, and a picture of what it sees."""
 import functools
 import logging
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from easydict import EasyDict
 
+from contrastive.builder import ContrastiveModel
+from contrastive.simulation import SimulatedProcesses
 from data.normalization import to_images
 from utils.parallel import distributed
 from utils.parallel.preemption import deferred
@@ -18,18 +23,20 @@ log = logging.getLogger('maskcontrast')
 
 class ContrastiveTrainer(Trainer):
     """Trains a `ContrastiveModel` on batches of `ViewPairs`."""
+    model: ContrastiveModel
     PREFIX = 'module.'  # in published files too
     NUMBERS = ('loss', 'contrastive_loss', 'saliency_loss', 'acc1', 'acc5')
     SHOWN = {'loss': 'loss %.4f', 'acc1': 'top-1 %.1f%%'}
 
-    def __init__(self, model, *arguments, **named):
+    def __init__(self, model: ContrastiveModel, *arguments: Any, **named: Any):
         super().__init__(model, *arguments, **named)
-        model.streams = self.streams
-        self.parallel = distributed.data_parallel(model, self.device)
+        step = model if len(self.streams.states) == 1 else SimulatedProcesses(model, self.streams)
+        self.parallel = distributed.data_parallel(step, self.device)
 
-    def train_step(self, batch):
+    def train_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """One step of paper section 3."""
-        images = [to_images(batch[view], self.device) for view in ('query', 'key')]
+        normalization = self.model.model_q.backbone.normalization
+        images = [to_images(batch[view], self.device, normalization) for view in ('query', 'key')]
         masks = [batch[view].to(self.device, non_blocking=True) for view in ('query_mask', 'key_mask')]
         with autocast(self.device, self.precision):
             output = self.parallel(*images, *masks)
@@ -40,7 +47,7 @@ class ContrastiveTrainer(Trainer):
         return torch.stack([output[name].detach() for name in self.NUMBERS])
 
 
-def train(trainer, p, output):
+def train(trainer: ContrastiveTrainer, p: EasyDict, output: Path) -> None:
     """The epochs that are left. p: configuration with the schedule. output: folder for metrics.jsonl and tensorboard."""
     with MetricsWriter(output, trainer.epoch, view_figure) as record, deferred():
         while trainer.epoch < p.epochs:
@@ -55,7 +62,7 @@ def train(trainer, p, output):
                      numbers['saliency_loss'], numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second'])
 
 
-def view_figure(batch, pairs=4):
+def view_figure(batch: dict[str, Any], pairs: int = 4) -> np.ndarray:
     """A picture of the first pairs: query view, its mask, key view, its mask. rows x columns x 3 uint8."""
     rows = []
     for i in range(min(pairs, len(batch['query']))):

@@ -1,9 +1,13 @@
 """Pairs of views, and the order in which a run sees them. All randomness follows from (seed, epoch, image id)."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
 
 from contrastive.augmentations import render, sample_view
+from data.dataset import SegmentationDataset
 from data.decoding import read_gray
 from data.loaders import item_rng
 from utils.errors import UserError
@@ -26,14 +30,14 @@ class ViewPairs(torch.utils.data.Dataset):
     Raises `UserError` when no view of 50 other images passes, or a file is unreadable.
     """
 
-    def __init__(self, dataset, seed, size, mask_stride=1, skip_unreadable=False):
+    def __init__(self, dataset: SegmentationDataset, seed: int, size: int, mask_stride: int = 1, skip_unreadable: bool = False):
         self.dataset, self.seed, self.size = dataset, seed, size
         self.mask_stride, self.skip_unreadable = mask_stride, skip_unreadable
 
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         name = self.dataset.ids[index]
         rng = item_rng(self.seed, epoch, name)
@@ -55,20 +59,21 @@ class ViewPairs(torch.utils.data.Dataset):
             index, tries = int(rng.integers(len(self.dataset))), 1
         raise UserError(self._no_view_passes(tried, skipped))
 
-    def _view(self, rng, sample):
+    def _view(self, rng: np.random.Generator, sample: Mapping[str, Any]):
         image, mask = sample['image'], sample['saliency']
         image, mask = render(image, mask, sample_view(rng, *mask.shape), self.size)
         return image, np.ascontiguousarray(mask[::self.mask_stride, ::self.mask_stride])
 
     @staticmethod
-    def _item(name, pair, skipped):
+    def _item(name: str, pair: Sequence[tuple[np.ndarray, np.ndarray]], skipped: list[str]) -> dict[str, Any]:
         (key, key_mask), (query, query_mask) = pair
         item = {'query': query, 'key': key, 'query_mask': query_mask, 'key_mask': key_mask}
         return {**{part: torch.from_numpy(array) for part, array in item.items()}, 'id': name, 'skipped': skipped}
 
-    def _no_view_passes(self, tried, skipped):
+    def _no_view_passes(self, tried: set[str], skipped: list[str]):
         if not tried:
             return f'{len(skipped)} images in a row could not be read, beginning with: {skipped[0]}'
+        assert self.dataset.masks is not None
         largest = max(read_gray(self.dataset.masks / f'{name}.png').max() for name in tried)
         return (f'{self.dataset.masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and '
                 f'less than 99% of it (the largest value in these masks is {largest}; object pixels must be '

@@ -1,6 +1,7 @@
 """One dataset class for the folder layout of PASCAL VOC with saliency masks."""
 import logging
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,7 @@ VOID = 255
 log = logging.getLogger('maskcontrast')
 
 
-def dataset_folder(db_root, name):
+def dataset_folder(db_root: str | Path, name: str) -> Path:
     """The folder `<db_root>/<name>`, made first if need be: `VOCSegmentation` is downloaded, `Shapes` is drawn.
 
     Raises `UserError` when it is neither there nor one of these two.
@@ -38,7 +39,7 @@ def dataset_folder(db_root, name):
                     'labels; see docs/data-sets.md), or correct db_root in env.yml')
 
 
-def class_names(folder):
+def class_names(folder: str | Path) -> tuple[str, ...]:
     """The classes of the data set in `folder`, background first: its `classes.txt`, or VOC's when it has none."""
     folder = Path(folder)
     file = folder / 'classes.txt'
@@ -67,7 +68,8 @@ class SegmentationDataset:
     Raises `UserError` for missing folders, files and an empty split.
     """
 
-    def __init__(self, folder, split, saliency=None, labels=False, drop_missing=False, ignored=(), cache=None):
+    def __init__(self, folder: str | Path, split: str, saliency: str | None = None, labels: bool | None = False,
+                 drop_missing: bool = False, ignored: Iterable[int] = (), cache: str | Path | None = None):
         self.folder = Path(folder)
         self.images = self.folder / 'images'
         self.masks = self.folder / f'saliency_{saliency}' if saliency else None
@@ -94,7 +96,7 @@ class SegmentationDataset:
     def __len__(self):
         return len(self.ids)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int):
         name = self.ids[index]
         sample = {'id': name, 'image': self._read(read_image, self.images / f'{name}.jpg')}
         size = sample['image'].shape[:2]
@@ -111,7 +113,7 @@ class SegmentationDataset:
             sample['labels'] = labels
         return sample
 
-    def _read(self, decode, path):
+    def _read(self, decode: Callable[[Path], np.ndarray], path: Path):
         return self.cache.read(decode, path) if self.cache else decode(path)
 
     def _drop_missing(self):
@@ -120,21 +122,21 @@ class SegmentationDataset:
         self.ids = [name for name in self.ids if name in images and name in masks]
 
 
-def _stems(folder, suffix):
+def _stems(folder: Path, suffix: str):
     """Names of the files in `folder`, and in its sub-folders as `sub/name`, without `suffix`: one listing, no stat each."""
-    found = set()
+    found: set[str] = set()
     for root, _, files in os.walk(folder):
         prefix = os.path.relpath(root, folder).replace(os.sep, '/') + '/'
         found.update((prefix + file).removeprefix('./').removesuffix(suffix) for file in files if file.endswith(suffix))
     return found
 
 
-def size_text(array):
+def size_text(array: np.ndarray) -> str:
     """Width and height of an image, for messages."""
     return f'{array.shape[1]} x {array.shape[0]}'
 
 
-def _text(path):
+def _text(path: Path):
     try:
         return path.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,12 @@ class DecodedCache:
     more is kept. Raises `UserError` when `folder` can't be made.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.writes = True
         make_folder(self.folder)
 
-    def read(self, decode, path):
+    def read(self, decode: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
         """decode(path), an array, or the one that an earlier call has kept. decode: a function of `data.decoding`."""
         try:
             source = os.stat(path)
@@ -42,11 +43,11 @@ class DecodedCache:
                 self._keep(array, kept)
         return array
 
-    def _place(self, *what):
+    def _place(self, *what: str | int):
         digest = hashlib.sha256(repr(what).encode(errors='surrogateescape')).hexdigest()  # paths may be too long for a name
         return self.folder / digest[:2] / f'{digest}.npy'
 
-    def _keep(self, array, kept):
+    def _keep(self, array: np.ndarray, kept: Path):
         try:
             if shutil.disk_usage(self.folder).free - array.nbytes < RESERVE:
                 raise UserError(f'{self.folder}: less than {RESERVE >> 30} GiB would stay free')
@@ -57,7 +58,7 @@ class DecodedCache:
             log.warning('From here on no more decoded images are kept (%s)', error)
 
 
-def _loaded(kept):
+def _loaded(kept: Path):
     """The array in a file, or None when there is none, or no whole one."""
     try:
         array = np.load(kept)

@@ -19,7 +19,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
          8: Image.Transpose.ROTATE_90}  # that undo an EXIF orientation
 
 
-def read_image(path):
+def read_image(path: str | Path) -> np.ndarray:
     """H x W x 3 uint8, RGB. An EXIF orientation is not applied, as labels and masks are drawn on the stored pixels.
 
     Raises `UserError` when the file is missing, truncated or no image.
@@ -35,7 +35,7 @@ def read_image(path):
     return np.asarray(_open(path, data).convert('RGB')).copy()  # also says what is wrong with the file
 
 
-def read_photograph(path):
+def read_photograph(path: str | Path) -> np.ndarray:
     """H x W x 3 uint8, RGB, as a viewer shows the file: turned by its EXIF orientation, transparent pixels over white, 16-bit
     values scaled to 8 bit. For images that have neither labels nor masks yet.
 
@@ -59,7 +59,7 @@ def read_photograph(path):
     return np.asarray(image.convert('RGB')).copy()
 
 
-def is_plain_jpeg(path):
+def is_plain_jpeg(path: str | Path) -> bool:
     """Whether a file is a JPEG in RGB or gray that is stored upright, of which `read_image` gives what a viewer shows."""
     try:
         with Image.open(path) as image:
@@ -68,7 +68,7 @@ def is_plain_jpeg(path):
         return False
 
 
-def read_saliency(path):
+def read_saliency(path: str | Path) -> np.ndarray:
     """H x W uint8 mask, 1 = object: where the file holds 255. With several channels the first counts.
 
     Raises `UserError` when the file is missing, truncated, no image or not 8-bit.
@@ -76,7 +76,7 @@ def read_saliency(path):
     return (read_gray(path) == 255).view(np.uint8)
 
 
-def read_labels(path):
+def read_labels(path: str | Path) -> np.ndarray:
     """H x W uint8 class indices (0 background, 255 void) from a palette or grayscale PNG.
 
     Raises `UserError` when the file is missing, truncated, or holds colours instead of indices.
@@ -87,7 +87,7 @@ def read_labels(path):
     return np.array(image, dtype=np.uint8)
 
 
-def read_gray(path):
+def read_gray(path: str | Path) -> np.ndarray:
     """H x W uint8: the stored values of an 8-bit image, of its first channel if there are several.
 
     Raises `UserError` when the file is missing, truncated, no image or not 8-bit.
@@ -107,7 +107,7 @@ def read_gray(path):
     return values[..., 0] if values.ndim == 3 else values
 
 
-def _orientation(image):
+def _orientation(image: Image.Image):
     """The EXIF orientation, 1 for upright, which is also what a damaged EXIF block says."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -115,21 +115,21 @@ def _orientation(image):
         return 1
 
 
-def _bytes(path):
+def _bytes(path: str | Path):
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(f'{path} could not be read ({error.strerror})') from error
 
 
-def _ends_whole(data):
+def _ends_whole(data: bytes):
     """Whether a JPEG or PNG holds its end marker: OpenCV fills what is missing of a truncated file with gray."""
     if data.startswith(JPEG_START):
         return JPEG_END in data[-64:]
     return data.startswith(PNG_START) and PNG_END in data[-64:]
 
 
-def _is_whole_simple_png(data):
+def _is_whole_simple_png(data: bytes):
     """Whether the bytes are a PNG to its last chunk, of chunks that say nothing about colours, all with the right checksums.
 
     About others OpenCV has its own opinion, or prints warnings.
@@ -146,7 +146,7 @@ def _is_whole_simple_png(data):
     return False
 
 
-def _open(path, data):
+def _open(path: str | Path, data: bytes):
     try:
         image = Image.open(io.BytesIO(data))
         image.load()

@@ -24,7 +24,7 @@ class _BadArchive(Exception):
     """The archive itself is at fault, so that a retry with the same file is pointless."""
 
 
-def fetch_voc(db_root, url=VOC_URL):
+def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
     """Return the folder `<db_root>/VOCSegmentation`, fetched first when it is missing.
 
     The data are PASCAL VOC 2012 with the SBD labels ("trainaug") and saliency masks, as published with MaskContrast
@@ -67,7 +67,7 @@ def fetch_voc(db_root, url=VOC_URL):
     return folder
 
 
-def _unpack(archive, folder):
+def _unpack(archive: Path, folder: Path):
     """Unpack the archive's `VOCSegmentation/` as `folder`, by a rename after everything was read and checked.
 
     Raises `_BadArchive`, or OSError where the disk is at fault.
@@ -96,7 +96,7 @@ def _unpack(archive, folder):
                 raise
 
 
-def _member_filter(member, folder):
+def _member_filter(member: tarfile.TarInfo, folder: str):
     """tarfile's `data` filter, which refuses what leads outside. A leading slash, which it strips, is refused too."""
     if member.name.startswith('/'):
         raise tarfile.AbsolutePathError(member)

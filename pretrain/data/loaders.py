@@ -1,5 +1,6 @@
 """From decoded images to what a network takes."""
 import warnings
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -11,6 +12,14 @@ from utils.parallel.workers import end_with_parent, obey_only_parent
 from utils.training.device import keep_freed_memory
 
 
+class Items(Protocol):
+    """A data set of dicts: a `SegmentationDataset`, say, or pairs of views of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> dict[str, Any]: ...
+
+
 class EpochBatchSampler(torch.utils.data.Sampler):
     """Batches of (epoch, index) keys: a new order in every epoch, incomplete last batches dropped.
 
@@ -18,7 +27,7 @@ class EpochBatchSampler(torch.utils.data.Sampler):
     `epoch` and `start` (the first step) are set before each iteration.
     """
 
-    def __init__(self, length, batch_size, seed, rank=0, world_size=1):
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
         self.length, self.seed = length, seed
         self.batch_size, self.share, self.rank = batch_size, batch_size // world_size, rank
         self.epoch = self.start = 0
@@ -33,7 +42,7 @@ class EpochBatchSampler(torch.utils.data.Sampler):
             yield [(self.epoch, int(index)) for index in order[first:first + self.share]]
 
 
-def split_batches(length, batch_size, rank, world_size):
+def split_batches(length: int, batch_size: int, rank: int, world_size: int) -> torch.utils.data.BatchSampler:
     """A sampler of a process's part of the batches of consecutive indices: in rank order they are those of a single process.
 
     Its `sampler` is the range of this process's indices, which may be empty.
@@ -43,12 +52,12 @@ def split_batches(length, batch_size, rank, world_size):
     return torch.utils.data.BatchSampler(range(min(first, length), min(end, length)), batch_size, drop_last=False)
 
 
-def item_rng(seed, epoch, name):
+def item_rng(seed: int, epoch: int, name: str) -> np.random.Generator:
     """A numpy Generator for one image in one epoch: the same whichever worker reads it, and whatever was read before."""
     return np.random.default_rng([seed, epoch, int.from_bytes(name.encode(), 'little')])
 
 
-def make_loader(dataset, num_workers, device, **options):
+def make_loader(dataset: Items, num_workers: int, device: torch.device, **options: Any) -> torch.utils.data.DataLoader:
     """A DataLoader of `dataset` for batches that go to `device`. options: of the DataLoader, `batch_size`, say.
 
     A batch is a dict: what is a tensor in the items is stacked, all else is a list of the items' values.
@@ -57,12 +66,14 @@ def make_loader(dataset, num_workers, device, **options):
     """
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='This DataLoader will create')
-        return torch.utils.data.DataLoader(dataset, num_workers=num_workers, pin_memory=device.type == 'cuda',
-                                           worker_init_fn=_start_worker, generator=torch.Generator(), collate_fn=_collate,
-                                           **options)
+        # PyTorch's annotation wants its own class `Dataset`, though any with these two methods will do.
+        return torch.utils.data.DataLoader(dataset, num_workers=num_workers,  # type: ignore[arg-type]
+                                           pin_memory=device.type == 'cuda', worker_init_fn=_start_worker,
+                                           generator=torch.Generator(), collate_fn=_collate, **options)
 
 
-def epoch_loader(dataset, batch_size, seed, num_workers, device):
+def epoch_loader(dataset: Items, batch_size: int, seed: int, num_workers: int,
+                 device: torch.device) -> torch.utils.data.DataLoader:
     """A DataLoader of this process's share of `EpochBatchSampler`, whose workers live as long as it does.
 
     batch_size: of all processes together. num_workers: of all on this machine.
@@ -71,18 +82,18 @@ def epoch_loader(dataset, batch_size, seed, num_workers, device):
     return make_loader(dataset, per_process(num_workers), device, batch_sampler=batches, persistent_workers=num_workers > 0)
 
 
-def split_loader(dataset, num_workers, device, batch_size):
+def split_loader(dataset: Items, num_workers: int, device: torch.device, batch_size: int) -> torch.utils.data.DataLoader:
     """A DataLoader of this process's part of `dataset`, in order. num_workers: of the machine."""
     return make_loader(dataset, per_process(num_workers), device,
                        batch_sampler=split_batches(len(dataset), batch_size, rank(), world_size()))
 
 
-def _collate(items):
+def _collate(items: list[dict[str, Any]]):
     batch = {key: [item[key] for item in items] for key in items[0]}
     return {key: torch.stack(values) if torch.is_tensor(values[0]) else values for key, values in batch.items()}
 
 
-def _start_worker(_):
+def _start_worker(_: int):
     obey_only_parent(SIGNALS)  # before there are threads, which would not
     end_with_parent()
     keep_freed_memory()

@@ -30,7 +30,7 @@ VARIATION = 10  # of each colour's channels, and twice that of its brightness
 SMALLEST_SIZE = 48  # below this the textures have less than a few pixels to a period
 
 
-def draw_shapes(folder, seed=0, train=240, val=60, size=128):
+def draw_shapes(folder: str | Path, seed: int = 0, train: int = 240, val: int = 60, size: int = 128) -> None:
     """Draw the data set into `folder`, which appears only when it is whole.
 
     folder: `<db_root>/Shapes`; must not exist. seed: integer >= 0; the same seed gives the same bytes, and image i of a
@@ -72,7 +72,8 @@ def draw_shapes(folder, seed=0, train=240, val=60, size=128):
                     Image.fromarray(mask).save(root / name / f'{image_id}.png')
 
 
-def draw_image(seed, split_number, index, size=128):
+def draw_image(seed: int, split_number: int, index: int,
+               size: int = 128) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Draw one image of a split (0 trainaug, 1 val); its random numbers depend on these arguments alone.
 
     Returns the image (uint8 H x W x 3, RGB), its labels (uint8 H x W; 0 background, 1..8 classes, 255 void) and a dict
@@ -86,7 +87,8 @@ def draw_image(seed, split_number, index, size=128):
     if rng.random() < TWO_OBJECTS:
         others = [c for c in range(1, len(CLASSES)) if c != classes[0]]
         classes.append(classes[0] if rng.random() < 0.5 else int(rng.choice(others)))
-    objects, plus = [], cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    objects: list[np.ndarray] = []
+    plus = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     for class_id, (share, centre) in zip(classes, _places(rng, (H, W), len(classes)), strict=True):
         depth, texture = _object(rng, CLASSES[class_id], share, centre, (H, W), scale)
         # A slow shading keeps large plain areas from being perfectly flat, as lighting does in photographs.
@@ -102,7 +104,7 @@ def draw_image(seed, split_number, index, size=128):
     return np.clip(np.round(image), 0, 255).astype(np.uint8), labels, masks
 
 
-def _star(u, v):
+def _star(u: np.ndarray, v: np.ndarray):
     # Folded into one tenth of the star, the shape is the half plane below the line from tip to notch.
     radius, tenth = np.hypot(u, v), np.pi / 5
     angle = np.abs((np.arctan2(v, u) + np.pi / 2 + tenth) % (2 * tenth) - tenth)
@@ -116,43 +118,43 @@ def _star(u, v):
 # either. Sizes are those of a 128-pixel image; `scale` adapts them.
 
 
-def _rings(x, y, depth, scale, rng):
+def _rings(x: np.ndarray, y: np.ndarray, depth: np.ndarray, scale: float, rng: np.random.Generator):
     return _bars(np.hypot(x, y), 9 * scale)
 
 
-def _checker(x, y, depth, scale, rng):
+def _checker(x: np.ndarray, y: np.ndarray, depth: np.ndarray, scale: float, rng: np.random.Generator):
     cell = 7 * scale
     return _step(cell / 2 * np.sin(np.pi * x / cell) * np.sin(np.pi * y / cell))
 
 
-def _dots(x, y, depth, scale, rng):
+def _dots(x: np.ndarray, y: np.ndarray, depth: np.ndarray, scale: float, rng: np.random.Generator):
     spacing = 8 * scale
     row = np.round(y / (0.87 * spacing))
     x = x / spacing + row / 2
     return _step(0.372 * spacing - np.hypot((x - np.round(x)) * spacing, y - row * 0.87 * spacing))
 
 
-def _stripes(x, y, depth, scale, rng):
+def _stripes(x: np.ndarray, y: np.ndarray, depth: np.ndarray, scale: float, rng: np.random.Generator):
     return _bars(x, 10 * scale)
 
 
-def _zigzag(x, y, depth, scale, rng):
+def _zigzag(x: np.ndarray, y: np.ndarray, depth: np.ndarray, scale: float, rng: np.random.Generator):
     tooth = 15 * scale
     return _bars(y + 1.1 * np.abs(x / tooth % 1 - 0.5) * tooth, 10 * scale)
 
 
-def _wedges(x, y, depth, scale, rng):
+def _wedges(x: np.ndarray, y: np.ndarray, depth: np.ndarray, scale: float, rng: np.random.Generator):
     radius = np.hypot(x, y)
     count = max(6, round(float(2 * np.pi * radius[depth > 0].mean() / (15 * scale))))
     turn = np.arctan2(y, x) / (2 * np.pi) * count
     return _step((np.abs(turn % 1 - 0.5) - 0.25) * 2 * np.pi * radius / count)
 
 
-def _speckle(x, y, depth, scale, rng):
+def _speckle(x: np.ndarray, y: np.ndarray, depth: np.ndarray, scale: float, rng: np.random.Generator):
     return _step(1.2 * _noise(rng, x.shape, 2.2 * scale))
 
 
-def _rim(x, y, depth, scale, rng):
+def _rim(x: np.ndarray, y: np.ndarray, depth: np.ndarray, scale: float, rng: np.random.Generator):
     return _step(np.median(depth[depth > 0]) - depth)
 
 
@@ -170,7 +172,7 @@ KINDS = {
 CLASSES = ('background', *KINDS)
 
 
-def _object(rng, name, share, centre, shape, scale):
+def _object(rng: np.random.Generator, name: str, share: float, centre: np.ndarray, shape: tuple[int, int], scale: float):
     """Depth and texture (two fields) of an object that covers `share` of the image."""
     outline, texture = KINDS[name]
     radius = min(np.sqrt(share * shape[0] * shape[1] / _unit_area(name)), 0.52 * min(shape))
@@ -183,13 +185,13 @@ def _object(rng, name, share, centre, shape, scale):
 
 
 @functools.cache
-def _unit_area(name):
+def _unit_area(name: str):
     """Area of a shape of radius 1, counted on a grid of 0.02."""
     u, v = _pixels((121, 121))
     return float((KINDS[name][0](u / 50 - 1.2, v / 50 - 1.2) > 0).sum()) / 2500
 
 
-def _places(rng, shape, count):
+def _places(rng: np.random.Generator, shape: tuple[int, int], count: int):
     """For each object its share of the image and its centre (row, column). Two objects take opposite corners."""
     H, W = shape
     if count == 1:
@@ -200,14 +202,14 @@ def _places(rng, shape, count):
     return [(rng.uniform(0.08, 0.12), place * (H, W)) for place in rng.permutation([near, far])]
 
 
-def _class_in_turn(seed, split_number, index):
+def _class_in_turn(seed: int, split_number: int, index: int):
     """Class of an image's first object: each run of 8 images has every class once, in an order of its own."""
     turn, position = divmod(index, len(KINDS))
     # 2 + split_number keeps this stream apart from those of the images.
     return 1 + int(np.random.default_rng([seed, 2 + split_number, turn]).permutation(len(KINDS))[position])
 
 
-def _background(rng, shape, scale):
+def _background(rng: np.random.Generator, shape: tuple[int, int], scale: float):
     """One of four slowly varying fields in [0, 1]: none repeats, and none is as fine as the objects' textures."""
     kind = rng.integers(4)
     if kind == 0:  # clouds
@@ -223,17 +225,17 @@ def _background(rng, shape, scale):
     return np.clip(0.5 + 0.15 * (_noise(rng, shape, (5 * scale, 70 * scale)) + _noise(rng, shape, 40 * scale)), 0, 1)
 
 
-def _varied(rng, *colours):
+def _varied(rng: np.random.Generator, *colours: tuple[int, int, int]):
     """The colours of the palette as one object or background has them."""
     return [np.array(colour) + rng.uniform(-VARIATION, VARIATION, 3) + 2 * rng.uniform(-VARIATION, VARIATION)
             for colour in colours]
 
 
-def _blend(field, colours):
+def _blend(field: np.ndarray, colours: list[np.ndarray]):
     return colours[0] + field[..., None] * (colours[1] - colours[0])
 
 
-def _saliency(rng, objects, rough):
+def _saliency(rng: np.random.Generator, objects: list[np.ndarray], rough: bool):
     """What a saliency detector would return (bool H x W); `rough`: an unsupervised one. At least 3.5% of the image."""
     if rough and len(objects) == 2 and rng.random() < 0.35:
         objects = [objects[rng.integers(2)]]
@@ -245,12 +247,12 @@ def _saliency(rng, objects, rough):
         damage /= 2
 
 
-def _detect(rng, inside, rough, damage):
+def _detect(rng: np.random.Generator, inside: np.ndarray, rough: bool, damage: float):
     """Mask of one object: its edge smoothed, moved and wobbling, then perhaps a lost part, a hole, a false blob."""
     unit = np.sqrt(inside.sum())  # damage grows with the object
     wobble, shift, blobs, chance = (0.055, 0.04, 0.14, 0.6) if rough else (0.033, 0.035, 0.07, 0.4)
     within, beyond = (cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5) for part in (inside, ~inside))
-    depth = cv2.GaussianBlur(within - beyond, None, (0.06 if rough else 0.033) * unit * damage)
+    depth = cv2.GaussianBlur(within - beyond, (0, 0), (0.06 if rough else 0.033) * unit * damage)
     depth += damage * unit * (wobble * _noise(rng, inside.shape, unit / 4) + shift * rng.uniform(-1, 1))
     edge, core = np.abs(depth) < 1.5, depth > 0.6 * depth.max()
     for where, sign in ((edge, -1), (core, -1), (edge, 1)):
@@ -264,13 +266,13 @@ def _detect(rng, inside, rough, damage):
     return depth > 0
 
 
-def _pixels(shape):
+def _pixels(shape: tuple[int, ...]):
     """Column x and row y of every pixel, two fields."""
     y, x = np.mgrid[:shape[0], :shape[1]].astype(np.float32)
     return x, y
 
 
-def _noise(rng, shape, cell):
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], cell: float | tuple[float, float]):
     """Smooth noise, a field of mean about 0 and deviation 1 whose bumps are about `cell` pixels (or rows, columns)."""
     cell_y, cell_x = np.broadcast_to(cell, 2)
     # Three spare cells leave room to start the field anywhere between two grid points.
@@ -282,11 +284,11 @@ def _noise(rng, shape, cell):
     return field / max(float(field.std()), 0.3)
 
 
-def _step(distance):
+def _step(distance: np.ndarray):
     """A field that goes from 0 to 1 where `distance` (pixels) crosses 0, over one pixel: an antialiased edge."""
     return np.clip(distance + 0.5, 0, 1)
 
 
-def _bars(position, period):
+def _bars(position: np.ndarray, period: float):
     """Bars of half the period each along `position` (pixels), antialiased."""
     return _step((np.abs(position / period % 1 - 0.5) - 0.25) * period)

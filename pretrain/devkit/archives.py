@@ -7,8 +7,10 @@ import re
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from utils.errors import UserError
 
@@ -29,9 +31,9 @@ class Release:
     flag: str
     archive: str
     url: str
-    places: tuple
-    folders: tuple
-    files: tuple
+    places: tuple[str, ...]
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
     members: str
 
 
@@ -48,15 +50,16 @@ class _Header(tarfile.TarInfo):
     """A tar header. A broken one or part of one is an error, where tarfile takes it for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf, encoding, errors):
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
             return super().frombuf(buf, encoding, errors)
-        except (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+        except (tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]  # typeshed's tarfile lacks both
+                tarfile.InvalidHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(error)) from error
 
 
 @contextlib.contextmanager
-def open_archives(voc, sbd, out):
+def open_archives(voc: str | Path, sbd: str | Path, out: str | Path) -> Iterator[tuple[Path, Path]]:
     """The folders of PASCAL VOC 2012 (`JPEGImages/`...) and of SBD (`cls/`...), for the time of the block.
 
     voc, sbd: a folder or an archive each. out: the result's path; archives are unpacked to a temporary folder beside it,
@@ -75,10 +78,10 @@ def open_archives(voc, sbd, out):
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f'the folder {out.parent} could not be made ({error.strerror}): choose another --out') from error
-    archives = {}  # by the folder that each is unpacked to
+    archives: dict[Path, str | Path] = {}  # by the folder that each is unpacked to
     try:
         with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', suffix='.tmp', dir=out.parent) as temporary:
-            def find(path, release, wanted):
+            def find(path: str | Path, release: Release, wanted: Callable[[str], bool]):
                 if not os.path.isfile(path):
                     return _place(Path(path), release, path)
                 folder = Path(temporary) / release.flag.removeprefix('--')
@@ -97,7 +100,7 @@ def open_archives(voc, sbd, out):
         raise UserError(f'{out} could not be written ({error.strerror or error}): make room or choose another --out') from error
 
 
-def _place(folder, release, given):
+def _place(folder: Path, release: Release, given: str | Path):
     """The folder below `folder` that has the release's parts. given: what the user named, for the message."""
     for place in release.places:
         root = folder / place
@@ -108,11 +111,11 @@ def _place(folder, release, given):
     raise UserError(f'{release.flag} {given} does not hold {parts}: {_what_to_give(release)}')
 
 
-def _what_to_give(release):
+def _what_to_give(release: Release):
     return f'give {release.archive} ({release.url}) or the folder it unpacks to'
 
 
-def _unpack(archive, folder, release, wanted):
+def _unpack(archive: str | Path, folder: Path, release: Release, wanted: Callable[[str], bool]):
     """Unpack what is needed of `archive`, a tar or a gzipped one. All its members are checked, the others too.
 
     wanted: called with the file name of each JPEG image, tells whether to unpack it.
@@ -141,14 +144,14 @@ def _unpack(archive, folder, release, wanted):
                         'make room there or choose another --out') from error
 
 
-def _open(archive):
+def _open(archive: str | Path):
     with open(archive, 'rb') as file:
         packed = file.read(len(GZIP)) == GZIP
     return gzip.open(archive) if packed else open(archive, 'rb')
 
 
-def _check_member(member, folder):
+def _check_member(member: tarfile.TarInfo, folder: Path):
     """Raise tarfile's FilterError for what its `data` filter refuses, and for a leading slash, which that strips."""
     if member.name.startswith('/'):
         raise tarfile.AbsolutePathError(member)
-    tarfile.data_filter(member, folder)
+    tarfile.data_filter(member, str(folder))

@@ -7,7 +7,9 @@ import io
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
@@ -25,7 +27,7 @@ ID = re.compile(r'\w[\w.-]*')  # a file name's stem, so that no id leads out of 
 WHAT_TO_DO = 'take this file from the official archive again'
 
 
-def read_splits(voc, sbd):
+def read_splits(voc: Path, sbd: Path) -> dict[str, list[str]]:
     """The ids of each split, a dict of lists: `trainaug` sorted, `train` and `val` in VOC's order.
 
     trainaug is the union of SBD's two lists and VOC's train, without VOC's val (10,582 images; the usual training set since
@@ -41,14 +43,14 @@ def read_splits(voc, sbd):
     return {'trainaug': sorted(trainaug), 'train': train, 'val': val}
 
 
-def count_warnings(splits):
+def count_warnings(splits: Mapping[str, list[str]]) -> list[str]:
     """A line for each split that has not as many images as the official one."""
     return [f'{name} has {len(splits[name]):,} images, the official split {count:,}'
             for name, count in OFFICIAL.items() if len(splits[name]) != count]
 
 
 @contextlib.contextmanager
-def new_data_set(out):
+def new_data_set(out: str | Path) -> Iterator[Path]:
     """`atomic_folder`, with an error that names --out when the block can't write."""
     with atomic_folder(out) as root:
         try:
@@ -58,7 +60,7 @@ def new_data_set(out):
                             'make room or choose another --out') from error
 
 
-def convert(voc, sbd, splits, root):
+def convert(voc: Path, sbd: Path, splits: Mapping[str, list[str]], root: Path) -> tuple[dict[str, int], list[Path]]:
     """Write images, labels, lists and class names into the folder `root`, which is there and empty.
 
     voc, sbd: folders as of `open_archives`. splits: as of `read_splits`. Images are copies; labels are palette PNGs, H x W
@@ -75,7 +77,8 @@ def convert(voc, sbd, splits, root):
         (root / 'sets' / f'{name}.txt').write_text(''.join(f'{image_id}\n' for image_id in ids), encoding='utf-8')
     annotated, trainaug = {*splits['train'], *splits['val']}, {*splits['trainaug']}
 
-    def convert_image(image_id):
+    def convert_image(image_id: str):
+        read: Callable[[Path], np.ndarray]
         image_path, sbd_image = voc / 'JPEGImages' / f'{image_id}.jpg', sbd / 'img' / f'{image_id}.jpg'
         if not os.path.isfile(image_path) and os.path.isfile(sbd_image):
             image_path = sbd_image
@@ -104,7 +107,7 @@ def convert(voc, sbd, splits, root):
     return counts, [path for _, path in results if path]
 
 
-def checked_labels(labels, path):
+def checked_labels(labels: np.ndarray, path: str | Path) -> np.ndarray:
     """`labels` (H x W, integers of any type) as uint8. path: for the message.
 
     Raises `UserError` when a label is none of 0 to 20 and 255.
@@ -116,7 +119,7 @@ def checked_labels(labels, path):
     return labels.astype(np.uint8)
 
 
-def read_sbd_labels(path):
+def read_sbd_labels(path: Path) -> np.ndarray:
     """H x W integers from one of SBD's .mat files, where they are GTcls.Segmentation.
 
     Raises `UserError` when the file can't be read or has anything else there.
@@ -136,7 +139,7 @@ def read_sbd_labels(path):
     return labels
 
 
-def _ids(path):
+def _ids(path: Path):
     """The ids that a list has, one a line."""
     try:
         lines = path.read_text(encoding='utf-8').splitlines()

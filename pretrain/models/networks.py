@@ -2,12 +2,15 @@
 
 Axes: B batch, D embedding, C classes, H W the input's height and width, h w the backbone's grid (H and W over 8).
 """
+from typing import Self
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPPPooling, DeepLabHead
 
 from models.atrous import AtrousConv2d
+from models.base import Backbone
 from models.interpolation import resize
 
 DECODER_CHANNELS = 256
@@ -21,22 +24,29 @@ class PretrainingNetwork(nn.Module):
     there is no saliency output (None in its place).
     """
 
-    def __init__(self, backbone, ndim=32, upsample=True, use_classification_head=True):
+    backbone: Backbone
+    decoder: nn.Sequential
+    head: nn.Conv2d
+    classification_head: nn.Conv2d | None
+
+    def __init__(self, backbone: Backbone, ndim: int = 32, upsample: bool = True, use_classification_head: bool = True):
         super().__init__()
         self.backbone = backbone
         self.decoder = _decoder(backbone.channels, ndim)
-        self.head = self.decoder[-1]
+        head = self.decoder[-1]
+        assert isinstance(head, nn.Conv2d)
+        self.head = head
         self.decoder[-1] = nn.Identity()
         self.classification_head = (nn.Conv2d(DECODER_CHANNELS, 1, 1, bias=False) if use_classification_head else None)
         self.upsample = upsample
 
-    def grid(self, images):
+    def grid(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Outputs before upsampling. B x 3 x H x W -> embeddings B x D x h x w, saliency logits B x h x w or None."""
         features = self.decoder(self.backbone(images))
         saliency = self.classification_head(features).squeeze(1) if self.classification_head is not None else None
         return self.head(features), saliency
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """B x 3 x H x W normalised images -> embeddings B x D x H x W (not normalised), saliency logits B x H x W.
 
         Without `upsample` both are B x ... x h x w.
@@ -53,11 +63,13 @@ class PretrainingNetwork(nn.Module):
 class BackboneNetwork(nn.Module):
     """A backbone alone, for baselines: its grid is the embedding."""
 
-    def __init__(self, backbone):
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
 
-    def grid(self, images):
+    def grid(self, images: Tensor) -> tuple[Tensor, None]:
         """As `PretrainingNetwork.grid`: B x 3 x H x W -> embeddings B x channels x h x w, and no saliency: None."""
         return self.backbone(images), None
 
@@ -66,32 +78,38 @@ class LinearNetwork(nn.Module):
     """Backbone, DeepLab decoder if `decoder`, and a last 1x1 convolution that predicts `num_classes` (background too): it is
     `decoder.4`, or without decoder `linear`."""
 
-    def __init__(self, backbone, num_classes, decoder=True):
+    backbone: Backbone
+    decoder: nn.Sequential
+    linear: nn.Conv2d
+
+    def __init__(self, backbone: Backbone, num_classes: int, decoder: bool = True):
         super().__init__()
         self.backbone = backbone
         if decoder:
             self.decoder = _decoder(backbone.channels, num_classes)
         else:
             self.linear = nn.Conv2d(backbone.channels, num_classes, 1)
-        self.eval_parts = ()
+        self.eval_parts: tuple[nn.Module, ...] = ()
 
     @property
-    def classifier(self):
+    def classifier(self) -> nn.Conv2d:
         """The last 1x1 convolution: features -> class logits B x C x h x w."""
-        return self.decoder[-1] if hasattr(self, 'decoder') else self.linear
+        last = self.decoder[-1] if hasattr(self, 'decoder') else self.linear
+        assert isinstance(last, nn.Conv2d)
+        return last
 
-    def features(self, images):
+    def features(self, images: Tensor) -> Tensor:
         """What the classifier sees: B x 3 x H x W normalised images -> B x 256 (without decoder: channels) x h x w."""
         features = self.backbone(images)
         for part in list(self.decoder)[:-1] if hasattr(self, 'decoder') else ():
             features = part(features)
         return features
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         """B x 3 x H x W normalised images -> class logits B x C x H x W."""
         return resize(self.classifier(self.features(images)), images.shape[-2:])
 
-    def freeze(self, batchnorm='all'):
+    def freeze(self, batchnorm: str = 'all') -> Self:
         """No gradient but the classifier's. batchnorm: what stays in eval mode, with running statistics and without
         dropout: 'all' of the network, its 'backbone', or 'none'."""
         self.requires_grad_(False)
@@ -99,7 +117,7 @@ class LinearNetwork(nn.Module):
         self.eval_parts = {'all': tuple(self.children()), 'backbone': (self.backbone,), 'none': ()}[batchnorm]
         return self.train(self.training)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for part in self.eval_parts:
             part.eval()
@@ -109,7 +127,7 @@ class LinearNetwork(nn.Module):
 class _Dropout(nn.Dropout):
     """PyTorch's dropout, which for p = 1/2 on a CPU uses a bit of each byte of random integers, no double for each value."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p != 0.5 or x.device.type != 'cpu':
             return super().forward(x)
         keep = torch.empty_like(x, dtype=torch.uint8)
@@ -125,7 +143,7 @@ class _ImagePooling(ASPPPooling):
     normalise, as they do at evaluation, and stay as they are.
     """
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         pool, convolution, norm, relu = self
         layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         pooled = convolution(_channels_last_mean(x) if layout == torch.channels_last else pool(x))
@@ -136,12 +154,12 @@ class _ImagePooling(ASPPPooling):
         return relu(pooled).expand(-1, -1, *x.shape[-2:]).contiguous(memory_format=layout)  # or all branches would lose it
 
 
-def _channels_last_mean(x):
+def _channels_last_mean(x: Tensor):
     """B x C x H x W -> B x C x 1 x 1, with a gradient in the layout of `x`; the other branches' are added to it."""
     return x.permute(0, 2, 3, 1).mean((1, 2)).unflatten(1, (-1, 1, 1))
 
 
-def _decoder(in_channels, out_channels):
+def _decoder(in_channels: int, out_channels: int):
     decoder = DeepLabHead(in_channels, out_channels, ATROUS_RATES)
     branches = decoder[0].convs
     for branch, rate in zip(branches[1:-1], ATROUS_RATES, strict=True):

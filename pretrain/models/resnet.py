@@ -1,65 +1,67 @@
-"""Backbone: torchvision's ResNet without average pool and classifier, output stride 8 or 32 (DeepLabv3, arXiv 1706.05587)."""
-from torch import nn
-from torchvision.models import resnet
+"""torchvision's ResNet without average pool and classifier, at output stride 8 or 32 (DeepLabv3, arXiv 1706.05587)."""
+from __future__ import annotations
+
+import functools
+import pickle
+import sys
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torchvision.models import get_model_weights, resnet
 
 from models.atrous import AtrousConv2d
+from models.base import Backbone
+from utils.errors import UserError
 
-CHANNELS = {'resnet18': 512, 'resnet50': 2048}  # of the last grid
-FROZEN = ('conv1', 'bn1', 'layer1', 'layer2')   # what `freeze` freezes
-
-
-def output_stride(dilated):
-    """Input pixels to a step of the grid."""
-    return 8 if dilated else 32
+if TYPE_CHECKING:
+    from models.backbones import BackboneSpec
 
 
-class Backbone(nn.Module):
-    """A ResNet that returns the grid before the average pool.
+class ResNet(Backbone):
+    """Weights start from torchvision's random initialisation; parameter names are torchvision's own."""
 
-    name: 'resnet18' or 'resnet50'. dilated: output stride 8 (DeepLab), else 32. Weights start from torchvision's random
-    initialisation; parameter names are torchvision's own.
-    """
-
-    def __init__(self, name, dilated=True):
-        super().__init__()
-        net = getattr(resnet, name)(weights=None)
+    def __init__(self, spec: BackboneSpec, output_stride: int):
+        super().__init__(spec, output_stride)
+        net = getattr(resnet, spec.name)(weights=None)
         for part in ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4'):
             self.add_module(part, getattr(net, part))
-        self.channels = CHANNELS[name]
-        self.frozen = False
-        if dilated:
-            _dilate(self.layer3, first=1, others=2)
-            _dilate(self.layer4, first=2, others=4)
+        if output_stride == 8:
+            _dilate(self.get_submodule('layer3'), first=1, others=2)
+            _dilate(self.get_submodule('layer4'), first=2, others=4)
 
-    def forward(self, x):
-        """B x 3 x H x W -> B x channels x h x w, with h = ceil(H / output stride)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
-
-    def freeze(self):
-        """No gradient for conv1, bn1, layer1 and layer2, which stay in eval mode: no graph is built below layer3."""
-        self.frozen = True
-        for part in FROZEN:
-            getattr(self, part).requires_grad_(False)
-        return self.train(self.training)
-
-    def train(self, mode=True):
-        super().train(mode)
-        if self.frozen:
-            for part in FROZEN:
-                getattr(self, part).eval()
-        return self
+    def grid(self, x: Tensor, stage: str) -> Tensor:
+        for name, part in self.named_children():
+            x = part(x)
+            if name == stage:
+                return x
+        raise ValueError(f'no stage is called {stage}')
 
 
-def _dilate(layer, first, others):
+def _dilate(layer: nn.Module, first: int, others: int):
     """Trade the stride of `layer` for dilation: `first` where the stride was, `others` in every later 3x3 convolution.
 
     torchvision's `replace_stride_with_dilation` does the same, for bottleneck blocks only.
     """
-    for block in layer:
+    for block in layer.children():
         for name, module in block.named_children():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 setattr(block, name, AtrousConv2d(module, first if module.stride == (2, 2) else others))
         for module in block.modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
+
+
+def torchvision_weights(name: str) -> dict[str, Callable[[], tuple[dict[str, Any], str]]]:
+    """The published weights of torchvision's model called `name`, by names such as resnet50-IMAGENET1K_V1: functions that load
+    them, and raise `UserError` where they can't be fetched or read."""
+    return {f'{name}-{member.name}': functools.partial(_load, member) for member in get_model_weights(name)}
+
+
+def _load(weights: Any) -> tuple[dict[str, Any], str]:
+    try:
+        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True), weights.url
+    except (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:
+        raise UserError(f'{weights.url} could not be fetched or read ({error}): download it by hand and name the file in the '
+                        'experiment (backbone_kwargs.state_dict in pre-training, pretraining in evaluations)') from error

@@ -1,7 +1,20 @@
 """The saliency models by name. An estimator takes an image, H x W x 3 uint8 RGB, and gives H x W float32 in [0, 1], the
 probability that a pixel is a salient object's."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from utils.config import nearest_name
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Estimator = Callable[[np.ndarray], np.ndarray]
 
 ROBUST_BACKGROUND, TOKENCUT = 'robust_background', 'tokencut'
 REMBG = ('u2net', 'isnet-general-use', 'birefnet-general')
@@ -9,7 +22,8 @@ MODELS = (ROBUST_BACKGROUND, TOKENCUT, *REMBG)
 VIT = 'vit_small_patch16_224.dino'  # of TokenCut, if nothing else is said
 
 
-def get_estimator(model, onnx=None, logits=False, vit=VIT, weights=None, device='cpu'):
+def get_estimator(model: str, onnx: str | Path | None = None, logits: bool = False, vit: str = VIT,
+                  weights: str | Path | None = None, device: torch.device | str = 'cpu') -> Estimator:
     """The estimator called `model`, loaded; with `onnx`, a path, that network, whatever it is called.
 
     logits: of the ONNX network, see `OnnxSaliency`. vit, weights: of TokenCut. device: of networks.

@@ -2,13 +2,15 @@
 import cv2
 import numpy as np
 
+from saliency.estimators import Estimator
+
 SIDE = 320  # pixels: longer side at which colours are modelled and the cut is made
 ROUNDS = 3
 # Shares of the way from 0 to the threshold, and from there to the map's maximum. Below and above, pixels are certain.
 SURELY_OUT, SURELY_IN = 0.15, 0.6
 
 
-def refine(image, saliency, threshold=None):
+def refine(image: np.ndarray, saliency: np.ndarray, threshold: float | None = None) -> np.ndarray:
     """Cut the object out: H x W float32, above 0.5 inside.
 
     The colours inside and outside a thresholded map give two mixture models, and the cut between them runs along edges.
@@ -26,12 +28,12 @@ def refine(image, saliency, threshold=None):
     inside = saliency > threshold
     if inside.any() and not inside.all():  # else there is nothing to tell apart
         cv2.setRNGSeed(0)  # the mixtures begin with random centres: the same image gives the same mask
-        cv2.grabCut(image, mask, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(image, mask, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
         inside = (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
     return cv2.resize(inside.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def adaptive_threshold(saliency):
+def adaptive_threshold(saliency: np.ndarray) -> float:
     """Between Otsu's threshold and twice the mean (Achanta et al., CVPR 2009): the latter alone is too low for large objects,
     the former too high for faint ones. saliency: H x W float32 in [0, 1]."""
     otsu = cv2.threshold((saliency * 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)[0] / 255
@@ -41,8 +43,8 @@ def adaptive_threshold(saliency):
 class Refined:
     """An estimator's maps, refined. threshold: of `refine`."""
 
-    def __init__(self, estimator, threshold):
+    def __init__(self, estimator: Estimator, threshold: float | None):
         self.estimator, self.threshold = estimator, threshold
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         return refine(image, self.estimator(image), self.threshold)

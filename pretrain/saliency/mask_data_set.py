@@ -1,10 +1,13 @@
 """The data set that masks are made for: whose photographs it holds, its splits, and how its masks were made."""
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from data.image_folder import ImageFolder
 from saliency.mask_generation import Target
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
@@ -20,11 +23,13 @@ class MaskDataSet:
     Raises `UserError` for a folder that holds something else, or other photographs, or the same at another size.
     """
 
-    def __init__(self, out, photographs, name, max_side, val_fraction=None):
+    def __init__(self, out: str | Path, photographs: ImageFolder, name: str, max_side: int,
+                 val_fraction: float | None = None):
         self.out, self.photographs = Path(out), photographs
         self.in_place = photographs.folder == (self.out / 'images').resolve()
         self.val_fraction = val_fraction or 0.0
-        self._record, self._outdated = None, []
+        self._record: dict[str, Any] | None = None
+        self._outdated: list[str] = []
         masks = self.out / f'saliency_{name}'
         if self.in_place:
             for path, image_id in zip(photographs.paths, photographs.ids, strict=True):
@@ -51,7 +56,7 @@ class MaskDataSet:
                         # Those that are gone too, as their masks are still there, and another one may get the id
                         'photographs': {**before, **sources}}
 
-    def begin(self):
+    def begin(self) -> None:
         """Delete the masks of ids whose photograph is another one by now, and record which is which."""
         for image_id in self._outdated:
             self.target.forget_masks(image_id)
@@ -59,7 +64,7 @@ class MaskDataSet:
             with atomic_file(self.out / SOURCES, 'w') as file:
                 json.dump(self._record, file, indent=1)
 
-    def write_splits(self):
+    def write_splits(self) -> str:
         """Write sets/trainaug.txt, and for a fraction above 0 sets/val.txt, of the images that have any mask.
 
         Which images are in `val` depends on their ids and number alone, so that few change their split when photographs are
@@ -105,7 +110,7 @@ class MaskDataSet:
             raise UserError(f'{path} could not be read ({error}): name another --out, or move the folder away') from error
 
 
-def _state(path, folder):
+def _state(path: Path, folder: Path):
     """What tells a photograph from another one, or from an earlier state of itself."""
     name = path.relative_to(folder).as_posix().encode(errors='replace').decode()
     try:
@@ -115,7 +120,7 @@ def _state(path, folder):
     return [name, status.st_size, status.st_mtime_ns]
 
 
-def require_same_options(path, options, masks):
+def require_same_options(path: str | Path, options: Mapping[str, Any], masks: str | Path) -> None:
     """Raise `UserError` where the folder `masks` holds masks that were not made with `options`: two kinds would be mixed, and
     those of others overwritten. path: the configuration that an earlier run left."""
     if not any(Path(masks).rglob('*.png')):  # an earlier run failed at once, say because it lacked an option that is given now

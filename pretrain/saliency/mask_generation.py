@@ -4,6 +4,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from data.decoding import is_plain_jpeg, read_image, read_photograph, read_saliency
+from data.image_folder import ImageFolder
+from saliency.estimators import Estimator
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
@@ -20,7 +23,7 @@ SMALLEST = 0.01  # share of the image: of a connected segment, and of the whole 
 QUALITY = 95  # of JPEGs
 
 
-def object_mask(probability):
+def object_mask(probability: np.ndarray) -> np.ndarray:
     """H x W uint8, 1 = object: above 0.5, without the segments that cover less than 1% of the image.
 
     probability: H x W float32 in [0, 1]. Segments are connected over corners too.
@@ -40,7 +43,7 @@ class Target:
     masks: Path
     max_side: int = 0
 
-    def forget_masks(self, image_id, but=None):
+    def forget_masks(self, image_id: str, but: Path | None = None) -> None:
         """Delete the masks of an image, of all models but the folder `but`."""
         for folder in self.masks.parent.glob('saliency_*'):
             if folder != but:
@@ -56,17 +59,17 @@ class MaskGenerator(torch.utils.data.Dataset):
     Raises `UserError` when a file can't be written, and when a network fails.
     """
 
-    def __init__(self, photographs, estimator, target):
+    def __init__(self, photographs: ImageFolder, estimator: Estimator, target: Target):
         self.photographs, self.estimator, self.target = photographs, estimator, target
 
     def __len__(self):
         return len(self.photographs)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         name, source = self.photographs.ids[index], self.photographs.paths[index]
         mask_path = self.target.masks / f'{name}.png'
         image_path = self.target.images / f'{name}.jpg' if self.target.images else source
-        result = {'id': name, 'cover': None, 'skipped': None}
+        result: dict[str, Any] = {'id': name, 'cover': None, 'skipped': None}
         if _is_younger(mask_path, source) and image_path.is_file():
             with contextlib.suppress(UserError):  # a damaged mask is made again
                 return {**result, 'cover': float(read_saliency(mask_path).mean())}
@@ -87,7 +90,7 @@ class MaskGenerator(torch.utils.data.Dataset):
         save_mask(mask_path, mask)  # last: its presence means that the image is there too
         return {**result, 'cover': cover}
 
-    def _read(self, source):
+    def _read(self, source: Path):
         """The image that the mask is made of, and the bytes of its JPEG, or None where it stays where it is."""
         if not self.target.images:
             return read_image(source), None
@@ -97,7 +100,7 @@ class MaskGenerator(torch.utils.data.Dataset):
         return image, source.read_bytes() if plain else encode_jpeg(image, source)
 
 
-def shrink(image, max_side):
+def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     """H x W x 3 uint8, with sides of `max_side` pixels at most (0: as it is)."""
     height, width = image.shape[:2]
     scale = max_side / max(height, width)
@@ -106,7 +109,7 @@ def shrink(image, max_side):
     return cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
 
 
-def encode_jpeg(image, source):
+def encode_jpeg(image: np.ndarray, source: str | Path) -> bytes:
     """An H x W x 3 uint8 image as the bytes of a JPEG. source: its file, for the message where it is too large for one."""
     buffer = io.BytesIO()
     try:
@@ -116,13 +119,13 @@ def encode_jpeg(image, source):
     return buffer.getvalue()
 
 
-def save_mask(path, mask):
+def save_mask(path: str | Path, mask: np.ndarray) -> None:
     """Write an H x W uint8 mask, 1 = object, as a PNG of 0 and 255."""
     with atomic_file(path, flush=False) as file:
         file.write(cv2.imencode('.png', mask * 255)[1])
 
 
-def _is_younger(path, than):
+def _is_younger(path: Path, than: Path):
     try:
         return os.stat(path).st_mtime_ns >= os.stat(than).st_mtime_ns
     except OSError:

@@ -1,12 +1,13 @@
 """Any saliency network that comes as an ONNX file."""
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from PIL import Image
 from scipy.special import expit
 
-from data.normalization import MEAN, STD
+from models.backbones import IMAGENET
 from saliency.resizing import resize_probability
 from utils.cli.packages import require
 from utils.errors import UserError
@@ -27,7 +28,7 @@ class OnnxSaliency:
     `estimator(image)` does when the network fails or its output is none of the above.
     """
 
-    def __init__(self, path, logits=False, device='cpu'):
+    def __init__(self, path: str | Path, logits: bool = False, device: torch.device | str = 'cpu'):
         onnxruntime = require('onnxruntime', 'this saliency network')
         self.path, self.logits = Path(path), logits
         if not self.path.is_file():
@@ -45,11 +46,12 @@ class OnnxSaliency:
                             'built for, or compute on the CPU (--device cpu)')
         self._input, self._dtype, self._size = self._read_input()
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
         size = self._size[::-1]  # PIL's order
-        values = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32)  # antialiased
-        values = (values / 255 - np.float32(MEAN)) / np.float32(STD)
+        resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)  # antialiased
+        values: np.ndarray = np.asarray(resized, np.float32)
+        values = (values / 255 - np.array(IMAGENET[0], np.float32)) / np.array(IMAGENET[1], np.float32)
         batch = np.ascontiguousarray(values.transpose(2, 0, 1)[None], self._dtype)
         try:
             output = self._session.run(None, {self._input: batch})[0]
@@ -73,7 +75,7 @@ class OnnxSaliency:
             raise UserError(f'{self.path}: its input {name} is a {kind}, not float32 or float16: export it again')
         return name, DTYPES[kind], (sizes[2] or SIDE, sizes[3] or SIDE)
 
-    def _probability(self, output):
+    def _probability(self, output: np.ndarray):
         """The network's first output -> h' x w' float32."""
         output = np.asarray(output)
         if not 2 <= output.ndim <= 4 or output.size == 0 or any(size != 1 for size in output.shape[:-2]):
@@ -91,7 +93,7 @@ class OnnxSaliency:
         return output
 
 
-def _providers(onnxruntime, device):
+def _providers(onnxruntime: ModuleType, device: torch.device):
     if device.type != 'cuda':
         return ['CPUExecutionProvider']
     if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():

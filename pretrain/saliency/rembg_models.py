@@ -25,7 +25,7 @@ class RembgSaliency:
     Raises `UserError` for another name, and when the file can't be fetched or loaded.
     """
 
-    def __init__(self, name):
+    def __init__(self, name: str):
         if name not in FILES:
             raise UserError(f"{name}: there is no such saliency network, only {', '.join(FILES)}")
         require('onnxruntime', 'this saliency network')  # first, as rembg ends the program without it
@@ -45,6 +45,6 @@ class RembgSaliency:
             raise UserError(f'{path}: onnxruntime could not load it ({one_line(error)}): delete it and run again, or '
                             f'{by_hand(url, path)}') from error
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         mask = self._session.predict(Image.fromarray(image))[0]
         return np.asarray(mask, np.float32) / 255

@@ -22,7 +22,7 @@ COLOUR, SPACE, BOUNDARY = 10.0, 0.25, 1.0  # widths of the paper's Gaussians: in
 BACKGROUND, SMOOTHNESS = 5.0, 0.1  # weights in the cost function, where the foreground's is 1
 
 
-def robust_background(image):
+def robust_background(image: np.ndarray) -> np.ndarray:
     """estimator(image): H x W x 3 uint8 RGB -> H x W float32 in [0, 1], above 0.5 on the salient object."""
     height, width = image.shape[:2]
     scale = min(1, SIDE / max(height, width))
@@ -31,7 +31,7 @@ def robust_background(image):
     return resize_probability(refine(small, saliency_map(small)), height, width)
 
 
-def saliency_map(image):
+def saliency_map(image: np.ndarray) -> np.ndarray:
     """The paper's map before any threshold: H x W x 3 uint8 RGB -> H x W float32 in [0, 1]."""
     regions = slic(image, SUPERPIXELS, COMPACTNESS, max_num_iter=ITERATIONS, start_label=0)
     colours, places = _means(image, regions)
@@ -51,7 +51,7 @@ def saliency_map(image):
     return _stretch(values).astype(np.float32)[regions]
 
 
-def background_probability(distance, linked, neighbours, border):
+def background_probability(distance: np.ndarray, linked: np.ndarray, neighbours: np.ndarray, border: np.ndarray) -> np.ndarray:
     """How likely each superpixel is background (paper eqs. 1 to 5 and 8): N values in [0, 1).
 
     A region is the superpixels of like colour that a path of small steps leads to. It is background where it holds much of
@@ -72,7 +72,7 @@ def background_probability(distance, linked, neighbours, border):
     return 1 - np.exp(-connectivity ** 2 / (2 * BOUNDARY ** 2))
 
 
-def _optimise(distance, linked, background, foreground):
+def _optimise(distance: np.ndarray, linked: np.ndarray, background: np.ndarray, foreground: np.ndarray):
     """The values of least cost: near 0 on background, near 1 on foreground, alike where colours are (paper eqs. 9 and 10)."""
     linked = linked.astype(np.float32)
     second = (linked @ linked + linked) > 0
@@ -82,7 +82,7 @@ def _optimise(distance, linked, background, foreground):
     return np.linalg.solve(system, foreground)
 
 
-def _means(image, regions):
+def _means(image: np.ndarray, regions: np.ndarray):
     """Mean colour in CIELAB (N x 3) and mean place in longer sides (N x 2) of each superpixel."""
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     rows, columns = np.indices(regions.shape) / max(regions.shape)
@@ -93,7 +93,7 @@ def _means(image, regions):
     return means[:, :3], means[:, 3:]
 
 
-def _neighbours(regions):
+def _neighbours(regions: np.ndarray):
     """Pairs of superpixels that touch, 2 x E, each once."""
     pairs = np.concatenate([np.stack([regions[:, :-1], regions[:, 1:]]).reshape(2, -1),
                             np.stack([regions[:-1], regions[1:]]).reshape(2, -1)], axis=1)
@@ -101,17 +101,17 @@ def _neighbours(regions):
     return np.unique(np.sort(pairs, axis=0), axis=1)
 
 
-def _matrix(pairs, count):
+def _matrix(pairs: np.ndarray, count: int):
     matrix = np.zeros((count, count), bool)
     matrix[pairs[0], pairs[1]] = matrix[pairs[1], pairs[0]] = True
     return matrix
 
 
-def _square(places):
+def _square(places: np.ndarray):
     return ((places[:, None] - places) ** 2).sum(2)
 
 
-def _stretch(values):
+def _stretch(values: np.ndarray):
     """To [0, 1]."""
     values = values - values.min()
     return values / max(values.max(), 1e-9)

@@ -7,12 +7,14 @@ N patches of an image, C channels of their keys (all heads), h w patches in heig
 """
 import difflib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import scipy.linalg
 import torch
 from PIL import Image
 from scipy.special import expit
+from torch import nn
 
 from saliency.resizing import resize_probability
 from utils.checkpoint import load_exactly, load_file
@@ -35,7 +37,8 @@ class TokenCut:
     Raises `UserError` for an unknown name, weights that can't be fetched, and a file that can't be read or has other keys.
     """
 
-    def __init__(self, vit='vit_small_patch16_224.dino', weights=None, device='cpu'):
+    def __init__(self, vit: str = 'vit_small_patch16_224.dino', weights: str | Path | None = None,
+                 device: torch.device | str = 'cpu'):
         model = _load(require('timm', 'this saliency network'), vit, weights)
         self._source = weights or vit
         self._model = model.to(device).eval().requires_grad_(False)
@@ -44,10 +47,10 @@ class TokenCut:
                                  for key in ('mean', 'std'))
         model.blocks[-1].attn.qkv.register_forward_hook(self._keep)
 
-    def __call__(self, image):
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         return resize_probability(self.grid(image), *image.shape[:2])
 
-    def grid(self, image):
+    def grid(self, image: np.ndarray) -> np.ndarray:
         """H x W x 3 uint8 RGB -> h x w, the probability of each patch: above 0.5 on the foreground's side of the cut."""
         height, width = image.shape[:2]
         scale = LONGER_SIDE / max(height, width)
@@ -62,11 +65,11 @@ class TokenCut:
                 raise UserError(f'{self._source}: the features of this ViT are not finite: its weights are damaged')
             return cut(keys).reshape(rows, columns)
 
-    def _keep(self, layer, inputs, output):
+    def _keep(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor):
         self._qkv = output  # 1 x (prefix + N) x 3C
 
 
-def cut(keys):
+def cut(keys: torch.Tensor) -> np.ndarray:
     """Keys, N x C, N > 1 -> N float64 in (0, 1): a soft cut of the patches, above 0.5 where they are foreground.
 
     The second smallest eigenvector of (D - W) x = lambda D x, split at its mean; the foreground is the
@@ -88,7 +91,7 @@ def cut(keys):
     return expit(STEEPNESS * score * np.sign(score[np.abs(eigenvector).argmax()]))
 
 
-def _load(timm, vit, weights):
+def _load(timm: ModuleType, vit: str, weights: str | Path | None):
     names = timm.list_models(module=MODULE) + timm.list_models(module=MODULE, include_tags=True)
     if vit not in names:
         near = difflib.get_close_matches(vit, names) or ['vit_small_patch16_224.dino']
@@ -111,7 +114,7 @@ def _load(timm, vit, weights):
                         'add --weights PATH') from error
 
 
-def _load_weights(model, path):
+def _load_weights(model: nn.Module, path: str | Path):
     state = _read(path)
     if not isinstance(state, dict):
         raise UserError(f'{path}: expected the state dict of a ViT (names and tensors), found {type(state).__name__}')
@@ -120,7 +123,7 @@ def _load_weights(model, path):
                          if key in own or not str(key).startswith(UNUSED)}, path)
 
 
-def _read(path):
+def _read(path: str | Path):
     if Path(path).suffix != '.safetensors' or not Path(path).is_file():
         return load_file(path)
     from safetensors.torch import load_file as load_safetensors  # timm's own; most of its files on the hub are such

@@ -11,9 +11,11 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from easydict import EasyDict
 
 from data.dataset import VOC, VOID, SegmentationDataset, class_names, size_text
 from data.decoding import read_gray, read_image, read_labels
@@ -25,6 +27,8 @@ from utils.config.keys import EVAL, KMEANS, LINEAR, PRETRAIN, RETRIEVAL
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
+Part = tuple[str, str, str | None, bool | None]  # data set, split, saliency, labels
+
 OBJECT = 255
 NOTES = ('id in both splits', 'empty mask', 'full mask', 'label of another size')
 
@@ -34,8 +38,8 @@ log = logging.getLogger('maskcontrast')
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """A problem, or a note. split, id: None where it is not about one. kind: in the words of the summary. line: for people."""
-    split: str
-    id: str
+    split: str | None
+    id: str | None
     kind: str
     file: str
     line: str
@@ -50,7 +54,7 @@ class FileChecks:
     Item i is a dict: `findings`, a list of `Finding`. Broken files raise nothing.
     """
 
-    def __init__(self, dataset, split, classes=None, training=()):
+    def __init__(self, dataset: SegmentationDataset, split: str, classes: int | None = None, training: Iterable[str] = ()):
         self.dataset, self.split, self.classes, self.training = dataset, split, classes, frozenset(training)
         self.listed = Counter(dataset.ids)
         self.ids = list(self.listed)  # in the order of the split
@@ -58,12 +62,12 @@ class FileChecks:
     def __len__(self):
         return len(self.ids)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int):
         name = self.ids[index]
         return {'findings': [Finding(self.split, name, kind, str(file), f'{file}{words}', kind in NOTES)
                              for kind, file, words in self._findings(name)]}
 
-    def _findings(self, name):
+    def _findings(self, name: str):
         """Yield kind, file, and what the line says after the file's name."""
         data = self.dataset
         if self.listed[name] > 1:
@@ -79,7 +83,7 @@ class FileChecks:
                 for kind, words in () if values is None else look(values, image):
                     yield kind, path, words
 
-    def _read(self, what, reader, path, name):
+    def _read(self, what: str, reader: Callable[[Path], np.ndarray], path: Path, name: str):
         """The array that `reader` gives, or None after a finding."""
         if not os.path.exists(path):
             yield f'missing {what}', path, f' is missing: put it there, or take {name} out of {self.dataset.split_file}'
@@ -90,11 +94,11 @@ class FileChecks:
             yield f'unusable {what}', path, str(error).removeprefix(str(path)).replace('\n', ' ')
             return None
 
-    def _label_findings(self, labels, image):
+    def _label_findings(self, labels: np.ndarray, image: np.ndarray | None):
         """labels: H x W uint8 as stored. image: H x W x 3, or None if it can't be read."""
         values, classes = np.unique(labels), self.classes
         wrong = [] if classes is None else values[(values >= classes) & (values != VOID)].tolist()
-        if wrong:
+        if classes is not None and wrong:
             shown = ', '.join(map(str, wrong[:5])) + (', ...' if len(wrong) > 5 else '')
             yield 'label that is no class', (f': label {shown} in its labels, but there are only {classes} classes (0 to '
                                              f'{classes - 1}, and {VOID} for void): correct the file, or classes.txt')
@@ -103,7 +107,7 @@ class FileChecks:
                    f' is {size_text(labels)}, but its image is {size_text(image)}: it is resized when it is read')
 
 
-def _mask_findings(mask, image):
+def _mask_findings(mask: np.ndarray, image: np.ndarray | None):
     """mask: H x W uint8 as stored. image: H x W x 3, or None if it can't be read."""
     if image is not None and mask.shape != image.shape[:2]:
         yield ('mask of another size',
@@ -117,7 +121,7 @@ def _mask_findings(mask, image):
             f': {"every" if cover else "no"} pixel is {OBJECT} (object), so none of its views passes in pre-training')
 
 
-def splits_read(p):
+def splits_read(p: EasyDict) -> list[Part]:
     """What the script of a configuration reads: a list of (data set, split, saliency, labels), the training split first. The
     last two are as in `SegmentationDataset`."""
     script = script_of(p)
@@ -129,18 +133,20 @@ def splits_read(p):
         return [(p.get('train_db_name', val), p.retrieval_kwargs.train_split, p.retrieval_kwargs.saliency, True),
                 (val, split, p.val_db_kwargs.saliency, True)]
     if script == LINEAR:
-        both = [(p.train_db_name, p.train_db_kwargs.split, None, True), (val, 'val', None, True)]
+        both: list[Part] = [(p.train_db_name, p.train_db_kwargs.split, None, True), (val, 'val', None, True)]
         # The file is eval.py's, too, which may be told another split.
         return both if (val, split) in [part[:2] for part in both] else [*both, (val, split, None, labels)]
     return [(val, split, p.val_db_kwargs.saliency if script == KMEANS else None, labels)]
 
 
-def check(p, read):
+def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
     """Yield each `Finding` about the data of a configuration. Descriptions of what was read are appended to the list `read`.
 
     Raises `UserError` for a data set that is not there.
     """
-    parts, classes, training = splits_read(p), {}, ()
+    parts = splits_read(p)
+    classes: dict[str, int | None] = {}
+    training: list[str] = []
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import torch
 
@@ -172,13 +178,14 @@ def check(p, read):
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = make_env_parser(__doc__)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
     parser.add_argument('--json', help='also write the list to this file')
     args = parser.parse_args(argv)
     p = create_config(args.config_env, args.config_exp)
-    found, read = [], []
+    found: list[Finding] = []
+    read: list[str] = []
     for finding in check(p, read):
         log.info('%s%s', 'note: ' if finding.note else '', finding.line)
         found.append(finding)

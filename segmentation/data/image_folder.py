@@ -1,6 +1,7 @@
 """A folder of images of any kind, without labels."""
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.decoding import read_photograph
@@ -22,12 +23,12 @@ class ImageFolder:
 
     labels = None
 
-    def __init__(self, folder, without=None):
+    def __init__(self, folder: str | Path, without: str | Path | None = None):
         folder = os.path.expanduser(folder or 'an empty name')
         self.folder = Path(os.path.realpath(folder))  # Path.resolve() fails on a loop of links
         if not self.folder.is_dir():
             raise UserError(f'{self.folder} is no folder of images')
-        self.others = Counter()
+        self.others: Counter[str] = Counter()
         files = sorted(self._files(without))
         if not files:
             others = f', only files in {", ".join(sorted(map(str, filter(None, self.others))))}' if self.others else ''
@@ -39,12 +40,12 @@ class ImageFolder:
     def __len__(self):
         return len(self.ids)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int):
         return {'id': self.ids[index], 'image': read_photograph(self.paths[index])}
 
-    def _files(self, without):
+    def _files(self, without: str | Path | None):
         """Paths of the images below the folder, as text."""
-        def fail(error):
+        def fail(error: OSError):
             raise UserError(f'{error.filename} could not be read ({error.strerror})') from error
         without = without and os.path.realpath(without)
         for root, folders, files in os.walk(self.folder, onerror=fail):
@@ -60,7 +61,7 @@ class ImageFolder:
                     self.others[suffix] += 1
 
 
-def _unique_ids(files):
+def _unique_ids(files: Sequence[str]):
     """An id for each path."""
     ids = [_id(os.path.splitext(file)[0]) for file in files]
     shared = Counter(ids)
@@ -77,7 +78,7 @@ def _unique_ids(files):
     return result
 
 
-def _id(stem):
+def _id(stem: str):
     """A path without suffix, with nothing in it that a list of ids, or a folder beside files of results, can't have."""
     *folders, name = ''.join(char if char.isprintable() else '_' for char in stem).split(os.sep)
     # A folder `a.jpg` could not stand beside the image `a.jpg`.

@@ -1,4 +1,7 @@
 """Label images: palette PNGs in PASCAL VOC's colours."""
+from pathlib import Path
+from typing import IO
+
 import numpy as np
 from PIL import Image
 
@@ -15,7 +18,7 @@ def _voc_colours():
 VOC_COLOURS = _voc_colours()  # 256 x 3 uint8, RGB
 
 
-def save_labels(file, labels):
+def save_labels(file: str | Path | IO[bytes], labels: np.ndarray) -> None:
     """Write H x W uint8 class indices to a path or binary file as a palette PNG."""
     image = Image.fromarray(labels)
     image.putpalette(VOC_COLOURS.tobytes())

@@ -2,12 +2,15 @@
 
 The random draws and the pixels are apart: `sample_view` draws a view's parameters, `render` applies them.
 """
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
+from data.dataset import SegmentationDataset
 from data.loaders import item_rng
 from evaluation.dataset import resize_image, resize_labels
 from evaluation.metrics import check_labels
@@ -28,12 +31,12 @@ class View:
     scale: float
 
 
-def sample_view(rng):
+def sample_view(rng: np.random.Generator) -> View:
     """Draw a view from a numpy Generator."""
     return View(bool(rng.random() < P_FLIP), rng.uniform(*DEGREES), rng.uniform(*SCALE))
 
 
-def render(image, labels, view, size):
+def render(image: np.ndarray, labels: np.ndarray, view: View, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The view's pixels: image (H x W x 3 uint8) and labels (H x W uint8) at (height, width) = size.
 
     Flipped first, then turned and scaled about (w/2, h/2) on the same canvas. What is uncovered is black, and background.
@@ -58,16 +61,18 @@ class TrainingViews(torch.utils.data.Dataset):
     Raises `UserError` for unreadable files, and for labels that are no class.
     """
 
-    def __init__(self, dataset, classes, seed, resolution, skip_unreadable=False):
+    def __init__(self, dataset: SegmentationDataset, classes: int, seed: int, resolution: Sequence[int],
+                 skip_unreadable: bool = False):
         self.dataset, self.classes, self.seed = dataset, classes, seed
         self.resolution, self.skip_unreadable = tuple(resolution), skip_unreadable
 
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        rng, skipped = item_rng(self.seed, epoch, self.dataset.ids[index]), []
+        rng = item_rng(self.seed, epoch, self.dataset.ids[index])
+        skipped: list[str] = []
         while len(skipped) <= REPLACEMENTS:
             try:
                 sample = self._read(index)
@@ -82,13 +87,14 @@ class TrainingViews(torch.utils.data.Dataset):
                         'skipped': skipped}
         raise UserError(f'{len(skipped)} images in a row could not be used, beginning with: {skipped[0]}')
 
-    def _read(self, index):
+    def _read(self, index: int):
         sample = self.dataset[index]
+        assert self.dataset.labels is not None
         check_labels(sample['labels'], self.classes, self.dataset.labels / f'{sample["id"]}.png')
         return sample
 
 
-def view_figure(batch, views=4):
+def view_figure(batch: Mapping[str, Any], views: int = 4) -> np.ndarray:
     """A picture of the first views: each image, and its labels over it. rows x columns x 3 uint8."""
     pairs = zip(batch['image'][:views].numpy(), batch['labels'][:views].numpy(), strict=True)
     return np.concatenate([np.concatenate([image, overlay(image, labels)], axis=1) for image, labels in pairs])

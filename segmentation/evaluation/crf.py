@@ -4,13 +4,16 @@ Axes: C classes, H W the image's height and width, h w the network's grid.
 """
 import multiprocessing
 import signal
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import torch
 from pydensecrf import densecrf
 
+from data.dataset import SegmentationDataset
+from data.image_folder import ImageFolder
 from models.interpolation import resize
 from utils.errors import UserError
 from utils.parallel.ranks import per_process
@@ -27,7 +30,7 @@ PRELOADED = ['cv2', 'numpy', 'torch', 'pydensecrf.densecrf', 'torchvision.models
              'scipy.stats', 'sklearn.metrics', 'torch.utils.tensorboard']
 
 
-def dense_crf(image, probabilities):
+def dense_crf(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Refine class probabilities on an image: Potts model, diagonal kernels, symmetric normalisation.
 
     image: H x W x 3 uint8 RGB. probabilities: C x H x W float32, summing to 1 over C. Returns H x W uint8, the class of
@@ -43,7 +46,7 @@ def dense_crf(image, probabilities):
     return marginals.argmax(0).reshape(height, width).astype(np.uint8)
 
 
-def refine(image, grid, resolution):
+def refine(image: np.ndarray, grid: torch.Tensor, resolution: Sequence[int]) -> np.ndarray:
     """The network's C x h x w class logits (float32 tensor) as a refined H x W uint8 prediction for `image`.
 
     resolution: of the network's input. The logits go to it first and from there to the image's size, as published.
@@ -60,7 +63,7 @@ class CrfPool:
     their number.
     """
 
-    def __init__(self, dataset, processes=None):
+    def __init__(self, dataset: SegmentationDataset | ImageFolder, processes: int | None = None):
         context = multiprocessing.get_context('forkserver')  # forks of this process would inherit its threads' locks
         context.set_forkserver_preload(PRELOADED)
         self.processes = processes or per_process(cores())
@@ -69,10 +72,10 @@ class CrfPool:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object):
         self.pool.shutdown(cancel_futures=True)
 
-    def submit(self, index, grid, resolution):
+    def submit(self, index: int, grid: torch.Tensor, resolution: Sequence[int]) -> Future[np.ndarray]:
         """Start on image `index` of the data set; give what is returned to `result`. grid: C x h x w logits.
 
         Raises `UserError` when a worker was killed."""
@@ -82,7 +85,7 @@ class CrfPool:
             raise UserError(KILLED) from error
 
     @staticmethod
-    def result(job):
+    def result(job: Future[np.ndarray]) -> np.ndarray:
         """H x W uint8 prediction. Raises `UserError` for an unreadable image, and when a worker was killed."""
         try:
             return job.result()
@@ -90,15 +93,15 @@ class CrfPool:
             raise UserError(KILLED) from error
 
 
-_worker = {}  # of a worker process: its data set
+_worker: dict[str, SegmentationDataset | ImageFolder] = {}  # of a worker process: its data set
 
 
-def _start_worker(dataset):
+def _start_worker(dataset: SegmentationDataset | ImageFolder):
     end_with_parent()
     _worker['dataset'] = dataset
     torch.set_num_threads(1)  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
 
 
-def _refine(index, grid, resolution):
+def _refine(index: int, grid: np.ndarray, resolution: Sequence[int]):
     return refine(_worker['dataset'][index]['image'], torch.from_numpy(grid), resolution)

@@ -55,7 +55,7 @@ def _embed_part(network, loader, device, precision, classes, at_resolution, hide
     ids, vectors, masks, histograms = [], [], [], []
     for batch in progress(loader, 'Embedding'):
         distributed.note(f'embedding, image {batch["id"][0]}')
-        images = to_images(batch['image'], device)
+        images = to_images(batch['image'], device, network.backbone.normalization)
         given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None
         if hide_background:
             images = images * given.unsqueeze(1)  # they are normalised: the mean colour is 0

@@ -19,7 +19,7 @@ from utils.training.precision import autocast
 def frozen_features(network, images, device, precision):
     """What the classifier of a `LinearNetwork` sees of B x H x W x 3 uint8 images: B x 256 x h x w float32, without a graph."""
     with autocast(device, precision):
-        features = network.features(to_images(images, device))
+        features = network.features(to_images(images, device, network.backbone.normalization))
     return features.float()
 
 

@@ -3,6 +3,8 @@
 Axes: C classes, P predicted ids, M images. A confusion matrix is P x C int64: pixels predicted as row that are labelled as
 column; void pixels are left out.
 """
+from pathlib import Path
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
@@ -12,7 +14,7 @@ from data.dataset import VOID, size_text
 from utils.errors import UserError
 
 
-def confusion_matrix(prediction, labels, classes, name, ids=None):
+def confusion_matrix(prediction: np.ndarray, labels: np.ndarray, classes: int, name: str, ids: int | None = None) -> np.ndarray:
     """The confusion matrix of one image: P x C int64. Those of a split are summed.
 
     prediction: H x W uint8 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or 255 void.
@@ -29,7 +31,7 @@ def confusion_matrix(prediction, labels, classes, name, ids=None):
     return counts[:, :classes]
 
 
-def check_labels(labels, classes, name):
+def check_labels(labels: np.ndarray, classes: int, name: str | Path) -> None:
     """Raise a `UserError` for labels that are neither void nor below `classes`. name: the image or file."""
     wrong = labels[(labels >= classes) & (labels != VOID)]
     if wrong.size:
@@ -37,7 +39,7 @@ def check_labels(labels, classes, name):
                         f'(0 to {classes - 1}, and {VOID} for void): correct the file, or classes.txt')
 
 
-def clustering_confusion(histograms, clusters, n_clusters):
+def clustering_confusion(histograms: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
     """Confusion matrix of the prediction "cluster + 1 inside the mask, 0 elsewhere", without looking at a pixel.
 
     histograms: M x 2 x C, pixels outside and inside the mask by label. clusters: M integers in [0, n_clusters).
@@ -49,13 +51,13 @@ def clustering_confusion(histograms, clusters, n_clusters):
     return confusion
 
 
-def iou_matrix(confusion):
+def iou_matrix(confusion: np.ndarray) -> np.ndarray:
     """P x C float64 intersection over union of every predicted id with every class; an empty union counts 0."""
     union = confusion.sum(1, keepdims=True) + confusion.sum(0, keepdims=True) - confusion
     return confusion / np.maximum(union, 1)
 
 
-def match_clusters(confusion):
+def match_clusters(confusion: np.ndarray) -> np.ndarray:
     """The class of each predicted id: P integers.
 
     As many ids as classes: one to one, by the Hungarian algorithm on the IoU matrix. Else each id, 0 included, goes to
@@ -67,32 +69,32 @@ def match_clusters(confusion):
     return linear_sum_assignment(iou, maximize=True)[1]
 
 
-def remap_to_classes(confusion, classes_of):
+def remap_to_classes(confusion: np.ndarray, classes_of: np.ndarray) -> np.ndarray:
     """C x C confusion matrix in which each predicted id counts as its class."""
     result = np.zeros((confusion.shape[1],) * 2, np.int64)
     np.add.at(result, classes_of, confusion)
     return result
 
 
-def class_iou(confusion):
+def class_iou(confusion: np.ndarray) -> np.ndarray:
     """IoU of each class, TP / (TP + FP + FN), from a C x C matrix; 0 for a class that never occurs. C float64."""
     return np.diagonal(iou_matrix(confusion)).copy()
 
 
-def accuracy(confusion):
+def accuracy(confusion: np.ndarray) -> float:
     """Share of the valid pixels on the diagonal of a C x C matrix."""
     return np.trace(confusion) / max(confusion.sum(), 1)
 
 
-def normalised_mutual_information(confusion):
+def normalised_mutual_information(confusion: np.ndarray) -> float:
     """Mutual information over the arithmetic mean of the entropies, as scikit-learn's; 1 where both are constant."""
     entropies = (entropy(confusion.sum(1)) + entropy(confusion.sum(0))) / 2
     return mutual_info_score(None, None, contingency=confusion) / entropies if entropies > 0 else 1.0
 
 
-def adjusted_rand_index(confusion):
+def adjusted_rand_index(confusion: np.ndarray) -> float:
     """Agreement of all pairs of pixels, adjusted for chance, as scikit-learn's."""
-    def pairs(counts):
+    def pairs(counts: np.ndarray):
         return sum(int(n) * (int(n) - 1) // 2 for n in counts.ravel())  # exact: their products pass 64 bits
     both, rows, columns = pairs(confusion), pairs(confusion.sum(1)), pairs(confusion.sum(0))
     every = pairs(confusion.sum())

@@ -1,12 +1,17 @@
 """Networks for the evaluations, with weights from files."""
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
+from easydict import EasyDict
 from torch import nn
 
 from models.backbone_weights import backbone_weights
+from models.backbones import backbone_names, grid_kwargs, matching_backbones
 from models.factory import get_model
-from models.networks import BackboneNetwork
+from models.networks import BackboneNetwork, LinearNetwork, PretrainingNetwork
 from utils.checkpoint import load_exactly, load_file
 from utils.cli.log import warn_once
 from utils.errors import UserError
@@ -20,7 +25,7 @@ SALIENCY_HEAD = 'classification_head.weight'
 DEVIATION = 0.01  # of the classifier's initial weights
 
 
-def query_weights(path):
+def query_weights(path: str | Path) -> dict[str, Any]:
     """State dict of the query network in a pre-training checkpoint: the dict with `model`, or a bare dict of
     `module.model_q.*`. Raises `UserError` when the file is missing, damaged, or holds no such network."""
     weights = _query_part(_state(path))
@@ -29,17 +34,17 @@ def query_weights(path):
     return weights
 
 
-def _query_part(state):
+def _query_part(state: Mapping[str, Any]):
     return {key.removeprefix(PREFIX): value for key, value in state.items() if str(key).startswith(PREFIX)}
 
 
-def embedding_network(p, path):
+def embedding_network(p: EasyDict, path: str | Path | None) -> PretrainingNetwork | BackboneNetwork:
     """The network whose prototypes are clustered or retrieved, with exactly the weights at `path` (None: random ones).
 
     A `PretrainingNetwork` as `p` describes it, from a pre-training checkpoint; with `head: none` a `BackboneNetwork`, from
     what `backbone_weights` reads. Initial weights of the backbone are no business of an evaluation.
     """
-    network = get_model({**p, 'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}})
+    network = get_model({**p, 'backbone_kwargs': grid_kwargs(p.backbone_kwargs)})
     if path:
         load_exactly(network, frozen_weights(p, path), path)
     else:
@@ -47,21 +52,26 @@ def embedding_network(p, path):
     return network
 
 
-def backbone_up_to(network, stage):
-    """The part of a network's backbone that ends with `stage` ('layer1' to 'layer4'), as a network of its own."""
-    parts = dict(network.backbone.named_children())
-    names = list(parts)[:list(parts).index(stage) + 1]
-    return BackboneNetwork(nn.Sequential(*(parts[name] for name in names)))
+class StageNetwork(BackboneNetwork):
+    """The backbone of a network, up to one of its stages, whose grid is the embedding."""
+
+    def __init__(self, network: PretrainingNetwork | BackboneNetwork, stage: str):
+        super().__init__(network.backbone)
+        self.stage = stage
+
+    def grid(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """As `BackboneNetwork.grid`."""
+        return self.backbone.grid(images, self.stage), None
 
 
-def frozen_weights(p, path):
+def frozen_weights(p: EasyDict, path: str | Path) -> dict[str, Any]:
     """Pre-trained weights at `path`, under the names that they have in the networks that `p` describes."""
     if p.head == 'none':
         return {f'backbone.{key}': value for key, value in backbone_weights(path, p.backbone).items()}
     return query_weights(path)
 
 
-def require_masks(p, file, *keys):
+def require_masks(p: EasyDict, file: str | Path, *keys: str) -> None:
     """Raise a `UserError` where the network has no saliency head and one of `keys` doesn't name the data set's masks either.
 
     file: the experiment's, for messages."""
@@ -72,17 +82,17 @@ def require_masks(p, file, *keys):
                             f"{key} must name the data set's masks")
 
 
-def _has_saliency_head(p):
+def _has_saliency_head(p: EasyDict):
     return p.head != 'none' and p.model_kwargs.use_classification_head
 
 
-def linear_network(p, classes):
+def linear_network(p: EasyDict, classes: int) -> LinearNetwork:
     """The `LinearNetwork` that `p` describes, with `classes` outputs (background counted) and random weights."""
     return get_model({**p, 'num_classes': classes - 1, 'has_bg': True, 'kmeans_eval': False,
-                      'backbone_kwargs': {'dilated': p.backbone_kwargs.dilated}})
+                      'backbone_kwargs': grid_kwargs(p.backbone_kwargs)})
 
 
-def probe_network(p, classes):
+def probe_network(p: EasyDict, classes: int) -> LinearNetwork:
     """A `LinearNetwork` for the training of its classifier alone (paper section 4): all else is frozen as
     `freeze_batchnorm` says, and still random."""
     network = linear_network(p, classes)
@@ -94,7 +104,7 @@ def probe_network(p, classes):
     return network
 
 
-def load_frozen_weights(network, p):
+def load_frozen_weights(network: LinearNetwork, p: EasyDict) -> None:
     """Fill all of a `probe_network` but its classifier with the weights at `p.pretraining`; None leaves it random.
 
     Raises `UserError` where other keys than the classifier's are missing, or other ones than the heads' left over.
@@ -106,7 +116,7 @@ def load_frozen_weights(network, p):
     load_exactly(network, frozen_weights(p, p.pretraining), p.pretraining, missing=CLASSIFIER[p.head], leftover=leftover)
 
 
-def finetuned_network(p, classes, path):
+def finetuned_network(p: EasyDict, classes: int, path: str | Path) -> LinearNetwork:
     """A `LinearNetwork` with the weights at `path`: a plain state dict (best_model.pth.tar), or a checkpoint of
     linear_finetune.py. Raises `UserError` for others, and for weights of another class count or backbone."""
     state = _state(path)
@@ -120,14 +130,18 @@ def finetuned_network(p, classes, path):
     return network
 
 
-def stored_network(path, dilated=True):
-    """The network in a file of weights, whose keys and shapes say which: a `PretrainingNetwork` (the query's) of a pre-training
-    checkpoint, else a `LinearNetwork`. dilated: output stride 8, else 32, which the file does not say: the wrong one gives
-    wrong outputs.
+def stored_network(path: str | Path, backbone: str | None = None,
+                   output_stride: int | None = None) -> PretrainingNetwork | LinearNetwork:
+    """The network in a file of weights: a `PretrainingNetwork` (the query's) of a pre-training checkpoint, else a
+    `LinearNetwork`.
 
-    Raises `UserError` for files that hold neither.
+    backbone, output_stride: None for what the checkpoint's configuration or else the config.yml beside it says. A file
+    without either is recognised by its names and shapes, and has the backbone's densest grid: the stride is not in the
+    weights, and the wrong one gives wrong outputs.
+    Raises `UserError` for files that hold no such network, and where the backbone stays unclear.
     """
-    state = _state(path)
+    content = load_file(path)
+    state = _state_of(content, path)
     query = _query_part(state)
     pretraining = bool(query)
     if pretraining:
@@ -136,16 +150,40 @@ def stored_network(path, dilated=True):
     outputs = [len(state[key]) for key in biases if getattr(state.get(key), 'ndim', 0) == 1]
     if not outputs:
         raise UserError(f'{path}: neither a pre-training checkpoint nor a linear network of this project')
+    shapes = {key.removeprefix('backbone.'): tuple(value.shape) for key, value in state.items() if key.startswith('backbone.')}
+    known = _architecture(content, Path(path))
+    name = backbone or known.get('backbone') or _recognised(shapes, path)
+    kwargs = grid_kwargs(known.get('backbone_kwargs') or {}) if name == known.get('backbone') else {}
     network = get_model({
-        'backbone': 'resnet50' if 'backbone.layer1.0.conv3.weight' in state else 'resnet18',
-        'backbone_kwargs': {'dilated': dilated}, 'head': 'none' if CLASSIFIER['none'][1] in state else 'deeplab',
+        'backbone': name, 'backbone_kwargs': {'output_stride': output_stride} if output_stride else kwargs,
+        'head': 'none' if CLASSIFIER['none'][1] in state else 'deeplab',
         'kmeans_eval': pretraining, 'num_classes': outputs[0] - 1,
         'model_kwargs': {'ndim': outputs[0], 'use_classification_head': SALIENCY_HEAD in state}})
     load_exactly(network, state, path)
     return network
 
 
-def refuse_other_weights(state, p, source):
+def _architecture(content: dict[str, Any], path: Path):
+    """The configuration that a checkpoint carries, or else the config.yml beside it has. Empty without either."""
+    if isinstance(content.get('config'), dict):
+        return content['config']
+    try:
+        beside = yaml.safe_load((path.parent / 'config.yml').read_text(encoding='utf-8'))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return beside if isinstance(beside, dict) else {}
+
+
+def _recognised(shapes: dict[str, tuple[int, ...]], path: str | Path):
+    names = matching_backbones(shapes)
+    if len(names) != 1:
+        reason = f'fit {" and ".join(names)}' if names else f'fit none of {", ".join(backbone_names())}'
+        raise UserError(f'{path}: the backbone of these weights is not known ({reason}): name it (export.py --backbone, or the '
+                        'argument backbone of hub)')
+    return names[0]
+
+
+def refuse_other_weights(state: Mapping[str, Any], p: EasyDict, source: str | Path) -> None:
     """Raise a `UserError` when the file `p.pretraining`, if it is still there, holds other frozen weights than `state`, a
     state dict of a `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`,
     for messages."""
@@ -158,8 +196,12 @@ def refuse_other_weights(state, p, source):
         raise UserError(f'{p.pretraining} does not hold the weights that {source} was trained from: start over with --fresh')
 
 
-def _state(path):
-    content = load_file(path)
+def _state(path: str | Path):
+    return _state_of(load_file(path), path)
+
+
+def _state_of(content: Any, path: str | Path):
+    """The state dict in a file's content."""
     state = content.get('model', content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise UserError(f'{path}: not a file of weights: it holds no state dict (names and tensors)')

@@ -3,12 +3,16 @@ import contextlib
 import os
 import shutil
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from data.dataset import SegmentationDataset
+from data.image_folder import ImageFolder
 from evaluation.metrics import confusion_matrix
 from evaluation.results import RESULTS
 from evaluation.visualization.pictures import contact_sheet, save_picture, save_prediction, side_by_side, thumbnail, with_legend
@@ -21,8 +25,13 @@ from utils.storage.atomic import make_folder
 PREDICTIONS, PICTURES, SHEET = 'predictions', 'visualization', 'contact_sheet.png'
 SHEET_PICTURES, COLUMNS, CELL = 24, 3, (150, 420)  # of the contact sheet; CELL: height and width
 
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
-def write_predictions(output, dataset, predictions, classes, pictures=None, score=True, part=None):
+
+def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFolder, predictions: Iterable[np.ndarray],
+                      classes: Sequence[str], pictures: int | None = None, score: bool = True,
+                      part: range | None = None) -> np.ndarray | None:
     """Write predictions/<id>.png of every image, visualization/<id>.png of the first `pictures` (None: all), and the first of
     these on contact_sheet.png, as `fresh_output` does it; count the predictions against the labels.
 
@@ -37,7 +46,7 @@ def write_predictions(output, dataset, predictions, classes, pictures=None, scor
     counted = score and dataset.labels
     confusion, thumbnails = np.zeros((len(classes), len(classes)), np.int64) if counted else None, []
 
-    def write(item):
+    def write(item: tuple[int, np.ndarray]):
         (index, prediction), counts = item, None
         name, drawn = dataset.ids[index], index < pictures
         save_prediction(folder / PREDICTIONS / f'{name}.png', prediction)
@@ -68,7 +77,8 @@ def write_predictions(output, dataset, predictions, classes, pictures=None, scor
     return confusion
 
 
-def write_pictures(output, ids, draw, pictures=None):
+def write_pictures(output: str | Path, ids: Sequence[str], draw: Callable[[int], np.ndarray],
+                   pictures: int | None = None) -> None:
     """Write visualization/<id>.png of the first `pictures` (None: all) of `ids` and contact_sheet.png, as `fresh_output` does.
 
     draw: gives picture i, H x W x 3 uint8 RGB. Raises `UserError` when something can't be read or written.
@@ -79,23 +89,24 @@ def write_pictures(output, ids, draw, pictures=None):
         save_contact_sheet(folder, list(progress(thumbnails, 'Pictures', len(indices))))
 
 
-def save_thumbnail(folder, name, picture, index):
+def save_thumbnail(folder: Path, name: str, picture: np.ndarray, index: int) -> np.ndarray | None:
     """Write picture `index` to visualization/<name>.png. Returns it as small as the contact sheet has it, if it has it."""
     save_picture(folder / PICTURES / f'{name}.png', picture)
     return thumbnail(picture, CELL) if index < SHEET_PICTURES else None
 
 
-def save_contact_sheet(folder, thumbnails):
+def save_contact_sheet(folder: Path, thumbnails: Iterable[np.ndarray | None]) -> None:
     """Write contact_sheet.png of the thumbnails that are not None, if there is any."""
-    thumbnails = [thumb for thumb in thumbnails if thumb is not None]
-    if thumbnails:
-        save_picture(folder / SHEET, contact_sheet(thumbnails, COLUMNS, CELL))
+    shown = [thumb for thumb in thumbnails if thumb is not None]
+    if shown:
+        save_picture(folder / SHEET, contact_sheet(shown, COLUMNS, CELL))
 
 
-def in_threads(function, items):
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield `function(item)` of each item in order, computed in as many threads as there are cores. The first error is raised,
     and what has not begun is left."""
-    jobs, threads = deque(), ranks.per_process(cores())
+    jobs: deque[Future[Result]] = deque()
+    threads = ranks.per_process(cores())
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
@@ -109,7 +120,8 @@ def in_threads(function, items):
 
 
 @contextlib.contextmanager
-def fresh_output(output, made=(PREDICTIONS, PICTURES, SHEET), together=False):
+def fresh_output(output: str | Path, made: Sequence[str] = (PREDICTIONS, PICTURES, SHEET),
+                 together: bool = False) -> Iterator[Path]:
     """A folder to fill, of which the folders and files `made` take the place of those in `output`, and of its results.json,
     when the block ends well. When it doesn't, the earlier ones stay. together: whether all processes fill it.
 
@@ -148,7 +160,7 @@ def fresh_output(output, made=(PREDICTIONS, PICTURES, SHEET), together=False):
         raise
 
 
-def check_output(output):
+def check_output(output: str | Path) -> None:
     """Raise a `UserError` where the files of an evaluation could not go, which long work had better find out before."""
     for name in (PREDICTIONS, PICTURES):
         path = Path(output) / name

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from models.interpolation import interpolation_matrix, resize
+from models.interpolation import interpolation_matrix, resize, resize_transpose
 
 SALIENT = 0.5  # a pixel is an object's above this logit (no sigmoid)
 
 
-def object_weights(saliency, size, masks=None):
+def object_weights(saliency: torch.Tensor | None, size: tuple[int, int],
+                   masks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Masks and the weight of each pixel in its image's prototype.
 
     saliency: B x h x w logits of the network, or None. size: (H, W). masks: B x H x W, the data set's own masks, or None.
@@ -26,30 +27,26 @@ def object_weights(saliency, size, masks=None):
     return masks, logits * masks
 
 
-def prototypes(grid, weights):
+def prototypes(grid: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sum over pixels of weight x upsampled embedding, L2-normalised: B x D float32; zeros for an empty mask.
 
     grid: B x D x h x w embeddings before upsampling, not normalised. weights: B x H x W.
     The upsampling is linear, so its transpose brings the weights to the grid instead of the embeddings to the pixels.
     """
-    weights = upsampling_transpose(weights, grid.shape[-2:])            # B x h x w
+    sizes = zip(grid.shape[-2:], weights.shape[1:], strict=True)
+    matrices = [interpolation_matrix(small, large, weights) for small, large in sizes]
+    weights = resize_transpose(weights.unsqueeze(3), *matrices).squeeze(3)          # B x h x w
     sums = torch.bmm(grid.float().flatten(2), weights.flatten(1).unsqueeze(2)).squeeze(2)
     return F.normalize(sums, dim=1)
-
-
-def upsampling_transpose(weights, size):
-    """Transpose of the bilinear upsampling from h x w to H x W: B x H x W -> B x h x w."""
-    down, across = (interpolation_matrix(small, large, weights) for small, large in zip(size, weights.shape[1:], strict=True))
-    return down.t() @ weights @ across
 
 
 class CompressedMask:
     """A mask kept as a PNG in memory: some hundred bytes instead of a value a pixel."""
 
-    def __init__(self, mask):
+    def __init__(self, mask: np.ndarray):
         """mask: H x W uint8, 0 or 1."""
         self.data = cv2.imencode('.png', mask, [cv2.IMWRITE_PNG_BILEVEL, 1])[1]
 
-    def array(self):
+    def array(self) -> np.ndarray:
         """H x W uint8, 0 or 1."""
         return (cv2.imdecode(self.data, cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint8)

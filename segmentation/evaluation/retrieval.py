@@ -7,7 +7,7 @@ import numpy as np
 CHUNK = 64  # queries at a time, whose products the caches hold longer
 
 
-def mask_classes(histograms):
+def mask_classes(histograms: np.ndarray) -> np.ndarray:
     """The class of each mask: the most frequent one inside, background and void left out, the highest of equally frequent ones.
 
     histograms: M x 2 x C, pixels outside and inside the masks by label. Returns M integers; 0 for an empty mask, and where
@@ -18,7 +18,7 @@ def mask_classes(histograms):
     return np.where(objects.any(1), highest, 0)
 
 
-def nearest_neighbours(queries, database, count):
+def nearest_neighbours(queries: np.ndarray, database: np.ndarray, count: int) -> np.ndarray:
     """Indices of the `count` (or all N) database prototypes of largest inner product, best first: Q x count.
 
     queries: Q x D, database: N x D, float32. Products that are equal in float32 count as equal: the lower index comes first.
@@ -30,7 +30,7 @@ def nearest_neighbours(queries, database, count):
     return np.concatenate(found)
 
 
-def _largest(values, count):
+def _largest(values: np.ndarray, count: int):
     """Indices of the `count` largest values of each row, largest first, of equal ones the lower index first: Q x count."""
     least = np.partition(values, -count, axis=1)[:, -count, None]
     rows, columns = np.nonzero(values >= least)                         # in each row `count`, or more if some are equal

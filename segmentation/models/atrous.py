@@ -2,6 +2,8 @@
 
 Axes: B batch, I channels in, O channels out, h w the grid.
 """
+from typing import Any
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -17,12 +19,12 @@ class AtrousConv2d(nn.Conv2d):
     It computes what `nn.Conv2d` does, in fewer operations: no taps that see nothing but padding, whose gradients are zero.
     """
 
-    def __init__(self, convolution, dilation):
+    def __init__(self, convolution: nn.Conv2d, dilation: int):
         super().__init__(convolution.in_channels, convolution.out_channels, 3, padding=dilation, dilation=dilation, bias=False,
                          device='meta')  # draws no random numbers
         self.weight = convolution.weight
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """B x I x h x w -> B x O x h x w."""
         dilation = self.dilation[0]
         if dilation >= max(x.shape[-2:]):  # the others reach beyond the map from everywhere
@@ -42,14 +44,14 @@ class _TapByTap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, dilation):
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.dilation = dilation
         return F.conv2d(x, weight, padding=dilation, dilation=dilation)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         x, weight = ctx.saved_tensors
         padding = [ctx.dilation] * 2
         x_gradient = torch.ops.aten.convolution_backward(
@@ -65,12 +67,12 @@ class _TapByTap(torch.autograd.Function):
         return x_gradient, weight_gradient, None
 
 
-def _overlap(length, offset):
+def _overlap(length: int, offset: int):
     """Slices of the outputs whose input at +offset is on the map, and of these inputs."""
     first, end = max(0, -offset), max(0, min(length, length - offset))
     return slice(first, end), slice(first + offset, max(0, end + offset))
 
 
-def _live(length, dilation):
+def _live(length: int, dilation: int):
     """The share of the three taps along a side that is on the map, on average over its positions."""
     return 1 - 2 * min(dilation, length) / (3 * length)

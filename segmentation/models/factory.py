@@ -1,23 +1,23 @@
 """From a configuration to a network."""
+from collections.abc import Mapping
+from typing import Any
+
 from models.backbone_weights import load_initial_weights
+from models.backbones import build_backbone
 from models.networks import BackboneNetwork, LinearNetwork, PretrainingNetwork
-from models.resnet import CHANNELS, Backbone
-from utils.errors import UserError
 from utils.model_zoo.zoo import local_file
 
 
-def get_model(p):
-    """The network that the configuration `p` (a mapping) describes, with its initial backbone weights.
+def get_model(p: Mapping[str, Any]) -> PretrainingNetwork | BackboneNetwork | LinearNetwork:
+    """The network that the configuration `p` describes, with its initial backbone weights.
 
     The pre-training network where `kmeans_eval` is True or, without that key, `model_kwargs` or `moco_kwargs` are given;
     else the linear network with `num_classes` (20, without background) + `has_bg` (True) outputs. With `head: none` both
     are made of the backbone alone (baselines).
     Raises `UserError` for an unknown backbone and for unreadable or unfitting weights.
     """
-    if p['backbone'] not in CHANNELS:
-        raise UserError(f"backbone must be one of {', '.join(CHANNELS)}, not '{p['backbone']}'")
     kwargs = p.get('backbone_kwargs') or {}
-    backbone = Backbone(p['backbone'], dilated=kwargs.get('dilated', True))
+    backbone = build_backbone(p['backbone'], kwargs)
     moco = kwargs.get('moco_state_dict')
     if kwargs.get('pretraining') == 'imagenet_moco' and moco and 'root_dir' in p:
         moco = local_file(moco, p['root_dir'])  # for who calls this without main.py

@@ -4,7 +4,7 @@
 class UserError(Exception):
     """Something only the user can mend. The message is one line that names the file and what to do."""
 
-    def line(self):
+    def line(self) -> str:
         """The message in one line, also when a DataLoader worker has wrapped it in its traceback."""
         text = str(self).strip()
         prefix = f'{type(self).__module__}.{type(self).__name__}: '

@@ -13,6 +13,7 @@ from torchvision.transforms import functional as TF
 from contrastive import augmentations as views
 from contrastive.augmentations import View, render, sample_crop, sample_view
 from data.normalization import to_images
+from models.backbones import IMAGENET
 
 SIZES = [(60, 80), (97, 131), (333, 211), (375, 500)]  # height, width: smaller and larger than the output, odd and even
 
@@ -140,7 +141,7 @@ def test_rendering_leaves_its_input_alone():
 
 def test_normalisation():
     image, _ = picture(60, 80)
-    ours = to_images(torch.from_numpy(image)[None], torch.device('cpu'))
+    ours = to_images(torch.from_numpy(image)[None], torch.device('cpu'), IMAGENET)
     normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     theirs = normalise(transforms.functional.to_tensor(image))
     torch.testing.assert_close(ours[0], theirs, rtol=0, atol=1e-5)

@@ -4,19 +4,20 @@ import zlib
 
 import pytest
 import torch
+from helpers.plain_method import plain_step
 from torch import nn
 
 from contrastive.builder import ContrastiveModel
-from plain import plain_network, plain_step
+from plain import plain_network
 
 
-def build(backbone='resnet18', freeze=False, dtype=torch.float32, **changes):
+def build(backbone='resnet18', freeze=False, dtype=torch.float32, loss='fused', **changes):
     torch.manual_seed(0)
     model = ContrastiveModel({
         'backbone': backbone, 'backbone_kwargs': {'dilated': changes.pop('dilated', True), 'pretraining': None},
         'head': 'deeplab', 'model_kwargs': {'ndim': 16, 'head': 'linear', 'upsample': True,
                                             'use_classification_head': True} | changes,
-        'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 6}, 'freeze_layers': freeze})
+        'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 6, 'loss': loss}, 'freeze_layers': freeze})
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -51,6 +52,7 @@ def take_steps(model, step, steps, dtype):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backbone, freeze', [('resnet18', False), ('resnet50', True)])
 @pytest.mark.parametrize('dtype, steps, tolerance', [(torch.float32, 1, 1e-5), (torch.float64, 3, 1e-9)])
 def test_steps_equal_the_plain_version(backbone, freeze, dtype, steps, tolerance):
@@ -70,6 +72,7 @@ def test_steps_equal_the_plain_version(backbone, freeze, dtype, steps, tolerance
             assert torch.equal(value, fast.state_dict()[name]) == (freeze and in_trunk), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('height, width', [(95, 130), (130, 95), (96, 160)])
 def test_a_step_of_other_sizes_equals_the_plain_version(height, width):
     """In float32: maps of 12 x 17, say, on which some dilations reach over one side only."""
@@ -102,6 +105,7 @@ def test_frozen_layers_build_no_graph():
     assert not any(p.requires_grad for p in model.model_k.parameters())
 
 
+@pytest.mark.slow
 def test_the_graph_that_is_not_built_changes_no_gradient():
     """Of the layers that learn, whether or not those below build a graph; in float32."""
     model = build(freeze=True)
@@ -127,6 +131,7 @@ def test_train_keeps_frozen_layers_in_eval_mode():
         assert network.backbone.layer3.training and network.decoder.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [{'upsample': False}, {'use_classification_head': False}, {'dilated': False}])
 def test_other_networks_equal_the_plain_version(change):
     fast = build(dtype=torch.float64, **change)
@@ -156,6 +161,31 @@ def test_a_batch_of_one_image():
     assert all(torch.isfinite(value) for value in output.values())
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize('loss', ['fused', 'plain'])
+def test_autocast_leaves_losses_in_float32(loss):
+    model = build(loss=loss)
+    im_q, im_k, sal_q, sal_k = batch()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        output = model(im_q, im_k, sal_q, sal_k)
+        q = model.model_q.grid(im_q)[0]
+        inside = model.step_losses(q, None, sal_q, model.prototypes(q, sal_k))
+    outside = model.step_losses(q.float(), None, sal_q, model.prototypes(q.float(), sal_k))
+    assert q.dtype == torch.bfloat16 and {value.dtype for value in output.values()} == {torch.float32}
+    assert all(torch.equal(inside[name], outside[name]) for name in inside)
+
+
+@pytest.mark.slow
+def test_the_plain_losses_train_alike():
+    """The key moco_kwargs.loss changes how a step is computed, not what."""
+    fused, plain = (build(dtype=torch.float64, loss=loss) for loss in ('fused', 'plain'))
+    got, want = (take_steps(model, model, 2, torch.float64) for model in (fused, plain))
+    for a, b in zip(got, want, strict=True):
+        assert a == pytest.approx(b, rel=1e-9)
+    for name, value in plain.state_dict().items():
+        assert (fused.state_dict()[name].double() - value.double()).abs().max() <= 1e-8 * value.double().abs().max().clamp_min(
+            1e-3), name
 
 
 def test_queue_wraps_around():
@@ -226,6 +256,7 @@ def published_inputs(images=3, size=56):
     return im_q, im_k, masks[0], masks[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backbone, tolerance, norm_tolerance', [('resnet18', 1e-5, 1e-3), ('resnet50', 1e-4, 2e-2)])
 def test_published_figures(backbone, tolerance, norm_tolerance):
     want = PUBLISHED[backbone]

@@ -62,6 +62,7 @@ def by_itself(experiment, tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_machine_with_two_gpus_is_used_by_itself(by_itself, experiment, tmp_path):
     path = tmp_path / 'output' / 'small' / 'checkpoint.pth.tar'
     process = by_itself({'epochs': 100})
@@ -76,6 +77,7 @@ def test_a_machine_with_two_gpus_is_used_by_itself(by_itself, experiment, tmp_pa
     assert process.returncode == 2 and output.count('error: ') == 1 and 'moco_kwargs.K' in output
 
 
+@pytest.mark.slow
 def test_a_bad_loss_of_one_process_stops_all_at_that_step(experiment, tmp_path):
     (tmp_path / 'bad_loss.py').write_text(ONE_BAD_LOSS)
     log, folder = tmp_path / 'log', tmp_path / 'output' / 'small'
@@ -89,6 +91,7 @@ def test_a_bad_loss_of_one_process_stops_all_at_that_step(experiment, tmp_path):
     assert (load(folder / 'checkpoint.pth.tar')['epoch'], log.read_text().count('exitcode  : 2')) == (1, 2)
 
 
+@pytest.mark.slow
 def test_on_another_number_of_processes_each_image_comes_once(experiment, tmp_path, monkeypatch):
     arguments = [*experiment({'epochs': 2, 'checkpoint_every': 1, 'simulate_processes': 2}), '--amp', 'none']
     path, seen = tmp_path / 'output' / 'small' / 'checkpoint.pth.tar', []
@@ -118,6 +121,7 @@ def test_the_batches_of_a_step_are_the_same_on_any_number_of_processes(count):
     assert together == list(EpochBatchSampler(18, 4, seed=5)) and len(together) == 4
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(experiment, tmp_path, user_error):
     arguments = [*experiment({'epochs': 300}), '--amp', 'none']
     folder = tmp_path / 'output' / 'small'

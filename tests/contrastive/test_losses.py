@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from contrastive import fused_losses as fused
 from contrastive import losses
-from contrastive.losses import contrastive_loss, mask_prototypes, saliency_loss
-from models.interpolation import resize
-from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss
+from contrastive.fused_losses import contrastive_loss, mask_prototypes, saliency_loss
 
 
 def example(batch=3, ndim=8, grid=(7, 7), size=(56, 56), queue=12, dtype=torch.float64, seed=0):
@@ -32,7 +31,7 @@ def test_contrastive_loss_equals_the_plain_one(shape, dtype, tolerance):
     grid, mask, prototypes, queue = example(dtype=dtype, **shape)
     lean, plain = grid.clone().requires_grad_(), grid.clone().requires_grad_()
     got = contrastive_loss(lean, mask, prototypes, queue, 0.5)
-    want = plain_contrastive_loss(F.normalize(resize(plain, mask.shape[1:]), dim=1), mask, prototypes, queue, 0.5)
+    want = losses.contrastive_loss(plain, mask, prototypes, queue, 0.5)
     got[0].backward()
     want[0].backward()
     for a, b in zip(got, want, strict=True):
@@ -46,7 +45,7 @@ def test_groups_and_chunks_change_nothing(monkeypatch, budget):
     grid, mask, prototypes, queue = example()
     whole = contrastive_loss(grid.requires_grad_(), mask, prototypes, queue, 0.5)
     gradient, = torch.autograd.grad(whole[0], grid)
-    monkeypatch.setattr(losses, 'CHUNK_ELEMENTS', budget)
+    monkeypatch.setattr(fused, 'CHUNK_ELEMENTS', budget)
     parts = contrastive_loss(grid, mask, prototypes, queue, 0.5)
     assert torch.allclose(torch.autograd.grad(parts[0], grid)[0], gradient, rtol=1e-12, atol=1e-15)
     assert torch.allclose(torch.stack(parts), torch.stack(whole), rtol=1e-12)
@@ -59,10 +58,10 @@ def test_all_pixels_with_weight_zero_outside_equal_the_masked_ones(monkeypatch, 
     means = mask_prototypes(grid, mask)
     masked = contrastive_loss(grid.requires_grad_(), mask, prototypes, queue, 0.5)
     gradient, = torch.autograd.grad(masked[0], grid)
-    monkeypatch.setattr(losses, '_chunks', lambda inside, rows: [slice(i, i + 500) for i in range(0, inside.shape[1], 500)])
+    monkeypatch.setattr(fused, '_chunks', lambda inside, rows: [slice(i, i + 500) for i in range(0, inside.shape[1], 500)])
     values = len(mask) + queue.shape[1]
-    monkeypatch.setattr(losses, 'GPU_ELEMENTS', images * values * mask[0].numel())
-    monkeypatch.setattr(losses, '_boxes', lambda mask, matrices: losses._whole_images(mask, matrices, values))
+    monkeypatch.setattr(fused, 'GPU_ELEMENTS', images * values * mask[0].numel())
+    monkeypatch.setattr(fused, '_boxes', lambda mask, matrices: fused._whole_images(mask, matrices, values))
     assert torch.allclose(mask_prototypes(grid, mask), means, rtol=1e-12)
     everywhere = contrastive_loss(grid, mask, prototypes, queue, 0.5)
     assert torch.allclose(torch.autograd.grad(everywhere[0], grid)[0], gradient, rtol=1e-12, atol=1e-15)
@@ -79,26 +78,28 @@ def test_small_temperatures_do_not_overflow():
     grid, mask, prototypes, queue = example(dtype=torch.float32)
     for temperature in (0.05, 0.005, 0.0005):
         got = contrastive_loss(grid, mask, prototypes, queue, temperature)[0]
-        want = plain_contrastive_loss(F.normalize(resize(grid, mask.shape[1:]), dim=1), mask, prototypes, queue, temperature)
+        want = losses.contrastive_loss(grid, mask, prototypes, queue, temperature)
         assert math.isfinite(got) and got.item() == pytest.approx(want[0].item(), rel=1e-4)
 
 
-def test_by_hand():
+@pytest.mark.parametrize('form', [fused, losses], ids=['fused', 'plain'])
+def test_by_hand(form):
     """One image, all pixels equal to its prototype, one orthogonal queue column: -log(e^2 / (e^2 + 1))."""
     grid = torch.tensor([3.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
     prototype, queue = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
-    loss, acc1, acc5 = contrastive_loss(grid, torch.ones(1, 4, 4), prototype, queue, 0.5)
+    loss, acc1, acc5 = form.contrastive_loss(grid, torch.ones(1, 4, 4), prototype, queue, 0.5)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)))
     assert not acc1.requires_grad and not acc5.requires_grad
     assert (acc1.item(), acc5.item()) == (100, 100)
-    loss, acc1, acc5 = contrastive_loss(-grid, torch.ones(1, 4, 4), prototype, queue, 0.5)
+    loss, acc1, acc5 = form.contrastive_loss(-grid, torch.ones(1, 4, 4), prototype, queue, 0.5)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(2)))
     assert (acc1.item(), acc5.item()) == (0, 100)
 
 
-def test_no_object_at_all_is_zero_and_finite():
+@pytest.mark.parametrize('form', [fused, losses], ids=['fused', 'plain'])
+def test_no_object_at_all_is_zero_and_finite(form):
     grid, mask, prototypes, queue = example()
-    loss, acc1, acc5 = contrastive_loss(grid.requires_grad_(), torch.zeros_like(mask), prototypes, queue, 0.5)
+    loss, acc1, acc5 = form.contrastive_loss(grid.requires_grad_(), torch.zeros_like(mask), prototypes, queue, 0.5)
     loss.backward()
     assert (loss.item(), acc1.item(), acc5.item()) == (0, 0, 0)
     assert torch.equal(grid.grad, torch.zeros_like(grid))
@@ -108,8 +109,8 @@ def test_an_image_without_object_changes_nothing_but_the_columns():
     grid, mask, prototypes, queue = example()
     mask[1] = 0
     got = contrastive_loss(grid, mask, prototypes, queue, 0.5)
-    want = plain_contrastive_loss(F.normalize(resize(grid, mask.shape[1:]), dim=1), mask, prototypes, queue, 0.5)
-    assert torch.allclose(torch.stack(got), torch.stack([value.double() for value in want]), rtol=1e-10)
+    want = losses.contrastive_loss(grid, mask, prototypes, queue, 0.5)
+    assert torch.allclose(torch.stack(got), torch.stack(want), rtol=1e-10)
 
 
 def test_results_do_not_depend_on_the_layout():
@@ -130,7 +131,7 @@ def test_prototypes_equal_the_plain_ones(shape, dtype, tolerance):
     grid, mask, *_ = example(dtype=dtype, **shape)
     mask[0] = 0
     got = mask_prototypes(grid, mask)
-    want = plain_prototypes(F.normalize(resize(grid, mask.shape[1:]), dim=1), mask)
+    want = losses.mask_prototypes(grid, mask)
     assert (got - want).abs().max() <= tolerance
     assert torch.equal(got[0], torch.zeros_like(got[0]))
     assert torch.equal(got, mask_prototypes(grid, mask * 255))
@@ -144,19 +145,8 @@ def test_saliency_loss_equals_the_plain_one(shape, cover):
     logits = grid[:, 0].clone().requires_grad_()
     plain = logits.detach().clone().requires_grad_()
     got = saliency_loss(logits, mask)
-    want = plain_saliency_loss(resize(plain.unsqueeze(1), mask.shape[1:]).squeeze(1), mask)
+    want = losses.saliency_loss(plain, mask)
     assert got.item() == pytest.approx(want.item(), rel=1e-10)
     got.backward()
     want.backward()
     assert torch.allclose(logits.grad, plain.grad, rtol=1e-9, atol=1e-15)
-
-
-def test_autocast_leaves_losses_in_float32():
-    grid, mask, prototypes, queue = example(dtype=torch.float32)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        loss, *_ = contrastive_loss(grid, mask, prototypes, queue, 0.5)
-        saliency = saliency_loss(grid[:, 0], mask)
-        means = mask_prototypes(grid, mask)
-    assert loss.dtype == saliency.dtype == means.dtype == torch.float32
-    assert torch.equal(loss, contrastive_loss(grid, mask, prototypes, queue, 0.5)[0])
-    assert torch.equal(means, mask_prototypes(grid, mask))

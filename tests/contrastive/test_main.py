@@ -26,6 +26,7 @@ def load(folder):
     return torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(experiment, tmp_path, capsys):
     arguments = experiment()
     main([*arguments, '--amp', 'none'])
@@ -69,6 +70,7 @@ def test_what_a_run_leaves(experiment, tmp_path, capsys):
     assert_same(load(folder), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('amp, workers', [('none', 0), ('bf16', 2)])
 def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch, amp, workers):
     """Every checkpoint of an undisturbed run, also those inside an epoch, leads to the same end."""
@@ -98,6 +100,7 @@ def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch
             assert row == want
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(experiment, tmp_path):
     """A real process, a real SIGKILL in its second epoch."""
     changes = {'epochs': 3, 'num_workers': 1}
@@ -122,6 +125,7 @@ def test_killed_and_started_again(experiment, tmp_path):
     assert [json.loads(line)['epoch'] for line in metrics.read_text().splitlines()] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_bit_equal_to_the_file_of_initial_weights(experiment, tmp_path):
     weights = resnet18(weights=None).state_dict()
     torch.save(weights, tmp_path / 'resnet18.pth')
@@ -140,6 +144,7 @@ def test_frozen_layers_stay_bit_equal_to_the_file_of_initial_weights(experiment,
             assert same == key.startswith(('conv1', 'bn1', 'layer1', 'layer2')), key
 
 
+@pytest.mark.slow
 def test_starts_from_a_moco_file(experiment, tmp_path):
     weights = {f'module.encoder_q.{key}': value for key, value in resnet18(weights=None).state_dict().items()}
     torch.save({'state_dict': weights}, tmp_path / 'moco.pth.tar')
@@ -151,6 +156,7 @@ def test_starts_from_a_moco_file(experiment, tmp_path):
     assert torch.allclose(model['module.model_q.backbone.conv1.weight'], weights['module.encoder_q.conv1.weight'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [{'model_kwargs.use_classification_head': False}, {'backbone_kwargs.dilated': False},
                                      {'model_kwargs.upsample': False}, {'optimizer': 'adam', 'optimizer_kwargs': {'lr': 1e-3}},
                                      {'train_batch_size': 1, 'transformation_kwargs.crop_size': 30}])
@@ -161,6 +167,7 @@ def test_other_settings_train(experiment, tmp_path, changes):
     assert (row['saliency_loss'] == 0) == ('model_kwargs.use_classification_head' in changes)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(experiment, tmp_path, user_error):
     folder = tmp_path / 'output' / 'small'
     changes = {'epochs': 2, 'optimizer_kwargs.lr': '1e30'}
@@ -172,6 +179,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(experiment, tmp_path, user_error
     assert 'the weights are not finite after epoch 0, step 1' in line and not (folder / 'checkpoint.pth.tar').exists()
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused(experiment, tmp_path, user_error):
     folder = tmp_path / 'output' / 'small'
     main([*experiment({'epochs': 1}), '--amp', 'none'])
@@ -202,6 +210,7 @@ def test_view_figure_shows_each_mask_in_its_place():
         assert torch.equal(torch.from_numpy(shown), expected) and shown.any() and not shown.all()
 
 
+@pytest.mark.slow
 def test_a_seed_given_once_stays_with_the_run(experiment, tmp_path):
     folder = tmp_path / 'output' / 'small'
     main([*experiment({'epochs': 1, 'seed': None}), '--seed', '5'])
@@ -210,6 +219,7 @@ def test_a_seed_given_once_stays_with_the_run(experiment, tmp_path):
     assert yaml.safe_load((folder / 'config.yml').read_text())['resolved']['seed'] == 5
 
 
+@pytest.mark.slow
 def test_interrupted(experiment, tmp_path):
     """Ctrl-C in a terminal: one line, exit code 130. A shell that started these tests in the background has SIGINT ignored."""
     process = subprocess.Popen([sys.executable, MAIN, *experiment({'epochs': 1000})], stdout=subprocess.PIPE,

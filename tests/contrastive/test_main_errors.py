@@ -69,6 +69,7 @@ def test_fewer_images_than_the_batch(fails, own_root):
     assert 'usable images' in fails(db_root=own_root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_truncated_image(fails, own_root, tmp_path, workers):
     path = truncate_image(own_root)
@@ -88,6 +89,7 @@ def test_masks_that_no_view_passes(fails, own_root):
     assert line.startswith(f'{folder}: ') and ' is 1;' in line and 'must be 255' in line
 
 
+@pytest.mark.slow
 def test_bad_images_are_skipped_and_counted(experiment, own_root, tmp_path):
     path = truncate_image(own_root)
     main(experiment({'epochs': 1, 'on_bad_image': 'skip'}, db_root=own_root))
@@ -178,6 +180,7 @@ def test_checkpoint_of_something_else(fails, tmp_path, content):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_errors_leave_the_checkpoint_alone(experiment, fails, own_root, tmp_path):
     main(experiment({'epochs': 1}, db_root=own_root))
     path = checkpoint_path(tmp_path)
@@ -241,6 +244,7 @@ def test_moco_checkpoint_that_does_not_fit(fails, tmp_path, resnet, change, word
     assert line.startswith(f'{path}: ') and line.endswith(f': {words}')
 
 
+@pytest.mark.slow
 def test_files_that_are_no_initial_weights(fails, tmp_path, resnet):
     path, trace = tmp_path / 'weights.pth', tmp_path / TOUCHED
     moco = {'backbone_kwargs.pretraining': 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(path)}

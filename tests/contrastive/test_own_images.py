@@ -55,6 +55,7 @@ def ids_of(tmp_path):
     return (tmp_path / 'datasets' / 'mine' / 'sets' / 'trainaug.txt').read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_a_sheet(few_steps, train, env, photographs, tmp_path, capsys):
     train('--weights', 'none')
     output = tmp_path / 'output'
@@ -84,6 +85,7 @@ def test_from_a_folder_to_a_sheet(few_steps, train, env, photographs, tmp_path, 
     assert (output / 'mine.old-1' / 'checkpoint.pth.tar').is_file()
 
 
+@pytest.mark.slow
 def test_other_photographs_are_trained_on_anew(few_steps, train, photographs, tmp_path):
     """Also where their number, and so the settings, are the same."""
     train('--weights', 'none', '--seed', '5')
@@ -99,6 +101,7 @@ def test_other_photographs_are_trained_on_anew(few_steps, train, photographs, tm
     assert not torch.equal(second['model']['module.queue'], first['model']['module.queue'])
 
 
+@pytest.mark.slow
 def test_masks_of_two_models_that_leave_out_other_photographs(few_steps, train, env, tmp_path):
     train('--weights', 'none')
     ids, folder = ids_of(tmp_path), tmp_path / 'datasets' / 'mine'
@@ -109,6 +112,7 @@ def test_masks_of_two_models_that_leave_out_other_photographs(few_steps, train, 
     assert set(results['clusters']) == set(ids) - {ids[1]}
 
 
+@pytest.mark.slow
 def test_without_a_network_connection_training_starts_from_random_weights(few_steps, train, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')

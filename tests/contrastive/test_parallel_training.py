@@ -44,6 +44,7 @@ def training(experiment, tmp_path):
             process.kill()
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_like_simulated_processes(training, experiment, tmp_path, one_thread):
     """SIGTERM to rank 1 alone: the second start ends in the weights, bit for bit, of one process that was never stopped and
     computes what two would."""
@@ -73,6 +74,7 @@ def at(folder):
     return 3 * state['epoch'] + state['step']
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_and_ends_the_others(training):
     process, log, folder = training({'epochs': 300})
     wait_for(lambda: (folder / 'checkpoint.pth.tar').exists())
@@ -94,6 +96,7 @@ def image(shapes_root, tmp_path):
     return folder / 'images' / f'{(folder / "sets" / "trainaug.txt").read_text().split()[index]}.jpg'
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named(training, image):
     """An image never comes: its file is a pipe that nobody writes to."""
     image.unlink()
@@ -105,6 +108,7 @@ def test_a_process_that_hangs_is_named(training, image):
     assert 'rank 1 hangs (epoch 1, step 2): no progress for 6 s' in message
 
 
+@pytest.mark.slow
 def test_a_bad_image_of_one_process_ends_all(training, image):
     image.write_bytes(image.read_bytes()[:300])
     process, log, folder = training(db_root=image.parents[2])
@@ -115,6 +119,7 @@ def test_a_bad_image_of_one_process_ends_all(training, image):
     assert message in (folder / 'log_file.txt').read_text()
 
 
+@pytest.mark.slow
 def test_mocos_flags_join_processes_by_hand(experiment, tmp_path):
     """As on two machines, each with its own command; the processes meet at the first one's."""
     with socket.socket() as free:

@@ -128,6 +128,7 @@ def test_masks_of_nothing_and_everything_are_replaced(data, value):
     assert ViewPairs(dataset, 3, 32)[0, 5]['id'] == dataset.ids[5]
 
 
+@pytest.mark.slow
 def test_three_tries_then_another_image(data):
     def corner(mask):
         out = np.zeros_like(mask)

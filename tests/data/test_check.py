@@ -232,6 +232,7 @@ def module(tree, arguments):
                           check=False)
 
 
+@pytest.mark.slow
 def test_as_a_process_of_either_tree(experiment, root, folder, tmp_path):
     whole = module(ROOT / 'segmentation', experiment({'num_workers': 2}, db_root=root, base=KMEANS)[:4])
     assert (whole.returncode, whole.stdout, whole.stderr) == (

@@ -253,6 +253,7 @@ def test_unknown_data_set(tmp_path, data):
     assert re.search(r'\bdb_root\b', refusal(dataset_folder, tmp_path / 'absent', 'Mine'))
 
 
+@pytest.mark.slow
 def test_shapes_are_drawn_when_missing(tmp_path):
     folder = dataset_folder(tmp_path / 'new', 'Shapes')
     assert folder == tmp_path / 'new' / 'Shapes' and class_names(folder) == CLASSES

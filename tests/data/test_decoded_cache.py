@@ -73,6 +73,7 @@ def test_errors_are_those_of_the_reader(tmp_path):
         DecodedCache(tmp_path / 'file' / 'cache')
 
 
+@pytest.mark.slow
 def test_a_training_learns_the_same(shapes_root, tmp_path, experiment):
     losses = []
     for number in range(2):

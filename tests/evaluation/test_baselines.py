@@ -74,6 +74,7 @@ def product_embedding(network, root, split, at_resolution):
     return extract_prototypes(network, loader, CPU, 'none', 10, at_resolution)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['moco', 'plain', 'torchvision'])
 def test_kmeans(experiment, toys, network, source, tmp_path, kind):
     kmeans.main([*experiment({'pretraining': source(kind)}, 'small', toys, BASELINE), '--num_seeds', '2'])
@@ -84,6 +85,7 @@ def test_kmeans(experiment, toys, network, source, tmp_path, kind):
     assert np.allclose(results['IoU_per_seed'], [plain_score(plain, found, 10, seed)[1] for seed in (1234, 1235)], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_retrieval(experiment, toys, network, source, tmp_path):
     retrieval.main([*experiment({'pretraining': source('moco')}, 'small', toys, BASELINE), '--num_visualizations', '1'])
     folder = toys / 'Toys'
@@ -97,6 +99,7 @@ def test_retrieval(experiment, toys, network, source, tmp_path):
     assert sum(plain_class(mask, labels) > 0 for _, mask, labels in database) == results['database_segments']
 
 
+@pytest.mark.slow
 def test_linear_classifier(experiment, weights, source, shapes_root, tmp_path):
     arguments = experiment({'head': 'none', 'pretraining': source('plain'), 'optimizer': 'adam', 'epochs': 3,
                             'optimizer_kwargs': {'lr': 0.05}}, base=LINEAR)
@@ -130,6 +133,7 @@ def test_random_weights(experiment, toys, tmp_path, capsys):
     assert len(list((tmp_path / 'output' / 'small' / 'predictions').iterdir())) == len(IDS)
 
 
+@pytest.mark.slow
 def test_mistakes(experiment, toys, source, user_error, tmp_path, weights, monkeypatch):
     def fails(changes, script=kmeans):
         return user_error(lambda: script.main(experiment(changes, 'small', toys, BASELINE)))

@@ -103,6 +103,7 @@ def test_colours_are_not_swapped_and_probabilities_are_clipped():
     assert not found[:, :5].any() and found[:, 7:].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
 def test_processes_make_no_difference(dataset, processes):
     grids = [noisy_grid(dataset[index]['labels'], seed=index) for index in range(len(dataset))]
@@ -113,6 +114,7 @@ def test_processes_make_no_difference(dataset, processes):
     assert CrfPool(dataset).processes == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_and_a_killed_process(tmp_path, dataset):
     folder = tmp_path / 'Shapes'
     for part in ('images', 'sets'):

@@ -3,6 +3,7 @@ import json
 import shutil
 
 import cv2
+import pytest
 from helpers.experiments import KMEANS, LINEAR
 
 import demo
@@ -12,6 +13,7 @@ import linear_finetune
 import retrieval
 
 
+@pytest.mark.slow
 def test_table_and_picture(experiment, pretrained, tmp_path, capsys, user_error):
     arguments = experiment(base=KMEANS)
     env, output = arguments[:2], tmp_path / 'output'

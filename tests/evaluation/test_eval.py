@@ -50,6 +50,7 @@ def results_of(folder):
     return json.loads((folder / 'results.json').read_text())
 
 
+@pytest.mark.slow
 def test_same_score_as_the_final_line_of_the_training(evaluate, trained, capsys):
     refined = evaluate('--crf-postprocess')
     printed = capsys.readouterr().out.splitlines()
@@ -67,6 +68,7 @@ def test_same_score_as_the_final_line_of_the_training(evaluate, trained, capsys)
         assert np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_both_formats_of_weights(evaluate, trained):
     state = torch.load(trained / 'checkpoint.pth.tar', weights_only=True)
     torch.save(state['model'], trained / 'last.pth')
@@ -75,6 +77,7 @@ def test_both_formats_of_weights(evaluate, trained):
     assert as_checkpoint['IoU'] == as_state_dict['IoU'] and as_state_dict['weights'] == str(trained / 'last.pth')
 
 
+@pytest.mark.slow
 def test_pictures(evaluate, shapes_root):
     folder = evaluate()
     assert {path.stem for path in (folder / 'visualization').iterdir()} == set(IDS)
@@ -110,6 +113,7 @@ def test_pictures(evaluate, shapes_root):
     assert not (folder / 'visualization').exists() and not (folder / 'contact_sheet.png').exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
     folder = tmp_path / 'my photographs'
     folder.mkdir()
@@ -142,6 +146,7 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
     assert results_of(found).keys() == {'script', 'weights', 'crf'}
 
 
+@pytest.mark.slow
 def test_class_names_of_voc_need_no_download(evaluate, shapes_root, tmp_path):
     torch.save(get_model({'backbone': 'resnet18'}).state_dict(), tmp_path / 'voc.pth')
     found = evaluate('--images', str(shapes_root / 'Shapes' / 'images'), '--num_visualizations', '1',
@@ -149,6 +154,7 @@ def test_class_names_of_voc_need_no_download(evaluate, shapes_root, tmp_path):
     assert len(list((found / 'predictions').iterdir())) == 18 and not (tmp_path / 'empty').exists()
 
 
+@pytest.mark.slow
 def test_copied_out_alone_as_a_process(experiment, trained, tmp_path):
     tree = shutil.copytree(ROOT / 'segmentation', tmp_path / 'segmentation', ignore=shutil.ignore_patterns('__pycache__'))
     arguments = experiment({'epochs': ..., 'optimizer_kwargs': ..., 'scheduler': ..., 'train_db_name': ...}, base=LINEAR)
@@ -180,6 +186,7 @@ def fails(evaluate, user_error, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit(fails, trained, pretrained, tmp_path):
     path, trace = tmp_path / 'weights.pth', tmp_path / 'code-was-run'
     assert fails(weights=path) == f'--state-dict names {path}, which is not there'
@@ -203,6 +210,7 @@ def test_weights_that_do_not_fit(fails, trained, pretrained, tmp_path):
     assert 'do not fit this network: missing backbone.' in fails(changes={'backbone': 'resnet50'})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [[], ['--crf-postprocess']])
 def test_folders_that_can_not_be_made(fails, tmp_path, flags):
     (tmp_path / 'output').write_text('a file')
@@ -215,6 +223,7 @@ def test_folders_that_can_not_be_made(fails, tmp_path, flags):
     assert (folder / 'predictions').read_text() == 'a file'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags, workers', [([], 0), ([], 2), (['--crf-postprocess'], 2)])
 def test_an_unreadable_image_among_many(fails, shapes_root, tmp_path, flags, workers):
     folder = shutil.copytree(shapes_root, tmp_path / 'own') / 'Shapes'
@@ -231,6 +240,7 @@ def test_an_unreadable_image_among_many(fails, shapes_root, tmp_path, flags, wor
     assert line.startswith(f'{labels}: label 77 in its labels, but there are only 9 classes')
 
 
+@pytest.mark.slow
 def test_a_split_without_labels(evaluate, shapes_root, tmp_path, capsys):
     folder = tmp_path / 'datasets' / 'Shapes'
     shutil.copytree(shapes_root / 'Shapes', folder, ignore=shutil.ignore_patterns('SegmentationClass*'))
@@ -246,6 +256,7 @@ def test_a_split_without_labels(evaluate, shapes_root, tmp_path, capsys):
     assert {path.stem for path in (found / 'predictions').iterdir()} == set(ids)
 
 
+@pytest.mark.slow
 def test_other_mistakes(fails, shapes_root, tmp_path):
     for images in (tmp_path / 'none', shapes_root / 'Shapes' / 'classes.txt'):
         assert fails('--images', str(images)) == f'{images} is no folder of images'

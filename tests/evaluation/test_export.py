@@ -18,6 +18,7 @@ def refusal(user_error, *arguments):
     return user_error(lambda: export.main(list(map(str, arguments))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['linear', 'output_stride_32', 'pretraining', 'no_saliency'])
 def test_the_file_computes_what_the_network_does(kind, tmp_path):
     p, outputs = NETWORKS[kind]
@@ -55,6 +56,7 @@ def test_mistakes_leave_what_was_there(tmp_path, user_error, monkeypatch):
     assert out.read_text() == 'of before' and weights.read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [1, float('nan')])
 def test_a_file_that_computes_something_else_is_not_written(change, tmp_path, user_error, monkeypatch):
     weights, out, right = tmp_path / 'weights.pth.tar', tmp_path / 'network.onnx', onnx_export.export_onnx
@@ -69,16 +71,18 @@ def test_a_file_that_computes_something_else_is_not_written(change, tmp_path, us
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backbone', ['resnet18', 'resnet50'])
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_stored_networks(kind, backbone, tmp_path):
     p = {**NETWORKS[kind][0], 'backbone': backbone}
     network = weights_of(p, tmp_path / 'weights.pth.tar')
-    stored = stored_network(tmp_path / 'weights.pth.tar', dilated=kind != 'output_stride_32')
+    stored = stored_network(tmp_path / 'weights.pth.tar', output_stride=32 if kind == 'output_stride_32' else None)
     assert type(stored) is type(network) and str(stored) == str(network)
     assert all(torch.equal(a, b) for a, b in zip(stored.state_dict().values(), network.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_other_forms_of_files(tmp_path):
     """A checkpoint of linear_finetune.py, and of a pre-training the bare state dict with key network and queue."""
     for kind in ('linear', 'pretraining'):

@@ -50,6 +50,7 @@ def test_prototypes_are_the_plain_ones(reference, toys):
     assert shares[0] == 0 and not prototypes[0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes, flags, n_clusters', [
     ({}, [], 10), ({}, ['--n_clusters', '4'], 4), ({'kmeans_kwargs': {'n_clusters': 16}}, [], 16),
     ({'kmeans_kwargs': {'n_clusters': 3}, 'seed': 99}, ['--n_clusters', '10'], 10),
@@ -86,6 +87,7 @@ def test_results_equal_the_plain_way(run, reference, toys, toy_checkpoint, tmp_p
         assert np.array_equal(picture[:height, :width], image)
 
 
+@pytest.mark.slow
 def test_given_masks_and_random_weights(run, toys, capsys):
     results = run({'pretraining': None, 'val_db_kwargs.saliency': 'supervised_model',
                    'model_kwargs.use_classification_head': False}, ['--num_seeds', '2'])
@@ -100,6 +102,7 @@ def test_given_masks_and_random_weights(run, toys, capsys):
     assert results['weights'] is None and 'NMI' not in results and 'random weights' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_formats_and_workers_make_no_difference(run, toy_checkpoint, tmp_path):
     want, output = run(), tmp_path / 'output'
     assert want['seeds'] == [1234, 1235, 1236, 1237, 1238]
@@ -112,6 +115,7 @@ def test_formats_and_workers_make_no_difference(run, toy_checkpoint, tmp_path):
     assert not (output / 'bare' / 'visualization').exists()
 
 
+@pytest.mark.slow
 def test_one_image_at_a_time(run, reference, toy_network, toys):
     prototypes = product_prototypes(toy_network, toys, batch_size=1)
     assert np.abs(prototypes - reference[1]).max() < 1e-4
@@ -135,6 +139,7 @@ def fails(run, user_error, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_checkpoints_that_do_not_fit(fails, toy_network, toy_checkpoint, tmp_path):
     path, trace = tmp_path / 'weights.pth', tmp_path / 'code-was-run'
     changes, hostile = {'pretraining': str(path)}, type('Hostile', (), {'__reduce__': lambda _: (Path.touch, (trace,))})()
@@ -171,6 +176,7 @@ def test_impossible_settings(fails, toys, tmp_path):
     assert 'saliency_none: the folder is missing' in fails({'val_db_kwargs.saliency': 'none'})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_damaged_data(fails, toys, tmp_path, workers):
     folder = shutil.copytree(toys, tmp_path / 'own') / 'Toys'

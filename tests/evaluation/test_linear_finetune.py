@@ -40,6 +40,7 @@ def arguments(experiment, pretrained):
     return make
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys):
     main(arguments())
     folder, printed = tmp_path / 'output' / 'small', capsys.readouterr().out.splitlines()
@@ -102,6 +103,7 @@ def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys)
     assert_same(load(folder), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('freeze', ['backbone', 'none'])
 def test_partly_frozen_batch_norm(arguments, pretrained, tmp_path, freeze):
     main(arguments({'freeze_batchnorm': freeze, 'epochs': 1}))
@@ -115,6 +117,7 @@ def test_partly_frozen_batch_norm(arguments, pretrained, tmp_path, freeze):
         assert torch.equal(tensor, before[f'module.model_q.{name}']) != moves, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('freeze, workers, amp', [('all', 0, 'none'), ('none', 2, 'bf16')])
 def test_cut_anywhere_and_resumed_is_bit_equal(arguments, tmp_path, monkeypatch, freeze, workers, amp):
     flags = [*arguments({'epochs': 3, 'checkpoint_every': 2, 'num_workers': workers, 'freeze_batchnorm': freeze}), '--amp', amp]
@@ -148,6 +151,7 @@ def rows_of(folder):
     return [{key: value for key, value in row.items() if key != 'images_per_second'} for row in rows]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(arguments, tmp_path):
     """A real process, a real SIGKILL after its first epoch."""
     changes = {'epochs': 12, 'num_workers': 1}
@@ -173,6 +177,7 @@ def test_killed_and_started_again(arguments, tmp_path):
     assert rows_of(folder) == rows_of(other)
 
 
+@pytest.mark.slow
 def test_random_weights_and_skipped_images(arguments, shapes_root, tmp_path, capsys):
     root = shutil.copytree(shapes_root, tmp_path / 'own')
     path = root / 'Shapes' / 'images' / 'train_0002.jpg'

@@ -27,6 +27,7 @@ def own_root(tmp_path, shapes_root):
     return shutil.copytree(shapes_root, tmp_path / 'own')
 
 
+@pytest.mark.slow
 def test_checkpoints_that_do_not_fit(fails, pretrained, tmp_path):
     path = tmp_path / 'weights.pth'
     changes = {'pretraining': str(path)}
@@ -53,6 +54,7 @@ def test_checkpoints_that_do_not_fit(fails, pretrained, tmp_path):
     assert 'do not fit this network: missing backbone.' in fails({**arguments, 'backbone': 'resnet50'})
 
 
+@pytest.mark.slow
 def test_a_new_pretraining_is_not_mixed_with_an_old_classifier(experiment, pretrained, tmp_path, user_error):
     path, folder = shutil.copy(pretrained, tmp_path / 'weights.pth'), tmp_path / 'output' / 'small'
     arguments = experiment({'pretraining': str(path), 'epochs': 1}, base=LINEAR)
@@ -71,6 +73,7 @@ def test_a_new_pretraining_is_not_mixed_with_an_old_classifier(experiment, pretr
     assert (folder.parent / 'small.old-1' / 'checkpoint.pth.tar').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused(experiment, pretrained, tmp_path, user_error):
     base = {'pretraining': str(pretrained), 'epochs': 1}
     main(experiment(base, base=LINEAR))
@@ -103,6 +106,7 @@ def test_impossible_settings(fails, own_root, tmp_path):
     assert 'Shapes and Other do not have the same classes' in fails({'val_db_name': 'Other'}, db_root=own_root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_damaged_data(fails, own_root, workers):
     folder, changes = own_root / 'Shapes', {'num_workers': workers}
@@ -120,6 +124,7 @@ def test_damaged_data(fails, own_root, workers):
     assert fails(changes, db_root=own_root).startswith(f'{labels}: label 254 in its labels')
 
 
+@pytest.mark.slow
 def test_validation_images_without_a_valid_pixel(fails, own_root):
     for path in (own_root / 'Shapes' / 'SegmentationClass').glob('val_*.png'):
         Image.fromarray(np.full((64, 64), 255, np.uint8)).save(path)

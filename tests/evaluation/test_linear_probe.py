@@ -176,6 +176,7 @@ def test_weights_that_are_not_finite_never_become_the_best(network, tmp_path):
     assert [path.read_bytes() for path in sorted(tmp_path.glob('*.pth.tar'))] == before and len(before) == 2
 
 
+@pytest.mark.slow
 def test_a_best_model_that_was_not_written_any_more_comes_from_the_checkpoint(network, tmp_path):
     def trainer():
         optimizer = get_optimizer(network.parameters(), 'sgd', lr=0.1)
@@ -198,6 +199,7 @@ def test_a_best_model_that_was_not_written_any_more_comes_from_the_checkpoint(ne
 # Predictions and pictures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ahead', [0, 3, 100])
 def test_a_backlog_of_the_crf_changes_nothing(network, images, ahead):
     with CrfPool(images.dataset, 2) as pool:

@@ -29,7 +29,7 @@ import linear_finetune
 from evaluation import feature_cache
 if __name__ == '__main__':
     if os.environ['RANK'] == '1':
-        features.MOST = 0
+        feature_cache.MOST = 0
     linear_finetune.main()
 '''
 
@@ -114,6 +114,7 @@ def assert_same_content(single, several, count, **named):
 # Equal evaluations
 
 
+@pytest.mark.slow
 def test_clusters(place, toys, toy_checkpoint):
     """18 images in 3 batches, of which the processes have one and two."""
     settings = {**TOYS_KMEANS, 'pretraining': str(toy_checkpoint), 'val_db_kwargs': {'batch_size': 7}, 'num_workers': 2}
@@ -123,6 +124,7 @@ def test_clusters(place, toys, toy_checkpoint):
     assert [line.replace(str(several), '') for line in lines] == content(single)['log_file.txt']
 
 
+@pytest.mark.slow
 def test_neighbours(place, toys):
     """A database in one batch, of which rank 0 has nothing; 17 queries and 1; random weights."""
     saliency = {'saliency': 'supervised_model'}
@@ -169,6 +171,7 @@ def final(root, folder='.'):
     return numbers, {Path(path).name: value for path, value in found.items() if path.startswith('predictions')}
 
 
+@pytest.mark.slow
 def test_training(trained, pretrained):
     """Gradients are sums of two parts instead of one: the weights differ by some 1e-6 of theirs, and by chance no pixel."""
     single, several = trained
@@ -200,6 +203,7 @@ def evaluated(place, settings, shapes_root, trained):
     return root, flags
 
 
+@pytest.mark.slow
 def test_evaluation(place, settings, shapes_root, trained, evaluated):
     """With CRF, of 4 images and 2; without, and with nothing for rank 0, it is the final evaluation of the training."""
     single, several = (place({**settings, 'val_db_kwargs': {'batch_size': 4}}, shapes_root) for _ in range(2))
@@ -209,6 +213,7 @@ def test_evaluation(place, settings, shapes_root, trained, evaluated):
     assert final(trained[1]) == final(evaluated[0], 'eval/best_model.pth.tar')
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_it_ends_in_the_same_weights(place, settings, shapes_root, trained):
     """Rank 1 is asked to stop after the first checkpoint, in a step or in a validation; when the run goes on, it has no room
     for the features."""
@@ -231,6 +236,7 @@ def test_stopped_and_gone_on_it_ends_in_the_same_weights(place, settings, shapes
 # Errors
 
 
+@pytest.mark.slow
 def test_a_damaged_image_in_the_part_of_one(evaluated, settings):
     """What rank 0 had written of its part is out of sight, and goes with the next evaluation."""
     root, flags = evaluated
@@ -251,6 +257,7 @@ def test_a_damaged_image_in_the_part_of_one(evaluated, settings):
     assert content(root, 'eval/best_model.pth.tar').keys() == before.keys()
 
 
+@pytest.mark.slow
 def test_a_batch_that_can_not_be_divided(place, settings, shapes_root):
     root = place({**settings, 'train_db_kwargs': {'split': 'trainaug', 'batch_size': 3}}, shapes_root)
     codes, _ = finish(start(linear_finetune.__file__, root), root, timeout=60)

@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evaluation.prototypes import SALIENT, CompressedMask, object_weights, prototypes, upsampling_transpose
+from evaluation.prototypes import SALIENT, CompressedMask, object_weights, prototypes
+from models.interpolation import interpolation_matrix, resize_transpose
 
 SIZES = [((8, 8), (64, 64)), ((8, 7), (64, 56)), ((9, 5), (65, 37)), ((5, 11), (33, 87)), ((1, 1), (8, 8)), ((1, 6), (3, 41)),
          ((64, 64), (512, 512)), ((16, 16), (16, 16))]
+
+
+def to_grid(weights, size):
+    matrices = [interpolation_matrix(small, large, weights) for small, large in zip(size, weights.shape[1:], strict=True)]
+    return resize_transpose(weights.unsqueeze(3), *matrices).squeeze(3)
 
 
 def plain_prototypes(grid, logits, size, masks=None):
@@ -42,18 +48,18 @@ def test_prototypes_equal_the_plain_order(grid_size, size, given):
     assert found.dtype == torch.float32 and found.shape == (3, 6)
     assert torch.allclose(found.double(), want, atol=2e-5)
     # What float32 leaves is rounding: in float64 the weights brought to the grid give the same to 12 digits.
-    exact = torch.einsum('bdhw,bhw->bd', grid.double(), upsampling_transpose(weights.double(), grid_size))
+    exact = torch.einsum('bdhw,bhw->bd', grid.double(), to_grid(weights.double(), grid_size))
     straight = (F.interpolate(grid.double(), size=size, mode='bilinear') * weights.double().unsqueeze(1)).sum((2, 3))
     assert torch.allclose(exact, straight, rtol=1e-12, atol=1e-9)
 
 
 @pytest.mark.parametrize('grid_size, size', SIZES)
-def test_upsampling_transpose_keeps_sums_and_inner_products(grid_size, size):
+def test_the_transpose_of_the_upsampling_keeps_sums_and_inner_products(grid_size, size):
     torch.manual_seed(0)
     grid, weights = torch.randn(2, *grid_size, dtype=torch.float64), torch.randn(2, *size, dtype=torch.float64)
     upsampled = F.interpolate(grid.unsqueeze(1), size=size, mode='bilinear', align_corners=False).squeeze(1)
-    assert torch.allclose((upsampled * weights).sum((1, 2)), (grid * upsampling_transpose(weights, grid_size)).sum((1, 2)))
-    assert torch.allclose(weights.sum((1, 2)), upsampling_transpose(weights, grid_size).sum((1, 2)))
+    assert torch.allclose((upsampled * weights).sum((1, 2)), (grid * to_grid(weights, grid_size)).sum((1, 2)))
+    assert torch.allclose(weights.sum((1, 2)), to_grid(weights, grid_size).sum((1, 2)))
 
 
 def test_the_mask_is_strictly_above_a_logit_of_a_half():

@@ -41,6 +41,7 @@ def test_what_is_missing_is_said(env, tmp_path, capsys):
     assert not any('measured' in found for found in results.values())
 
 
+@pytest.mark.slow
 def test_rows_run_with_files_of_ones_own(env, toys, toy_checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / 'db').mkdir()
     shutil.copytree(toys / 'Toys', tmp_path / 'db' / 'VOCSegmentation')

@@ -39,6 +39,7 @@ def product_embedding(network, root, split, saliency=None, ignored=()):
     return extract_prototypes(network, loader, torch.device('cpu'), 'none', 10, at_resolution=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('split, ignored, saliency', [
     ('trainaug', [], None), ('train', ['disc', 'ring', 'unicorn'], None), ('trainaug', ['star'], 'supervised_model'),
     ('train', [], 'supervised_model')])
@@ -69,6 +70,7 @@ def test_results_equal_the_plain_way(run, toys, toy_network, toy_checkpoint, cap
     assert printed[-1] == f'IoU class unicorn is {iou[-1]:.2f}' or 'unicorn' in ignored
 
 
+@pytest.mark.slow
 def test_workers_and_batches_make_no_difference_and_pictures(run, tmp_path):
     want = run(flags=['--num_visualizations', '3'])
     folder = tmp_path / 'output' / 'small'

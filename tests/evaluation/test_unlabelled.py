@@ -18,7 +18,7 @@ from data.palette import VOC_COLOURS
 from evaluation.clustering import distances
 from evaluation.dataset import EvaluationImages
 from evaluation.extraction import extract_prototypes
-from evaluation.model_loading import backbone_up_to
+from evaluation.model_loading import StageNetwork
 from kmeans import main
 from models.interpolation import resize
 
@@ -50,6 +50,7 @@ def product(network, root, hide_background=False, saliency=None):
                  hide_background=hide_background)
 
 
+@pytest.mark.slow
 def test_predictions_are_clusters_of_the_most_compact_seed(run, unlabelled, toy_network, tmp_path, capsys):
     results = run(flags=['--n_clusters', '5', '--num_visualizations', '3'])
     embedded = product(toy_network, unlabelled)
@@ -93,6 +94,7 @@ def test_labels_give_the_sheet_the_colours_of_classes(run, toys, tmp_path):
     assert sheet.shape[0] == 9 * CELL[0] and bars <= {tuple(colour) for colour in VOC_COLOURS[:10]} and len(bars) == 9
 
 
+@pytest.mark.slow
 def test_hidden_background(toy_network, unlabelled, run, experiment, user_error):
     network = toy_network.double()
     try:
@@ -129,7 +131,7 @@ def test_clusters_of_backbone_features(toy_network, unlabelled, run, stage, whit
                 x = getattr(backbone, part)(x)
         total = (resize(x, RESOLUTION)[0].double() * torch.tensor(mask)).sum((1, 2))
         vectors.append((total / max(total.norm(), 1e-12)).numpy())
-    found = extract_prototypes(backbone_up_to(toy_network, stage), make_loader(EvaluationImages(SegmentationDataset(
+    found = extract_prototypes(StageNetwork(toy_network, stage), make_loader(EvaluationImages(SegmentationDataset(
         unlabelled / 'Toys', 'val', saliency='supervised_model'), RESOLUTION, 0), 0, torch.device('cpu'), batch_size=5),
         torch.device('cpu'), 'none', 0).prototypes
     assert np.abs(found - np.stack(vectors)).max() < 1e-4

@@ -9,8 +9,8 @@ from torchvision.models.segmentation.deeplabv3 import ASPPPooling, DeepLabHead
 
 from models.atrous import AtrousConv2d
 from models.backbone_weights import load_initial_weights
+from models.backbones import build_backbone
 from models.factory import get_model
-from models.resnet import Backbone
 from plain import plain_network
 from utils.checkpoint import load_exactly
 from utils.errors import UserError
@@ -40,6 +40,7 @@ def expected_keys(backbone):
     return [*keys, 'decoder.1.weight', *norm('decoder.2')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backbone', ['resnet18', 'resnet50'])
 def test_state_dict_keys(backbone):
     body = expected_keys(backbone)
@@ -56,7 +57,7 @@ def test_state_dict_keys(backbone):
 
 
 def test_dilation_is_torchvisions():
-    ours, theirs = Backbone('resnet50'), resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+    ours, theirs = build_backbone('resnet50', {}), resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
     theirs = dict(theirs.named_modules())
     for name, module in ours.named_modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -64,7 +65,7 @@ def test_dilation_is_torchvisions():
 
 
 def test_dilation_of_resnet18():
-    modules = dict(Backbone('resnet18').named_modules())
+    modules = dict(build_backbone('resnet18', {}).named_modules())
     dilations = {name: module.dilation[0] for name, module in modules.items() if re.fullmatch(r'layer[34].*conv.', name)}
     assert dilations == {'layer3.0.conv1': 1, 'layer3.0.conv2': 2, 'layer3.1.conv1': 2, 'layer3.1.conv2': 2,
                          'layer4.0.conv1': 2, 'layer4.0.conv2': 4, 'layer4.1.conv1': 4, 'layer4.1.conv2': 4}
@@ -136,6 +137,7 @@ def test_dropout_of_the_decoder():
     assert torch.equal(dropout.eval()(x), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size, dtype, tolerance', [
     *(((side, other), torch.float64, 1e-9) for side, other in ((5, 5), (12, 12), (12, 13), (24, 7), (40, 40))),
     ((12, 17), torch.float32, 1e-5), ((17, 12), torch.float32, 1e-5)])
@@ -179,9 +181,10 @@ def test_atrous_convolutions_equal_plain_ones(size, dtype, tolerance):
             assert (a - b).abs().max() <= tolerance * b.abs().max(), dilation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backbone, size', [('resnet18', (95, 130)), ('resnet50', (96, 96))])
 def test_backbones_learn_as_with_plain_convolutions(backbone, size):
-    ours = Backbone(backbone).double()
+    ours = build_backbone(backbone, {}).double()
     images = torch.randn(2, 3, *size, dtype=torch.float64)
     got, want = gradients(ours, images), gradients(plain_network(copy.deepcopy(ours)), images)
     for name in want:
@@ -244,7 +247,7 @@ def test_wrong_keys_are_named(files, change, named, kind):
     else:
         state[f'{prefix}conv1.weight'] = torch.zeros(64, 3, 3, 3)
     torch.save(content, path)
-    backbone = Backbone('resnet18')
+    backbone = build_backbone('resnet18', {})
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     kwargs = {'pretraining': 'imagenet_moco', 'moco_state_dict': path} if kind == 'moco' else {'state_dict': path}
     with pytest.raises(UserError) as error:

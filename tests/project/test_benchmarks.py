@@ -45,6 +45,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('module, flags, keys', [
     (pretrain_step, ['--size', '32', '--batch', '4', '--queue', '8', '--steps', '1', '--amp', 'none'],
      ('speed_up', 'whole_over_bare')),
@@ -63,6 +64,7 @@ def test_prints_one_line_of_json(monkeypatch, capsys, module, flags, keys):
     assert all(report[key] > 0 for key in keys)
 
 
+@pytest.mark.slow
 def test_growth(monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['growth', '--batches', '2', '--sizes', '96', '--splits', '200', '--steps', '1',
                                       '--memory', '2', '4', '--memory-size', '32'])
@@ -76,6 +78,7 @@ def test_growth(monkeypatch, capsys):
     assert sum(line.startswith('| ') for line in lines) == 10 and any(line.startswith('| 200 |') for line in lines)
 
 
+@pytest.mark.slow
 def test_gpu_in_small_with_few_packages():
     done = subprocess.run([sys.executable, '-c', FEW_PACKAGES, str(ROOT / 'benchmarks' / 'gpu.py'), *GPU], capture_output=True,
                           text=True, check=False)
@@ -87,6 +90,7 @@ def test_gpu_in_small_with_few_packages():
     assert report['loader']['loader_images_per_second'] > 0 and report['loader']['fed_images_per_second'] > 0
 
 
+@pytest.mark.slow
 def test_table(tmp_path, monkeypatch, capsys):
     """The page keeps what stands around the marks, and has a line for each row."""
     row = table.Row('counting {batch}', 'passes', 'counting_speed_up', 'counting_seconds', 'plain_counting_seconds')

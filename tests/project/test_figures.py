@@ -3,6 +3,7 @@ import json
 
 import cv2
 import numpy as np
+import pytest
 import torch
 import yaml
 
@@ -19,6 +20,7 @@ def refusal(main, user_error, *arguments):
     return user_error(lambda: main(list(map(str, arguments))))
 
 
+@pytest.mark.slow
 def test_curves_show_what_the_run_measured(tmp_path, user_error):
     rows = [{'epoch': epoch, 'lr': 0.1, 'loss': loss, 'mIoU': 7.0} for epoch, loss in ((1, 4.0), (2, 3.0))]
     (tmp_path / 'metrics.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
@@ -49,6 +51,7 @@ def test_examples_are_spread_over_all(tmp_path, user_error):
     assert 'has no visualization' in refusal(examples.main, user_error, tmp_path / 'nothing', '--out', tmp_path / 'x.jpg')
 
 
+@pytest.mark.slow
 def test_teaser(tmp_path, user_error):
     exp = yaml.safe_load((teaser.ROOT / 'pretrain' / 'configs' / 'demo.yml').read_text())
     (tmp_path / 'small.yml').write_text(yaml.safe_dump(exp))

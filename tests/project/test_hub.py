@@ -11,6 +11,7 @@ from helpers.stored import NETWORKS, weights_of
 
 from data.normalization import to_images
 from evaluation.dataset import resize_image
+from models.backbones import IMAGENET
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +23,7 @@ def load(*arguments, **options):
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_networks(kind, tmp_path):
     network = weights_of(NETWORKS[kind][0], tmp_path / 'weights.pth.tar')
-    given = load('maskcontrast', tmp_path / 'weights.pth.tar', output_stride=32 if kind == 'output_stride_32' else 8)
+    given = load('maskcontrast', tmp_path / 'weights.pth.tar', output_stride=32 if kind == 'output_stride_32' else None)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         given, wanted = given(images), network(images)
@@ -48,6 +49,7 @@ print(utils.NAME, models.NAME)
 """
 
 
+@pytest.mark.slow
 def test_code_with_modules_of_the_same_names(tmp_path):
     weights_of(NETWORKS['linear'][0], tmp_path / 'weights.pth.tar')
     for name in ('utils', 'models'):
@@ -60,7 +62,7 @@ def test_code_with_modules_of_the_same_names(tmp_path):
 def test_preprocessing_is_the_evaluations():
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     given = load('preprocessing', size=[32, 48])(image)
-    assert torch.equal(given, to_images(torch.from_numpy(resize_image(image, (32, 48)))[None], torch.device('cpu')))
+    assert torch.equal(given, to_images(torch.from_numpy(resize_image(image, (32, 48)))[None], torch.device('cpu'), IMAGENET))
     plain = cv2.resize(image, (48, 32), interpolation=cv2.INTER_CUBIC) / 255
     plain = (plain - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     assert np.abs(given[0].numpy() - plain.transpose(2, 0, 1)).max() < 1e-5
@@ -78,5 +80,6 @@ def test_published_ones_are_kept_in_the_hubs_folder(tmp_path, monkeypatch):
 def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match='nowhere.pth: there is no such checkpoint file'):
         load('maskcontrast', tmp_path / 'nowhere.pth')
-    with pytest.raises(ValueError, match='output_stride must be 8 or 32, not 16'):
-        load('maskcontrast', tmp_path / 'nowhere.pth', output_stride=16)
+    weights_of({'num_classes': 2}, tmp_path / 'weights.pth.tar')
+    with pytest.raises(ValueError, match='output_stride must be one of 8, 32 for backbone: resnet18, not 16'):
+        load('maskcontrast', tmp_path / 'weights.pth.tar', output_stride=16)

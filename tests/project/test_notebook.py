@@ -31,6 +31,7 @@ def has_picture(notebook):
     return any('image/png' in output.get('data', {}) for output in notebook.cells[-1].outputs)
 
 
+@pytest.mark.slow
 def test_from_installation_to_a_segmented_image(tmp_path):
     draw_shapes(tmp_path / 'data' / 'Shapes', train=32, val=20, size=64)  # a smaller one than the scripts would draw
     notebook = executed(tmp_path, EPOCHS=1)
@@ -41,6 +42,7 @@ def test_from_installation_to_a_segmented_image(tmp_path):
     assert 'Epoch 1/1' in printed and 'mIoU is ' in printed
 
 
+@pytest.mark.slow
 def test_an_own_image_and_network(tmp_path):
     weights_of({'num_classes': 4}, tmp_path / 'weights.pth.tar')
     cv2.imwrite(str(tmp_path / 'photo.jpg'), np.full((50, 80, 3), 90, np.uint8))
@@ -52,6 +54,7 @@ def test_an_own_image_and_network(tmp_path):
     assert not (tmp_path / 'output').exists()
 
 
+@pytest.mark.slow
 def test_a_failing_command_stops_it_with_its_error(tmp_path):
     draw_shapes(tmp_path / 'data' / 'Shapes', train=1, val=1, size=48)
     with pytest.raises(CellExecutionError, match='error: .*epochs'):

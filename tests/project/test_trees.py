@@ -31,6 +31,7 @@ def run(folder, *words):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_kmeans_of_a_tree_copied_out_alone(tree, experiment, tmp_path):
     printed = run(tree('segmentation'), 'kmeans.py', *experiment(base=KMEANS), '--num_seeds', '2')
     assert printed.splitlines()[-1].startswith('Average mIoU is ')
@@ -38,6 +39,7 @@ def test_kmeans_of_a_tree_copied_out_alone(tree, experiment, tmp_path):
     assert len(results['mIoU_per_seed']) == 2 and len(results['IoU']) == 9
 
 
+@pytest.mark.slow
 def test_main_of_a_tree_copied_out_alone(tree):
     assert '--config_exp' in run(tree('pretrain'), 'main.py', '--help')
 

@@ -86,6 +86,7 @@ def test_max_side(tmp_path, images):
     assert read_image(whole / 'images' / 'wide.jpg').shape == (100, 1100, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fraction', [0.3, 0.5])
 def test_splits(tmp_path, fraction):
     """They share no image and hold all; of photographs that come later, each changes the split of one image at most."""
@@ -183,6 +184,7 @@ def start(images, out, *flags, **options):
                             cwd=out.parent, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path):
     """In workers of their own. The data set is that of an undisturbed run without workers."""
     for index in range(24):
@@ -211,6 +213,7 @@ def test_killed_and_started_again(tmp_path):
 # Beside the images of a data set
 
 
+@pytest.mark.slow
 def test_masks_for_a_data_set(tmp_path, shapes_root):
     shapes = tmp_path / 'Shapes'
     shutil.copytree(shapes_root / 'Shapes', shapes)

@@ -174,6 +174,7 @@ def test_no_mask_at_all(tmp_path, user_error):
     assert make_masks(images, out, '--val_fraction', 0)['masks'] == 1 and ids_of(out, 'trainaug') == ['b']
 
 
+@pytest.mark.slow
 def test_full_disk(root):
     """No file may have more than 8 KiB. What was there stays, and with room the run goes on."""
     photograph(root / 'photographs' / 'large.png', 300, 400)
@@ -186,6 +187,7 @@ def test_full_disk(root):
     assert make_masks(root / 'photographs', root / 'mine')['masks'] == 3
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text(root):
     """On a terminal that takes UTF-8 only."""
     path = os.path.join(os.fsencode(root / 'photographs'), b'caf\xe9.jpg')

@@ -166,6 +166,7 @@ def plain_saliency_map(image):
     return ((value - value.min()) / np.ptp(value))[regions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1])
 def test_saliency_map_against_a_plain_one(seed):
     image = disc(60, 80)[0]

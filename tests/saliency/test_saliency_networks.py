@@ -17,7 +17,7 @@ if importlib.util.find_spec('rembg') is None:  # its import takes seconds, and a
 
 from onnx import TensorProto, helper  # noqa: E402
 
-from data.normalization import MEAN, STD  # noqa: E402
+from models.backbones import IMAGENET  # noqa: E402
 from saliency.estimators import REMBG  # noqa: E402
 from saliency.onnx_network import OnnxSaliency  # noqa: E402
 from saliency.rembg_models import RembgSaliency  # noqa: E402
@@ -45,8 +45,8 @@ def network(tmp_path):
               outputs=('p',), inputs=(), out_channels=1, batch=1, first='Conv'):
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         weight = np.zeros((out_channels, channels, 1, 1), dtype)
-        weight[:, 0] = slope * STD[0]
-        bias = np.full(out_channels, slope * MEAN[0] + offset, dtype)
+        weight[:, 0] = slope * IMAGENET[1][0]
+        bias = np.full(out_channels, slope * IMAGENET[0][0] + offset, dtype)
         graph = helper.make_graph(
             [helper.make_node(first, ['x', 'weight', 'bias'] if first == 'Conv' else ['x'], ['p']), *nodes], 'red',
             [helper.make_tensor_value_info(name, kind, [batch, channels, *size]) for name in ('x', *inputs)],

@@ -63,6 +63,7 @@ def overwrite(path, place):
         file.write(b'some other bytes')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', [
     lambda path: path.write_bytes(path.read_bytes()[:-1000]), lambda path: path.write_bytes(b''),
     lambda path: torch.save({'model': 3}, path), lambda path: overwrite(path, 200000), lambda path: path.unlink()],
@@ -83,6 +84,7 @@ def test_a_damaged_checkpoint_is_set_aside(run, tmp_path, capsys, damage):
     assert_same(load_file(path), want)
 
 
+@pytest.mark.slow
 def test_without_a_whole_checkpoint_there_is_an_error(run, tmp_path, user_error):
     path = run()
     shutil.copy(path, tmp_path / 'whole')
@@ -93,6 +95,7 @@ def test_without_a_whole_checkpoint_there_is_an_error(run, tmp_path, user_error)
     assert path.stat().st_size == previous_checkpoint(path).stat().st_size == 5000  # nothing was begun anew
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoints_whole(run, tmp_path, user_error):
     path = run()
     before = {file: file.read_bytes() for file in (path, previous_checkpoint(path))}

@@ -23,9 +23,11 @@ def published(saliency, batch, pretraining, moco, freeze, K):
     return {
         'train_db_name': 'VOCSegmentation', 'train_db_kwargs': {'saliency': saliency}, 'train_batch_size': batch,
         'num_workers': 8, 'backbone': 'resnet50',
-        'backbone_kwargs': {'dilated': True, 'pretraining': pretraining, 'moco_state_dict': moco, 'state_dict': None},
+        'backbone_kwargs': {'dilated': True, 'output_stride': None, 'pretraining': pretraining, 'moco_state_dict': moco,
+                            'state_dict': None},
         'model_kwargs': {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True},
-        'head': 'deeplab', 'freeze_layers': freeze, 'moco_kwargs': {'T': 0.5, 'm': 0.999, 'K': K}, 'epochs': 40,
+        'head': 'deeplab', 'freeze_layers': freeze, 'moco_kwargs': {'T': 0.5, 'm': 0.999, 'K': K, 'loss': 'fused'},
+        'epochs': 40,
         'optimizer': 'sgd',
         'optimizer_kwargs': {'lr': 0.004, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
         'scheduler': 'poly', 'scheduler_kwargs': {'lr_decay_rate': None, 'lr_decay_epochs': None},
@@ -76,7 +78,8 @@ def test_defaults_of_pretraining(experiment):
     assert p['model_kwargs'] == {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True}
     assert p['optimizer_kwargs'] == {'lr': 0.01, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
     assert p['transformation_kwargs'] == {'crop_size': 224}
-    assert p['backbone_kwargs'] == {'dilated': True, 'pretraining': None, 'moco_state_dict': None, 'state_dict': None}
+    assert p['backbone_kwargs'] == {'dilated': True, 'output_stride': None, 'pretraining': None, 'moco_state_dict': None,
+                                    'state_dict': None}
     assert (p['optimizer'], p['freeze_layers'], p['on_bad_image']) == ('sgd', False, 'stop')
     assert p['seed'] is None and p['checkpoint_every'] is None and p['num_workers'] == 4
 
@@ -110,7 +113,8 @@ def test_shipped_linear_files_are_the_published_ones(kind):
     assert {key: value for key, value in plain(p).items() if key not in ADDED} == {
         'train_db_name': 'VOCSegmentation', 'val_db_name': 'VOCSegmentation', 'num_workers': 4,
         'train_db_kwargs': {'split': 'trainaug', 'batch_size': 16}, 'val_db_kwargs': {'batch_size': 16},
-        'backbone': 'resnet50', 'backbone_kwargs': {'dilated': True}, 'head': 'deeplab', 'freeze_batchnorm': 'all',
+        'backbone': 'resnet50', 'backbone_kwargs': {'dilated': True, 'output_stride': None}, 'head': 'deeplab',
+        'freeze_batchnorm': 'all',
         'model_kwargs': {'use_classification_head': True},
         'pretraining': str(ROOT / 'output' / f'VOCSegmentation_{kind}_saliency_model' / 'checkpoint.pth.tar'),
         'epochs': 60, 'optimizer': 'sgd', 'scheduler': 'step',

@@ -4,13 +4,15 @@ import os
 import pytest
 import torch
 from torch import multiprocessing
-from torch.nn import functional as F
 
+from contrastive import losses
 from contrastive.builder import ContrastiveModel
-from plain import plain_contrastive_loss, plain_prototypes, plain_saliency_loss
+from contrastive.simulation import SimulatedProcesses
 from utils.parallel import distributed
 from utils.parallel.random_streams import RandomStreams
 from utils.training.device import choose_device
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = {'backbone': 'resnet18', 'backbone_kwargs': {'dilated': True}, 'model_kwargs': {'ndim': 8},
             'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 12}}
@@ -42,15 +44,15 @@ def batch(step, rank=None):
 def train(model, step_of, rank=None):
     """What the steps give: losses, gradients of each step, final state."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
-    losses, gradients = [], []
+    numbers, gradients = [], []
     for step in range(STEPS):
         output = step_of(*batch(step, rank))
         optimizer.zero_grad()
         output['loss'].backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
         optimizer.step()
-        losses.append({name: value.item() for name, value in output.items()})
-    return {'losses': losses, 'gradients': gradients, 'state': model.state_dict()}
+        numbers.append({name: value.item() for name, value in output.items()})
+    return {'losses': numbers, 'gradients': gradients, 'state': model.state_dict()}
 
 
 def plain_step(model):
@@ -66,15 +68,14 @@ def plain_step(model):
             k = torch.empty_like(shuffled)
             for place, image in enumerate(order):
                 k[image] = shuffled[place]
-            prototypes = plain_prototypes(F.normalize(k, dim=1), sal_k)
+            prototypes = losses.mask_prototypes(k, sal_k)
         totals = []
         for rank, (q, logits) in enumerate(outputs):
             mine = slice(rank * SHARE, (rank + 1) * SHARE)
             contrastive = q.sum() * 0
             if sal_q[mine].any():
-                contrastive = plain_contrastive_loss(F.normalize(q, dim=1), sal_q[mine], prototypes[mine],
-                                                     model.queue.clone(), model.T)[0]
-            totals.append(contrastive + plain_saliency_loss(logits, sal_q[mine]))
+                contrastive = losses.contrastive_loss(q, sal_q[mine], prototypes[mine], model.queue.clone(), model.T)[0]
+            totals.append(contrastive + losses.saliency_loss(logits, sal_q[mine]))
         for place, prototype in enumerate(prototypes, start=int(model.queue_ptr)):
             model.queue[:, place % model.K] = prototype
         model.queue_ptr[0] = (model.queue_ptr[0] + len(prototypes)) % model.K
@@ -98,7 +99,7 @@ def worker(rank, folder):
     results = {}
     for dropout in (0.0, 0.5):
         model = build(seed=7 * rank, dropout=dropout)  # its start state becomes rank 0's
-        model.streams = RandomStreams(3, rank, 1, choose_device('cpu'))
+        RandomStreams(3, rank, 1, choose_device('cpu'))  # sets the generators
         results[dropout] = train(model, distributed.data_parallel(model, choose_device('cpu')), rank)
     torch.save(results, f'{folder}/rank{rank}')
     distributed.leave()
@@ -130,6 +131,7 @@ def test_all_processes_end_in_the_same_weights_and_queue(ranks):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_plain_version(ranks):
     model = build(seed=0, dropout=0.0)
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -150,11 +152,12 @@ def test_a_process_without_foreground_has_no_contrast(ranks):
     assert all(torch.isfinite(value).all() for value in ranks[rank][0.5]['state'].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dropout', [0.0, 0.5])
 def test_simulated_processes_compute_what_real_ones_do(ranks, dropout):
-    model = build(seed=0, dropout=dropout, simulate_processes=WORLD)
-    model.streams = RandomStreams(3, 0, WORLD, choose_device('cpu'))
-    got, want = train(model, model), ranks[0][dropout]
+    model = build(seed=0, dropout=dropout)
+    simulated = SimulatedProcesses(model, RandomStreams(3, 0, WORLD, choose_device('cpu')))
+    got, want = train(model, simulated), ranks[0][dropout]
     for step in range(STEPS):
         assert_close(got['gradients'][step], want['gradients'][step])
         for name, value in got['losses'][step].items():
@@ -164,4 +167,4 @@ def test_simulated_processes_compute_what_real_ones_do(ranks, dropout):
 
 def test_a_batch_that_can_not_be_divided_is_refused():
     with pytest.raises(ValueError, match='4 images can not be divided over 3 simulated processes'):
-        build(seed=0, dropout=0.0, simulate_processes=3, moco_kwargs={'T': 0.5, 'm': 0.9, 'K': 12})(*batch(0))
+        SimulatedProcesses(build(seed=0, dropout=0.0), RandomStreams(3, 0, 3, choose_device('cpu')))(*batch(0))

@@ -124,6 +124,7 @@ def test_list(zoo, server, content, tmp_path, capsys):
         local_file('zoo://nothing', zoo)
 
 
+@pytest.mark.slow
 def test_listed_from_inside_either_tree():
     for tree in ('pretrain', 'segmentation'):
         done = subprocess.run([sys.executable, '-m', 'utils.model_zoo'], cwd=SEGMENTATION.parent / tree, capture_output=True,
@@ -131,6 +132,7 @@ def test_listed_from_inside_either_tree():
         assert all(f'zoo://{name}' in done.stdout for name in ZOO) and done.stdout.count('on disk') == len(ZOO)
 
 
+@pytest.mark.slow
 def test_pretraining_starts_from_the_zoo(server, experiment, monkeypatch, tmp_path):
     weights = resnet18(weights=None).state_dict()
     torch.save({'state_dict': {f'module.encoder_q.{key}': value for key, value in weights.items()}}, tmp_path / 'moco')
@@ -143,6 +145,7 @@ def test_pretraining_starts_from_the_zoo(server, experiment, monkeypatch, tmp_pa
     assert torch.allclose(model['module.model_q.backbone.conv1.weight'], weights['conv1.weight'])
 
 
+@pytest.mark.slow
 def test_published_files_by_command_line(drive, experiment, toys, toy_checkpoint, tmp_path):
     """Files in the published formats, which Google Drive (this machine's) hands out, through the scripts as processes."""
     torch.manual_seed(0)

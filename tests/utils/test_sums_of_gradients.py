@@ -1,4 +1,5 @@
 """Gradients are added up in one order, wherever they lie in DDP's buckets."""
+import pytest
 import torch
 from torch import multiprocessing
 
@@ -20,6 +21,7 @@ def vectors():
     return torch.randn(WORLD, LENGTH, generator=generator) * 10 ** torch.arange(WORLD).view(-1, 1)
 
 
+@pytest.mark.slow
 def test_sums_do_not_depend_on_the_place(tmp_path):
     multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=WORLD)
     zero, one, two = vectors()

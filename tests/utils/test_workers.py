@@ -47,6 +47,7 @@ if __name__ == '__main__':
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('script', [CRF, LOADER], ids=['CRF', 'DataLoader'])
 def test_workers_end_with_a_killed_main_process(shapes_root, tmp_path, script):
     path = tmp_path / 'hanging.py'
@@ -74,6 +75,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 def test_the_reader_of_the_output_goes_away(experiment, tmp_path):
     process = subprocess.Popen([sys.executable, MAIN.parents[1] / 'segmentation' / 'kmeans.py', *experiment(base=KMEANS)],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,7 +1,9 @@
 """Files of weights: read without running code from them, and loaded into a network with exactly the right keys."""
 import pickle
 import zipfile
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,7 +12,7 @@ from utils.errors import UserError
 SHOWN = 5  # keys in a message
 
 
-def load_file(path, check=False):
+def load_file(path: str | Path, check: bool = False) -> Any:
     """The content of a file made by torch.save, on the CPU. Nothing but tensors and plain values is accepted.
 
     check: whether to compare the checksums that torch.save wrote, which torch.load does not look at.
@@ -33,7 +35,7 @@ def load_file(path, check=False):
         raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): fetch or make it again') from error
 
 
-def _check_sums(path):
+def _check_sums(path: Path):
     """Raise BadZipFile for an archive of which a member is damaged. Files of before PyTorch 1.6 are no archives."""
     with open(path, 'rb') as file:
         if file.read(2) != b'PK':
@@ -44,7 +46,8 @@ def _check_sums(path):
         raise zipfile.BadZipFile(f'the checksum of {damaged} is another')
 
 
-def load_exactly(module, state, source, missing=(), leftover=()):
+def load_exactly(module: torch.nn.Module, state: Mapping[str, Any], source: str | Path, missing: Collection[str] = (),
+                 leftover: Collection[str] = ()) -> None:
     """Load `state` into `module` when the keys that don't match are exactly `missing` (in `state`) and `leftover`.
 
     source: the file's name, for messages. Batch norm's `num_batches_tracked` may be absent, as in files of before 2018.
@@ -73,7 +76,7 @@ def load_exactly(module, state, source, missing=(), leftover=()):
     module.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 
 
-def _some(keys):
+def _some(keys: Iterable[str]):
     keys = sorted(map(str, keys))
     more = f' and {len(keys) - SHOWN} more' if len(keys) > SHOWN else ''
     return ', '.join(keys[:SHOWN]) + more

@@ -1,20 +1,22 @@
 """Checkpoints are written whole or not at all, and the one before is kept."""
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from utils.storage.atomic import atomic_file
 
 
-def previous_checkpoint(path):
+def previous_checkpoint(path: str | Path) -> Path:
     """Where the checkpoint before the one at `path` is kept."""
     path = Path(path)
     return path.with_name(f'{path.name}.previous')
 
 
-def save_checkpoint(state, path):
+def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
     """Write `state` (tensors, numbers, strings, lists and dicts) to `path`, which is replaced only when all is on disk. What it
     held is kept as `previous_checkpoint(path)`.
 
@@ -29,7 +31,7 @@ def save_checkpoint(state, path):
             _keep(Path(path), previous_checkpoint(path))
 
 
-def _keep(path, name):
+def _keep(path: Path, name: Path):
     """Give the file at `path` another name too, which may be taken."""
     temporary = name.with_name(f'.{name.name}.{os.getpid()}.tmp')
     try:

@@ -17,14 +17,14 @@ COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
 class _Formatter(logging.Formatter):
     """Shows what is no text in a file's name as an escape, which every terminal and file takes."""
 
-    def format(self, record):
+    def format(self, record: logging.LogRecord) -> str:
         return super().format(record).encode(errors='backslashreplace').decode()
 
 
 class _Console(logging.Handler):
     """Prints beside tqdm's bars: messages to stdout, errors to stderr."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
         if record.levelno in COLOURS:
             text = colored(text, COLOURS[record.levelno])
@@ -37,7 +37,7 @@ class _Console(logging.Handler):
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def start_log(log_file=None):
+def start_log(log_file: str | Path | None = None) -> logging.Logger:
     """Send the logger 'maskcontrast' to the console, and append it to `log_file`, whose folder is made. Returns it.
 
     Of several processes, rank 0 says everything, the others only what went wrong.
@@ -62,7 +62,7 @@ def start_log(log_file=None):
     return log
 
 
-def stop_log():
+def stop_log() -> None:
     """Close what `start_log` opened."""
     log = logging.getLogger('maskcontrast')
     for handler in list(log.handlers):
@@ -71,13 +71,13 @@ def stop_log():
             handler.close()
 
 
-def warn_once(text, *values):
+def warn_once(text: str, *values: object) -> None:
     """Warn of what all processes find alike: rank 0 says it. text, values: as for a logger."""
     if is_main():
         logging.getLogger('maskcontrast').warning(text, *values)
 
 
-def log_error(line):
+def log_error(line: str) -> None:
     """Report an error: through the log once that was started, before that on stderr."""
     log = logging.getLogger('maskcontrast')
     if any(isinstance(handler, _Console) for handler in log.handlers):

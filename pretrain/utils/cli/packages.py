@@ -1,10 +1,11 @@
 """Packages that only some parts of the project need."""
 import importlib
+from types import ModuleType
 
 from utils.errors import UserError
 
 
-def require(package, what):
+def require(package: str, what: str) -> ModuleType:
     """Import `package` and return it. what: needs it, for the message.
 
     Raises `UserError` that says how to install it when it is missing or broken."""

@@ -1,6 +1,8 @@
 """How far long work is: a bar on a terminal, plain lines in a file."""
 import logging
 import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -10,11 +12,15 @@ EVERY = 30  # seconds between lines
 
 log = logging.getLogger('maskcontrast')
 
+T = TypeVar('T')
 
-def progress(items, what, total=None):
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Iterate over `items`, and show under the name `what` how many of `total` (None: their length) are done."""
     bar = tqdm(items, desc=what, total=total, disable=None if is_main() else True, leave=False)
-    total = len(items) if total is None else total
+    if total is None:
+        assert isinstance(items, Sized)
+        total = len(items)
     last = time.monotonic()
     for done, item in enumerate(bar, start=1):
         yield item

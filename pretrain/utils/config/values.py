@@ -1,21 +1,24 @@
 """The value of one key: converted to its type and checked against its range."""
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from utils.config.keys import Key
 from utils.errors import UserError
 
 TREE = Path(__file__).resolve().parents[2]  # the script tree: relative paths in YAML files start here
 
 
-def nearest_name(name, valid, cutoff=0.6):
+def nearest_name(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The valid name most like `name`, whatever the case, or None where nothing is as like as `cutoff`."""
     names = {item.lower(): item for item in valid}
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
     return names[near[0]] if near else None
 
 
-def checked_value(key, value, file):
+def checked_value(key: Key, value: Any, file: str | Path) -> Any:
     """`value` as `key` wants it, or a `UserError`."""
     if not key.readers:
         return value
@@ -26,8 +29,9 @@ def checked_value(key, value, file):
     converted = _CONVERT[key.type](value)
     if converted is None:
         raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}')
-    if key.choices and converted not in key.choices:
-        valid = [*key.choices, *(['null'] if key.default is None else [])]
+    choices = key.choices() if callable(key.choices) else key.choices
+    if choices and converted not in choices:
+        valid = [*choices, *(['null'] if key.default is None else [])]
         near = nearest_name(converted, valid)
         hint = f" (nearest: '{near}')" if near else ''
         raise UserError(f"{file}: {key.name} must be one of {', '.join(valid)}, not '{value}'{hint}")
@@ -39,7 +43,7 @@ def checked_value(key, value, file):
     return converted
 
 
-def _float(value):
+def _float(value: Any):
     """YAML 1.1 reads `1e-3` as a string: numbers written so are numbers. Infinity and not-a-number are not."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
@@ -50,27 +54,27 @@ def _float(value):
     return number if abs(number) < float('inf') else None
 
 
-def _int(value):
+def _int(value: Any):
     number = _float(value)
     whole = number is not None and not isinstance(value, float) and number == int(number)
     return int(number) if whole else None
 
 
-def _ints(value):
+def _ints(value: Any):
     numbers = [_int(item) for item in value] if isinstance(value, (list, tuple)) else [None]
     return None if None in numbers else numbers
 
 
-def _size(value):
+def _size(value: Any):
     numbers = _ints(value)
     return numbers if numbers and len(numbers) == 2 and min(numbers) > 0 else None
 
 
-def _strs(value):
+def _strs(value: Any):
     return list(value) if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) else None
 
 
-def _path(value):
+def _path(value: Any):
     """Absolute, from the script tree; `scheme://...` names are not files and stay as they are."""
     if not isinstance(value, str) or not value:
         return None

@@ -11,7 +11,7 @@ from utils.model_zoo.zoo import SCHEME, ZOO, zoo_file
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = make_env_parser(__doc__, default=str(TREE / 'configs' / 'env.yml')).parse_args(argv)
     root_dir = read_env(args.config_env).root_dir
     for name, entry in ZOO.items():

@@ -1,4 +1,6 @@
 """The state of PyTorch's random generators, one for each process of a run, whether that runs or is simulated."""
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ class RandomStreams:
     neither the real number of processes nor the others.
     """
 
-    def __init__(self, seed, first, count, device):
+    def __init__(self, seed: int, first: int, count: int, device: torch.device):
         self.device, self.current = device, 0
         self.states = []
         for number in range(first, first + count):
@@ -20,19 +22,19 @@ class RandomStreams:
                 self.states.append(self._state())
         self._set(self.states[0])
 
-    def use(self, index):
+    def use(self, index: int) -> None:
         """From here on, draw the numbers of the `index`th of these processes."""
         if index != self.current:
             self.states[self.current] = self._state()
             self._set(self.states[index])
             self.current = index
 
-    def get(self):
+    def get(self) -> list[dict[str, torch.Tensor]]:
         """The states of all, a list of dicts of tensors."""
         self.states[self.current] = self._state()
         return list(self.states)
 
-    def set(self, states):
+    def set(self, states: Sequence[dict[str, torch.Tensor]]) -> None:
         """Go on from what `get` had returned. Where the device has changed since, its generator stays as it is."""
         self.states, self.current = list(states), 0
         self._set(states[0])
@@ -43,7 +45,7 @@ class RandomStreams:
             state['cuda'] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def _set(self, state):
+    def _set(self, state: dict[str, torch.Tensor]):
         torch.set_rng_state(state['cpu'])
         if 'cuda' in state and self.device.type == 'cuda':
             torch.cuda.set_rng_state(state['cuda'], self.device)

@@ -4,13 +4,15 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from utils.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_file(path, mode='wb', flush=True):
+def atomic_file(path: str | Path, mode: str = 'wb', flush: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` that takes its name when the block ends well.
 
     The content is flushed to the disk before the rename, so that after a crash or a full disk `path` holds either what
@@ -38,7 +40,7 @@ def atomic_file(path, mode='wb', flush=True):
 
 
 @contextlib.contextmanager
-def atomic_folder(path):
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name when the block ends well, and vanishes when it doesn't.
 
     `path` must not exist: its presence means that it is whole. Raises `UserError` when it can't be written.
@@ -57,7 +59,7 @@ def atomic_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_temporaries(folder):
+def remove_temporaries(folder: str | Path) -> None:
     """Delete what killed writers of temporary files and folders left in `folder`, where nobody else may be writing."""
     for path in Path(folder).glob('.*.tmp'):
         if path.is_dir():
@@ -66,7 +68,7 @@ def remove_temporaries(folder):
             path.unlink(missing_ok=True)
 
 
-def make_folder(path):
+def make_folder(path: str | Path) -> None:
     """Make `path` and its parents. Raises `UserError` where that is impossible, say below a regular file."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,7 @@ def make_folder(path):
                         'choose another root_dir, db_root or image_cache in env.yml') from error
 
 
-def _sync_folder(path):
+def _sync_folder(path: Path):
     """Flush the rename itself, where the platform can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)

@@ -1,6 +1,9 @@
 """Fetches files, from Google Drive or any other address, so that each is either whole or absent."""
+import io
 import logging
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
@@ -12,7 +15,8 @@ QUOTA = ('too many users have viewed or downloaded this file recently', 'quota e
 log = logging.getLogger('maskcontrast')
 
 
-def fetch(url, path, starts, kind, room, check=None):
+def fetch(url: str, path: Path, starts: tuple[bytes, ...], kind: str, room: str,
+          check: Callable[[io.BufferedRandom], None] | None = None) -> None:
     """Fetch `url` to `path`, which gets its name only when all of it has come.
 
     starts: the bytes that such a file may begin with, a tuple. kind: what it is, and room: where there may be more room
@@ -25,6 +29,7 @@ def fetch(url, path, starts, kind, room, check=None):
 
     log.info('fetching %s to %s', url, path)
     with atomic_file(path, 'w+b') as file:
+        assert isinstance(file, io.BufferedRandom)  # as this mode gives it
         try:
             # Into an open file: given a path, gdown leaves a partial file beside it after a failure. Cookies would be
             # kept in the user's home folder. A length other than the announced one is an error.
@@ -48,21 +53,21 @@ def fetch(url, path, starts, kind, room, check=None):
             check(file)
 
 
-def by_hand(url, path):
+def by_hand(url: str, path: Path) -> str:
     """What a user can do when a program can't."""
     return f'open {url} in a browser, save the file as {path} and run again'
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """An exception's message in one line."""
     return ' '.join(str(error).split()) or type(error).__name__
 
 
-def _is_quota(text):
+def _is_quota(text: str):
     text = ' '.join(text.lower().split())  # pages and gdown's messages are wrapped
     return any(sentence in text for sentence in QUOTA)
 
 
-def _quota_error(url, path):
+def _quota_error(url: str, path: Path):
     return UserError(f'Google Drive refuses {path.name} for now because its download quota is used up: '
                      f'wait a day, or {by_hand(url, path)}')

@@ -6,16 +6,17 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import TextIO
 
 from utils.errors import UserError
 from utils.storage.atomic import make_folder
 
 PATIENCE = 5  # seconds to wait for another process that holds a folder
 
-_held = {}  # lock files by their paths
+_held: dict[Path, TextIO] = {}  # lock files by their paths
 
 
-def hold_folder(path):
+def hold_folder(path: str | Path) -> None:
     """Make the folder `path`, and keep other processes from holding it until `release_folders`, or the end of this process.
 
     Raises `UserError` when another one holds it. A run that was killed a moment ago is waited for.
@@ -29,7 +30,7 @@ def hold_folder(path):
         time.sleep(0.1)
 
 
-def _try_to_lock(lock):
+def _try_to_lock(lock: Path):
     """None when it succeeded, else what the holder has written into the lock file."""
     try:
         file = open(lock, 'a+', encoding='utf-8')  # noqa: SIM115 - open as long as the lock is held
@@ -53,7 +54,7 @@ def _try_to_lock(lock):
     return None
 
 
-def release_folders():
+def release_folders() -> None:
     """Let other processes hold the folders that this one holds."""
     while _held:
         lock, file = _held.popitem()
@@ -63,7 +64,7 @@ def release_folders():
         file.close()
 
 
-def set_aside(path):
+def set_aside(path: str | Path) -> Path:
     """Rename `path` to `path.old-1` (or the next free number) and return the new path. Nothing is deleted.
 
     Raises `UserError` when the folder above can't be written."""

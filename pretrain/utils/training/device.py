@@ -1,6 +1,8 @@
 """Which device to compute on, and the memory that is kept there."""
+import argparse
 import ctypes
 import sys
+from typing import Any
 
 import torch
 
@@ -10,7 +12,7 @@ from utils.parallel import distributed, ranks
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
-def choose_device(name):
+def choose_device(name: str) -> torch.device:
     """'auto' takes CUDA, else Apple's MPS, else the CPU. Raises `UserError` for a device that is not there."""
     there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if name == 'auto':
@@ -20,7 +22,7 @@ def choose_device(name):
     return torch.device(name)
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Have this process keep the memory of freed tensors and images for the next ones. glibc gives large blocks back to the
     kernel, which then has to map and clear them anew: some 5% of a training step on a CPU. On other systems it does nothing."""
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
@@ -28,7 +30,7 @@ def keep_freed_memory():
         mallopt(TRIM_THRESHOLD, 1 << 30)
 
 
-def join_processes(args, **meeting):
+def join_processes(args: argparse.Namespace, **meeting: Any) -> torch.device:
     """The device that --device asks for, after this process has joined the others of its group, if there are any: on a GPU
     each takes its own. meeting: of `distributed.join`."""
     device = choose_device(args.device)

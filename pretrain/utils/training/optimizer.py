@@ -1,10 +1,12 @@
 """Optimiser and learning-rate schedule (paper section 3)."""
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 
 
-def get_optimizer(parameters, name, lr, weight_decay=0.0, momentum=None, nesterov=None):
+def get_optimizer(parameters: Iterable[torch.nn.Parameter], name: str, lr: float, weight_decay: float = 0.0,
+                  momentum: float | None = None, nesterov: bool | None = None) -> torch.optim.Optimizer:
     """SGD or Adam over the parameters that learn: one group, weight decay on all of it, batch norm and biases too."""
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if name == 'adam':
@@ -13,7 +15,8 @@ def get_optimizer(parameters, name, lr, weight_decay=0.0, momentum=None, nestero
                            nesterov=bool(nesterov))
 
 
-def learning_rate(scheduler, lr, epoch, epochs, lr_decay_rate=None, lr_decay_epochs=None):
+def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_rate: float | None = None,
+                  lr_decay_epochs: Sequence[int] | None = None) -> float:
     """The learning rate of `epoch` (counted from 0) of `epochs`, for a schedule that starts from `lr`.
 
     poly: lr * (1 - epoch / epochs) ** 0.9. step: lr * rate ** (number of decay epochs that are < epoch).
@@ -24,13 +27,15 @@ def learning_rate(scheduler, lr, epoch, epochs, lr_decay_rate=None, lr_decay_epo
     if scheduler == 'poly':
         return lr * (1 - epoch / epochs) ** 0.9
     if scheduler == 'step':
+        assert lr_decay_rate is not None and lr_decay_epochs is not None  # `create_config` sees to it
         return lr * lr_decay_rate ** sum(milestone < epoch for milestone in lr_decay_epochs)
     if scheduler == 'cosine':
+        assert lr_decay_rate is not None
         lowest = lr * lr_decay_rate ** 3
         return lowest + (lr - lowest) * (1 + math.cos(math.pi * epoch / epochs)) / 2
     raise ValueError(f'unknown scheduler {scheduler}')
 
 
-def set_learning_rate(optimizer, lr):
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group['lr'] = lr

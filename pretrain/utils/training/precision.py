@@ -12,7 +12,7 @@ log = logging.getLogger('maskcontrast')
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
-def choose_precision(amp, device):
+def choose_precision(amp: str, device: torch.device) -> str:
     """Resolve `--amp`: 'auto' becomes 'bf16' where the hardware is fast at it, else 'none'.
 
     'none' is float32 in earnest: it also keeps CUDA's convolutions from rounding to TF32.
@@ -26,7 +26,7 @@ def choose_precision(amp, device):
     return amp
 
 
-def autocast(device, precision):
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[None]:
     """The context in which a network runs: autocast for 'bf16' and 'fp16', nothing for 'none'."""
     if precision == 'none':
         return contextlib.nullcontext()
@@ -45,7 +45,7 @@ def _cpu_is_fast_at_bfloat16():
     image = torch.ones(4, 256, 28, 28).to(memory_format=torch.channels_last)
     weight = torch.ones(256, 256, 3, 3).to(memory_format=torch.channels_last)
 
-    def seconds(dtype):
+    def seconds(dtype: torch.dtype):
         x, w = image.to(dtype), weight.to(dtype)
         times = []
         for _ in range(6):

@@ -1,7 +1,13 @@
 """A picture of a clustering: a row for each cluster, in its colour, its most typical images first."""
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
 import cv2
 import numpy as np
 
+from data.dataset import SegmentationDataset
+from data.image_folder import ImageFolder
 from data.palette import VOC_COLOURS
 from evaluation.visualization.pictures import FONT, overlay, save_picture, thumbnail
 
@@ -11,12 +17,22 @@ TITLE = 140  # width of a row's title
 MOST_ROWS = 100
 
 
-def cluster_names(n_clusters):
+class _Mask(Protocol):
+    def array(self) -> np.ndarray: ...
+
+
+class _Clustering(Protocol):
+    clusters: np.ndarray
+    classes_of: np.ndarray
+
+
+def cluster_names(n_clusters: int) -> tuple[str, ...]:
     """Names of the predicted ids where there are no classes."""
     return ('background', *(f'cluster {number}' for number in range(1, n_clusters)))
 
 
-def save_cluster_sheet(path, dataset, masks, clustering, order, names):
+def save_cluster_sheet(path: str | Path, dataset: SegmentationDataset | ImageFolder, masks: Sequence[_Mask],
+                       clustering: _Clustering, order: np.ndarray, names: Sequence[str]) -> None:
     """Write the sheet of a `Clustering` of the M images of `dataset`, whose `CompressedMask`s are `masks`: of the first 100
     clusters.
 
@@ -32,7 +48,7 @@ def save_cluster_sheet(path, dataset, masks, clustering, order, names):
     save_picture(path, np.concatenate(rows))
 
 
-def _row(title, colour, pictures):
+def _row(title: Iterable[str], colour: np.ndarray, pictures: Iterable[np.ndarray]):
     """A bar in the colour, lines of text, and the pictures. RGB uint8."""
     row = np.full((CELL[0], TITLE + COLUMNS * CELL[1], 3), 255, np.uint8)
     row[3:-3, :10] = colour

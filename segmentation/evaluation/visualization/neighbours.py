@@ -1,4 +1,6 @@
 """Pictures of retrieval: a query segment and its nearest neighbours."""
+from collections.abc import Iterable, Sequence
+
 import cv2
 import numpy as np
 
@@ -8,8 +10,10 @@ from evaluation.visualization.pictures import FONT, TEXT_SCALE, overlay, thumbna
 SIDE, FRAME, CAPTION = 128, 5, 18  # pixels: of a tile's content, of its frame, of the text's height
 QUERY, RIGHT, WRONG = (90, 90, 90), (30, 150, 60), (200, 40, 40)  # RGB of the frames
 
+Segment = tuple[np.ndarray, np.ndarray, int]  # image, mask, class
 
-def neighbour_picture(query, neighbours, classes):
+
+def neighbour_picture(query: Segment, neighbours: Iterable[Segment], classes: Sequence[str]) -> np.ndarray:
     """One row: the query, framed gray, and its neighbours, framed green where their class is the query's and red, with a
     notch, where it isn't.
 
@@ -23,7 +27,8 @@ def neighbour_picture(query, neighbours, classes):
     return np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1)
 
 
-def _tile(image, mask, label, classes, colour, notch=False):
+def _tile(image: np.ndarray, mask: np.ndarray, label: int, classes: Sequence[str], colour: tuple[int, int, int],
+          notch: bool = False):
     """A segment in its image, shrunk into a framed square, with the name of its class below."""
     mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     shown = overlay(image, mask * np.uint8(label or len(classes)))

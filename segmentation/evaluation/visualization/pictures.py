@@ -1,4 +1,7 @@
 """What people look at: predictions as palette images, and image, ground truth and prediction side by side."""
+from collections.abc import Sequence
+from pathlib import Path
+
 import cv2
 import numpy as np
 
@@ -11,20 +14,20 @@ GAP = 4  # pixels between images
 FONT, TEXT_SCALE, LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 18  # of the legend; LINE: its height in pixels
 
 
-def save_prediction(path, prediction):
+def save_prediction(path: str | Path, prediction: np.ndarray) -> None:
     """Write an H x W uint8 prediction as a palette PNG in VOC colours."""
     with atomic_file(path, flush=False) as file:
         save_labels(file, prediction)
 
 
-def overlay(image, labels):
+def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Class colours over an image: H x W x 3 uint8 and H x W uint8 -> H x W x 3 uint8. Background and void stay clear."""
     colours = cv2.addWeighted(image, 1 - OPACITY, VOC_COLOURS[labels], OPACITY, 0)
     clear = (labels == 0) | (labels == VOID)
     return np.where(clear[..., None], image, colours)
 
 
-def side_by_side(image, *labels):
+def side_by_side(image: np.ndarray, *labels: np.ndarray) -> np.ndarray:
     """The image and its overlays, of one height, in one picture."""
     gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
     parts = [image]
@@ -33,7 +36,7 @@ def side_by_side(image, *labels):
     return np.concatenate(parts, axis=1)
 
 
-def with_legend(picture, captions, classes, *labels):
+def with_legend(picture: np.ndarray, captions: Sequence[str], classes: Sequence[str], *labels: np.ndarray) -> np.ndarray:
     """A picture of `side_by_side`, below each part its caption, and below them colour and name of each class that occurs in
     `labels`, background aside.
 
@@ -57,13 +60,13 @@ def with_legend(picture, captions, classes, *labels):
     return np.concatenate([picture, strip])
 
 
-def save_picture(path, picture):
+def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Write an H x W x 3 uint8 RGB picture as a PNG."""
     with atomic_file(path, flush=False) as file:
         file.write(cv2.imencode('.png', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
 
 
-def thumbnail(picture, cell):
+def thumbnail(picture: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
     """The picture as large as fits into a cell of (height, width) with a margin of 3 pixels."""
     height, width = cell
     scale = min((height - 6) / picture.shape[0], (width - 6) / picture.shape[1])
@@ -71,7 +74,7 @@ def thumbnail(picture, cell):
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def contact_sheet(pictures, columns, cell):
+def contact_sheet(pictures: Sequence[np.ndarray], columns: int, cell: tuple[int, int]) -> np.ndarray:
     """Pictures of any size in rows of `columns`, each shrunk into a cell of (height, width); a row is as high as its highest
     picture. RGB uint8."""
     columns = min(columns, len(pictures))

@@ -3,6 +3,8 @@ import functools
 import logging
 import os
 import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from utils.cli.log import log_error, start_log, stop_log
 from utils.errors import UserError
@@ -16,37 +18,39 @@ EXIT_BUG = 1  # as Python has it
 
 log = logging.getLogger('maskcontrast')
 
+T = TypeVar('T')
 
-def command(main):
+
+def command(main: Callable[[list[str] | None], T]) -> Callable[..., T]:
     """Decorate the `main(argv)` of a script that runs as one process: a `UserError` ends it with its line on stderr and exit
     code 2.
 
     Ctrl-C ends it with one line and exit code 130, SIGTERM and SIGUSR1 with one line and exit code 75.
     """
     @functools.wraps(main)
-    def run(argv=None):
+    def run(argv: list[str] | None = None):
         return _run(_refuse_several, main, argv)
     return run
 
 
-def parallel_command(main):
+def parallel_command(main: Callable[[list[str] | None], T]) -> Callable[..., T]:
     """The same for a script that may be one of several processes, of which all end when one does.
 
     A process that was lost ends the others with exit code 3.
     """
     @functools.wraps(main)
-    def run(argv=None):
+    def run(argv: list[str] | None = None):
         return _run(main, argv)
     return run
 
 
-def _refuse_several(main, argv):
+def _refuse_several(main: Callable[[list[str] | None], T], argv: list[str] | None):
     if os.environ.get('WORLD_SIZE', '1') not in ('', '1'):
         raise UserError('this script runs as one process: start it without torchrun')
     return main(argv)
 
 
-def _run(main, *arguments):
+def _run(main: Callable[..., T], *arguments: Any):
     with preemption.handled():
         try:
             start_log()  # the script adds its file
@@ -71,7 +75,7 @@ def _run(main, *arguments):
         raise SystemExit(code) from None
 
 
-def _run_to_its_end(main, *arguments):
+def _run_to_its_end(main: Callable[..., T], *arguments: Any):
     try:
         result = main(*arguments)
         _leave_group()
@@ -87,7 +91,7 @@ def _leave_group():
         distributed.leave()
 
 
-def _end(line, code):
+def _end(line: str, code: int):
     """Report why this process ends. With several, tell the others, which end too, and exit at once: leaving the group takes all
     of them."""
     if watchdog.current:
@@ -96,7 +100,7 @@ def _end(line, code):
     return code
 
 
-def _leave(stop):
+def _leave(stop: preemption.Preempted):
     """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, else by ending the others."""
     stop.__traceback__ = None
     line = f'stopped by {stop}: give the same command again'
@@ -110,7 +114,7 @@ def _leave(stop):
     return preemption.EXIT_PREEMPTED
 
 
-def _exit_now(code):
+def _exit_now(code: int):
     stop_log()
     release_folders()
     os._exit(code)

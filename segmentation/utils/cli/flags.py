@@ -1,5 +1,6 @@
 """The flags that several scripts have. Nothing here loads PyTorch, so that `--help` and a mistake in a flag cost no seconds."""
 import argparse
+from typing import Any, NoReturn
 
 from utils.config import create_config
 from utils.config.keys import MAX_SEED
@@ -11,23 +12,23 @@ from utils.parallel.watchdog import TIMEOUT
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, like all others."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f'{message} (see --help)')
 
 
-def make_plain_parser(description):
+def make_plain_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser without flags yet, for scripts that take no configuration. A mistake in the flags is a `UserError`."""
     return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def make_env_parser(description, **options):
+def make_env_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
     """A parser with --config_env alone. options: of its argument, `default`, say."""
     parser = make_plain_parser(description)
     parser.add_argument('--config_env', help='YAML file with root_dir and db_root', **(options or {'required': True}))
     return parser
 
 
-def make_parser(description, amp, trains=False):
+def make_parser(description: str | None, amp: str, trains: bool = False) -> argparse.ArgumentParser:
     """A parser with the flags that every script has, and those of training. amp: the default of --amp."""
     parser = make_env_parser(description)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
@@ -43,14 +44,14 @@ def make_parser(description, amp, trains=False):
     return parser
 
 
-def check_early(args, script):
+def check_early(args: argparse.Namespace, script: str) -> None:
     """Read the configuration for its mistakes alone, before PyTorch is loaded. Of several processes each reads it only after
     they have met, so that a mistake is reported once and ends all of them."""
     if from_environment('WORLD_SIZE', default=1) == 1:
         create_config(args.config_env, args.config_exp, script)
 
 
-def add_machine_flags(parser, amp):
+def add_machine_flags(parser: argparse.ArgumentParser, amp: str) -> None:
     """--device, --amp and --seed. amp: the default of --amp."""
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
                         help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
@@ -60,13 +61,13 @@ def add_machine_flags(parser, amp):
     parser.add_argument('--seed', type=_seed, help="seed of everything random (default: the experiment's, if it has one)")
 
 
-def _seed(text):
+def _seed(text: str):
     if not text.isdecimal() or int(text) > MAX_SEED:
         raise argparse.ArgumentTypeError(f'must be an integer from 0 to {MAX_SEED}, not {text}')
     return int(text)
 
 
-def _seconds(text):
+def _seconds(text: str):
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f'must be a whole number of seconds, at least 1, not {text}')
     return int(text)

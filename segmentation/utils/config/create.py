@@ -1,17 +1,19 @@
 """env.yml and an experiment file become one checked configuration. Mistakes end before any work, in one line."""
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from easydict import EasyDict
 
 from data.util.mypath import Path as MyPath
 from utils.config import keys as config_keys
-from utils.config.keys import ENV_KEYS, KEYS, REQUIRED
+from utils.config.keys import ENV_KEYS, KEYS, REQUIRED, Key
 from utils.config.values import checked_value, nearest_name
 from utils.errors import UserError
 
 
-def create_config(env_file, exp_file, script=None):
+def create_config(env_file: str | Path, exp_file: str | Path, script: str | None = None) -> EasyDict:
     """Read and check both files and return one EasyDict with defaults filled in.
 
     env_file: path of env.yml (`root_dir`, `db_root`, `image_cache`). exp_file: path of an experiment's YAML file.
@@ -29,6 +31,7 @@ def create_config(env_file, exp_file, script=None):
     p.output_dir = str(Path(p.root_dir) / p.name)
     p.checkpoint = str(Path(p.output_dir) / 'checkpoint.pth.tar')
     p.best_model = str(Path(p.output_dir) / 'best_model.pth.tar')
+    _check_backbone(p, exp.get('backbone_kwargs') or {}, exp_file)
     if script in config_keys.TRAINED:
         _check_training(p, exp_file)
     if script == config_keys.PRETRAIN:
@@ -40,7 +43,7 @@ def create_config(env_file, exp_file, script=None):
     return p
 
 
-def read_env(file):
+def read_env(file: str | Path) -> EasyDict:
     """Read and check env.yml: an EasyDict of absolute paths, `root_dir`, `db_root` and `image_cache` (or None).
     Raises as `create_config` does."""
     env = EasyDict(_checked(_read_yaml(file), ENV_KEYS, file, config_keys.SCRIPTS[0]))  # all scripts read all of it
@@ -49,20 +52,20 @@ def read_env(file):
     return env
 
 
-def differing_keys(p, other, script, ignored=()):
+def differing_keys(p: Mapping[str, Any], other: Mapping[str, Any], script: str, ignored: Collection[str] = ()) -> list[str]:
     """Names of the keys that `script` reads, nested ones with a dot, whose values differ between two configurations. A key that
     one of them lacks, as it was written before there was such a key, has its default."""
     keys = [key for key in KEYS if script in key.readers and key.name not in ignored]
     return [key.name for key in keys if _get(p, key) != _get(other, key)]
 
 
-def _get(p, key):
+def _get(p: Mapping[str, Any], key: Key):
     group, _, inner = key.name.rpartition('.')
     values = (p.get(group) or {}) if group else p
     return plain(values.get(inner, None if key.default is REQUIRED else key.default))
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """`value` with EasyDicts and tuples turned into dicts and lists, as YAML and checkpoints hold them."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -71,7 +74,7 @@ def plain(value):
     return value
 
 
-def _read_yaml(path):
+def _read_yaml(path: str | Path):
     try:
         text = Path(path).read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
@@ -88,7 +91,7 @@ def _read_yaml(path):
     return content
 
 
-def script_of(exp):
+def script_of(exp: Mapping[str, Any]) -> str:
     """The script that an experiment is for, from the keys that only its kind of file has. exp: the file's content, or what
     `create_config` made of it."""
     if 'moco_kwargs' in exp:
@@ -100,7 +103,7 @@ def script_of(exp):
     return config_keys.LINEAR if 'train_db_name' in exp else config_keys.EVAL
 
 
-def _checked(content, keys, file, script):
+def _checked(content: Mapping[Any, Any], keys: Iterable[Key], file: str | Path, script: str):
     """The values of `content` after all checks, with the defaults of the keys that `script` reads."""
     table = {key.name: key for key in keys}
     groups = {name.partition('.')[0] for name in table if '.' in name}
@@ -112,7 +115,7 @@ def _checked(content, keys, file, script):
             given.update({f'{name}.{inner}': item for inner, item in (value or {}).items()})
         else:
             given[name] = value
-    result = {}
+    result: dict[str, Any] = {}
     for name, value in given.items():
         if name not in table or name in content and '.' in name:  # dots are our notation, not YAML's
             near = nearest_name(str(name), [*table, *groups], cutoff=0)
@@ -126,12 +129,31 @@ def _checked(content, keys, file, script):
     return result
 
 
-def _put(result, name, value):
+def _put(result: dict[str, Any], name: str, value: Any):
     group, _, inner = name.rpartition('.')
     (result.setdefault(group, {}) if group else result)[inner] = value
 
 
-def _check_training(p, file):
+def _check_backbone(p: EasyDict, given: dict[str, Any], file: str | Path):
+    """given: `backbone_kwargs` as the file has them."""
+    from models.backbones import find_backbone, output_stride  # inside, as `utils` stands below `models`
+    spec, kwargs = find_backbone(p.backbone), p.backbone_kwargs
+    if kwargs.output_stride and 'dilated' in given and kwargs.output_stride != output_stride(p.backbone, given | {
+            'output_stride': None}):
+        raise UserError(f'{file}: backbone_kwargs.dilated: {kwargs.dilated} and backbone_kwargs.output_stride: '
+                        f'{kwargs.output_stride} contradict each other: remove one')
+    try:
+        output_stride(p.backbone, kwargs)
+    except UserError as error:
+        raise UserError(f'{file}: {error}') from None
+    features = (p.get('kmeans_kwargs') or {}).get('features')
+    valid = (config_keys.EMBEDDING, *spec.stages)
+    if features is not None and features not in valid:
+        raise UserError(f"{file}: kmeans_kwargs.features must be one of {', '.join(valid)}, not '{features}' "
+                        f"(nearest: '{nearest_name(features, valid, cutoff=0)}')")
+
+
+def _check_training(p: EasyDict, file: str | Path):
     for key in ('momentum', 'nesterov'):
         if p.optimizer == 'adam' and p.optimizer_kwargs[key] is not None:
             raise UserError(f'{file}: optimizer_kwargs.{key} belongs to sgd: remove it, or set optimizer: sgd')
@@ -143,7 +165,7 @@ def _check_training(p, file):
             raise UserError(f"{file}: the key 'scheduler_kwargs.{key}' is missing, and scheduler: {p.scheduler} needs it")
 
 
-def _check_pretraining(p, file):
+def _check_pretraining(p: EasyDict, file: str | Path):
     kwargs = p.backbone_kwargs
     if p.head == 'none':
         raise UserError(f'{file}: head: none is for evaluations of a backbone alone: main.py needs head: deeplab')

@@ -3,6 +3,7 @@
 A key that is not in this table is an error. One that is read by another script than the one that runs is accepted, so
 that one file can serve several scripts.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
 
 REQUIRED = object()  # the reading scripts can't run without the key
@@ -14,6 +15,7 @@ EVALUATIONS = (LINEAR, EVAL, KMEANS, RETRIEVAL)
 PROBES = (LINEAR, EVAL)
 TRAINED = (PRETRAIN, LINEAR)
 CLUSTERED = (KMEANS, RETRIEVAL)
+EMBEDDING = 'embedding'  # what is clustered if nothing else is said
 MAX_SEED = 2 ** 32 - 1  # the most that scikit-learn takes
 NOBODY = ()  # keys of files for the published code, accepted without effect
 
@@ -25,17 +27,22 @@ class Key:
     type: int, float, bool, str, path (relative to the script tree), ints, strs, or size (two positive integers).
     default: the value when the key is absent, or REQUIRED. None as a default also permits null as a value.
     minimum, maximum: inclusive bounds of a number; above: an exclusive lower bound.
-    nullable: null is a value, though the key has to be there.
+    choices: permitted values, or a function that gives them. nullable: null is a value, though the key has to be there.
     """
     name: str
     type: str
     default: object
-    readers: tuple
-    choices: tuple = None
-    minimum: float = None
-    maximum: float = None
-    above: float = None
+    readers: tuple[str, ...]
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
     nullable: bool = False
+
+
+def _backbones():
+    from models.backbones import backbone_names  # inside, as `utils` stands below `models`
+    return backbone_names()
 
 
 KEYS = (
@@ -56,8 +63,9 @@ KEYS = (
     Key('transformation_kwargs.resolution', 'size', (512, 512), EVALUATIONS),
     Key('on_bad_image', 'str', 'stop', TRAINED, choices=('stop', 'skip')),
     # Network
-    Key('backbone', 'str', REQUIRED, SCRIPTS, choices=('resnet18', 'resnet50')),
+    Key('backbone', 'str', REQUIRED, SCRIPTS, choices=_backbones),
     Key('backbone_kwargs.dilated', 'bool', True, SCRIPTS),
+    Key('backbone_kwargs.output_stride', 'int', None, SCRIPTS, minimum=1),
     Key('backbone_kwargs.pretraining', 'str', None, (PRETRAIN,),
         choices=('imagenet_classification', 'imagenet_moco')),
     Key('backbone_kwargs.moco_state_dict', 'path', None, (PRETRAIN,)),
@@ -77,6 +85,7 @@ KEYS = (
     Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
     Key('moco_kwargs.m', 'float', REQUIRED, (PRETRAIN,), minimum=0, maximum=1),
     Key('moco_kwargs.K', 'int', REQUIRED, (PRETRAIN,), minimum=1),
+    Key('moco_kwargs.loss', 'str', 'fused', (PRETRAIN,), choices=('fused', 'plain')),
     Key('epochs', 'int', REQUIRED, TRAINED, minimum=1),
     Key('optimizer', 'str', 'sgd', TRAINED, choices=('sgd', 'adam')),
     Key('optimizer_kwargs.lr', 'float', REQUIRED, TRAINED, above=0),
@@ -91,8 +100,7 @@ KEYS = (
     # Evaluation
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
     Key('kmeans_kwargs.whiten', 'bool', True, (KMEANS,)),
-    Key('kmeans_kwargs.features', 'str', 'embedding', (KMEANS,),
-        choices=('embedding', 'layer1', 'layer2', 'layer3', 'layer4')),
+    Key('kmeans_kwargs.features', 'str', EMBEDDING, (KMEANS,)),  # or a stage of the backbone
     Key('retrieval_kwargs.train_split', 'str', 'train', (RETRIEVAL,)),
     Key('retrieval_kwargs.saliency', 'str', None, (RETRIEVAL,)),
     Key('retrieval_kwargs.ignore_classes', 'strs', None, (RETRIEVAL,)),

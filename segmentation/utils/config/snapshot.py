@@ -2,7 +2,10 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,7 +16,7 @@ from utils.storage.atomic import atomic_file
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn', 'pydensecrf2')
 
 
-def write_config(path, p, **resolved):
+def write_config(path: str | Path, p: Mapping[str, Any], **resolved: Any) -> None:
     """Write the configuration as run: the keys of `p`, what was `resolved` (device, precision...), versions, revision."""
     record = {**plain(p), **resolved, 'command': ' '.join(sys.argv), 'versions': _versions(), 'git_revision': _revision()}
     with atomic_file(path, 'w') as file:
@@ -24,7 +27,7 @@ def _versions():
     return {'python': platform.python_version(), **{name: version(name) for name in PACKAGES if _installed(name)}}
 
 
-def _installed(name):
+def _installed(name: str):
     try:
         return bool(version(name))
     except ImportError:
@@ -33,7 +36,7 @@ def _installed(name):
 
 def _revision():
     """Of the checkout that the script tree is in, with a + for uncommitted changes; None outside one."""
-    def git(*words):
+    def git(*words: str):
         return subprocess.run(['git', '-C', str(TREE), *words], capture_output=True, text=True, check=False)
     try:
         head = git('rev-parse', 'HEAD')

@@ -1,13 +1,15 @@
 """Where the weights that an experiment names are: files, `zoo://` names, and torchvision's own."""
 from pathlib import Path
 
+from easydict import EasyDict
+
 from utils.errors import UserError
 from utils.model_zoo.zoo import local_file
 
 TORCHVISION = 'torchvision://'  # torchvision://resnet50-IMAGENET1K_V1, say, which torchvision keeps in a folder of its own
 
 
-def require_files(p, file, *keys):
+def require_files(p: EasyDict, file: str | Path, *keys: str) -> None:
     """Put the paths of files in the place of those `keys` of `p` (nested ones with a dot) that are `zoo://` names; fetch them.
 
     Raises a `UserError` for the first key that names a file which is not there. Apart from `create_config`, since a run that

@@ -3,6 +3,7 @@
 They are fetched when they are first needed, into <root_dir>/model_zoo/; `python -m utils.model_zoo` lists them.
 """
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,12 @@ ZOO = {
 }
 
 
-def is_zoo(path):
+def is_zoo(path: str | Path) -> bool:
     """Whether a path is the name of weights of the zoo."""
     return str(path).startswith(SCHEME)
 
 
-def zoo_file(name, root_dir):
+def zoo_file(name: str, root_dir: str | Path) -> Path:
     """Where the weights called `name` (with or without zoo://) are or will be."""
     name = str(name).removeprefix(SCHEME)
     if name not in ZOO:
@@ -58,7 +59,7 @@ def zoo_file(name, root_dir):
     return Path(root_dir) / FOLDER / f'{name}.pth.tar'
 
 
-def local_file(path, root_dir):
+def local_file(path: str, root_dir: str | Path) -> str:
     """The file that `path` stands for: itself, or for `zoo://<name>` that of the zoo, which is fetched when it is missing.
 
     Its sha256 is recorded beside it when it is first seen, and compared whenever it is fetched again or used.
@@ -69,7 +70,7 @@ def local_file(path, root_dir):
     file = zoo_file(path, root_dir)
     entry = ZOO[path.removeprefix(SCHEME)]
     if not file.exists():
-        def check(stream):
+        def check(stream: io.BufferedRandom):
             _whole(stream, f'{entry.url} gave a damaged checkpoint: run again, or {by_hand(entry.url, file)}')
             _compare(stream, file, f'{entry.url} gives another file than it did at first')
         fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml', check)
@@ -81,20 +82,20 @@ def local_file(path, root_dir):
     return str(file)
 
 
-def sha256(file):
+def sha256(file: str | Path) -> str:
     """The hexadecimal sha256 of the content of a path. Raises `UserError` when it can't be read."""
     with _opened(file) as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
-def _opened(file):
+def _opened(file: str | Path):
     try:
         return open(file, 'rb')
     except OSError as error:
         raise UserError(f'{file} could not be read ({error.strerror})') from error
 
 
-def _whole(stream, words):
+def _whole(stream: io.BufferedReader | io.BufferedRandom, words: str):
     """Raise a `UserError` of these words for a file that PyTorch can't load: only once, before its hash is taken for the right
     one, as servers break off, and browsers save web pages."""
     import torch  # here, since those who only list the zoo need no PyTorch
@@ -105,11 +106,11 @@ def _whole(stream, words):
         raise UserError(words) from error
 
 
-def _record(file):
+def _record(file: Path):
     return file.with_name(f'{file.name}.sha256')
 
 
-def _compare(stream, file, words):
+def _compare(stream: io.BufferedReader | io.BufferedRandom, file: Path, words: str):
     """Compare the sha256 of a zoo file's content with the recorded one, or record it. words: what a difference means."""
     stream.seek(0)
     digest = hashlib.file_digest(stream, 'sha256').hexdigest()

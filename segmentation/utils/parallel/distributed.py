@@ -1,7 +1,9 @@
 """Every call of torch.distributed. Without a process group the answers are those of a single process."""
 import contextlib
 import os
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,8 +20,10 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # until all processes have come
 AGENT_STORE = 'TORCHELASTIC_USE_AGENT_STORE'  # set where the launcher has the store
 FOREVER = timedelta(days=30)  # no collective ends a run: the watchdog knows better who is to blame
 
+T = TypeVar('T')
 
-def join(device_type, backend=None, url='env://', patience=TIMEOUT):
+
+def join(device_type: str, backend: str | None = None, url: str = 'env://', patience: float = TIMEOUT) -> None:
     """Join the group of processes that the environment's RANK and WORLD_SIZE describe, as torchrun sets them, if there is one.
 
     backend: None for nccl on GPUs, else gloo. url: where the processes meet (env://: at MASTER_ADDR and MASTER_PORT).
@@ -51,18 +55,19 @@ def join(device_type, backend=None, url='env://', patience=TIMEOUT):
                         'address and number of processes') from error
 
 
-def rendezvous_store():
+def rendezvous_store() -> tuple[dist.Store, dict[str, str]]:
     """A store for the processes of this machine to meet at, and the environment variables that lead them there: rank 0 joins
     this store, too, instead of starting its own. It is there as long as the object is."""
     store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     return store, {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(store.port), AGENT_STORE: 'True'}
 
 
-def leave():
+def leave() -> None:
     """Wait for all processes to come here, and dissolve the group."""
     if not in_group():
         return
     barrier()
+    assert watchdog.current is not None  # as `join` has set it
     watchdog.current.close()
     watchdog.current = None
     dist.destroy_process_group()
@@ -74,25 +79,25 @@ def _collective():
         watchdog.current.passed += 1
 
 
-def note(place, in_step=False):
+def note(place: str, in_step: bool = False) -> None:
     """Say where this process is, for messages about lost processes. in_step: all processes pass here equally often."""
     if watchdog.current:
         watchdog.current.place = place
         watchdog.current.passed += in_step
 
 
-def watched():
+def watched() -> contextlib.AbstractContextManager[None]:
     """A context in which all processes make progress: they `note` it, or take part in collectives. One that hangs is found."""
     return watchdog.current.watched() if watchdog.current else contextlib.nullcontext()
 
 
-def barrier():
+def barrier() -> None:
     """Wait for all processes."""
     all_reduce(torch.zeros(1))
 
 
 @contextlib.contextmanager
-def main_first():
+def main_first() -> Iterator[None]:
     """What the block makes is made once: rank 0 runs it first, then the first process of every other machine, which may have
     disks of its own, then the rest."""
     turn = 0 if is_main() else 1 if local_rank() == 0 else 2
@@ -104,7 +109,7 @@ def main_first():
 
 
 @torch.no_grad()
-def all_reduce(tensor):
+def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of every process's `tensor`, in its place."""
     if world_size() > 1:
         _collective()
@@ -113,7 +118,7 @@ def all_reduce(tensor):
 
 
 @torch.no_grad()
-def all_gather(tensor):
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate every process's `tensor` (equal shapes) along dimension 0 in rank order, without gradient."""
     if world_size() == 1:
         return tensor
@@ -123,17 +128,17 @@ def all_gather(tensor):
     return torch.cat(parts)
 
 
-def gather_objects(value):
+def gather_objects(value: T) -> list[T] | None:
     """Every process's `value` (anything that can be pickled), in rank order, on rank 0; None elsewhere."""
     if world_size() == 1:
         return [value]
     _collective()
-    values = [None] * world_size() if is_main() else None
+    values: list[Any] | None = [None] * world_size() if is_main() else None
     dist.gather_object(value, values)
     return values
 
 
-def broadcast_object(value):
+def broadcast_object(value: T) -> T:
     """Rank 0's `value` (anything that can be pickled) on every process."""
     if world_size() == 1:
         return value
@@ -144,7 +149,7 @@ def broadcast_object(value):
 
 
 @torch.no_grad()
-def shared_permutation(length):
+def shared_permutation(length: int) -> torch.Tensor:
     """A random permutation of `length` numbers, the same on every process. Only rank 0 draws random numbers."""
     permutation = torch.randperm(length) if is_main() else torch.empty(length, dtype=torch.long)
     if world_size() > 1:
@@ -154,7 +159,7 @@ def shared_permutation(length):
 
 
 @torch.no_grad()
-def take_rows(tensor, order):
+def take_rows(tensor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """This process's share of the rows `order` of all processes' `tensor` (equal shapes), concatenated in rank order.
 
     order: a permutation, on the CPU. Only the rows travel, each to the one process that takes it.
@@ -174,7 +179,7 @@ def take_rows(tensor, order):
     return received[places.argsort().to(tensor.device)]
 
 
-def data_parallel(model, device):
+def data_parallel(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """`model` with its start state made rank 0's, and gradients averaged over the processes in every backward pass.
 
     Buffers are not broadcast: batch-norm statistics are each process's own, and the queue is equal without.
@@ -189,16 +194,16 @@ def data_parallel(model, device):
     return wrapped
 
 
-def _average(_, bucket):
+def _average(_: object, bucket: dist.GradBucket):  # DistributedDataParallel takes no other annotation, nor one as text
     _collective()
     if bucket.buffer().is_cuda or world_size() == 2:
-        return allreduce_hook(None, bucket)
-    future = torch.futures.Future()
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # PyTorch's annotation lacks None, for all processes
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     future.set_result(_sum_in_order(bucket.buffer().div_(world_size())))
     return future
 
 
-def _sum_in_order(vector):
+def _sum_in_order(vector: torch.Tensor):
     """Sum of every process's `vector`, in its place, added from the last rank to the first, as autograd adds up the gradients
     of simulated processes.
 
@@ -215,23 +220,24 @@ def _sum_in_order(vector):
     return vector.copy_(parts[:len(vector)])
 
 
-def require_same(what, value):
+def require_same(what: str, value: object) -> None:
     """Raise a `UserError` where the processes have different values (that can be pickled). what: in words, for the message."""
-    values = gather_objects(value)
-    odd = broadcast_object([rank for rank, other in enumerate(values or []) if other != values[0]])
+    values = gather_objects(value) or []
+    odd = broadcast_object([rank for rank, other in enumerate(values) if other != values[0]])
     if odd:
         raise UserError(f'{what} of rank {", ".join(map(str, odd))} differ from those of rank 0: all machines need the same '
                         'files')
 
 
-def sum_gradients(parameters):
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Add up the gradients of all processes. Every parameter must have one."""
     for parameter in parameters:
+        assert parameter.grad is not None
         all_reduce(parameter.grad)
 
 
 @torch.no_grad()
-def broadcast_state(module):
+def broadcast_state(module: torch.nn.Module) -> None:
     """Give every process rank 0's parameters and buffers."""
     if world_size() == 1:
         return

@@ -2,11 +2,14 @@
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start again
 
-_state = {'deferred': False, 'requested': None}
+_state: dict[str, Any] = {'deferred': False, 'requested': None}
 
 
 class Preempted(BaseException):
@@ -15,13 +18,13 @@ class Preempted(BaseException):
     agreed: whether all processes stop here.
     """
 
-    def __init__(self, name, agreed=False):
+    def __init__(self, name: str, agreed: bool = False):
         super().__init__(name)
         self.agreed = agreed
 
 
 @contextlib.contextmanager
-def handled():
+def handled() -> Iterator[None]:
     """Inside, a request raises `Preempted`, at once or where `deferred` says. Only the main thread can handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,7 +39,7 @@ def handled():
 
 
 @contextlib.contextmanager
-def deferred():
+def deferred() -> Iterator[None]:
     """Inside, a request waits for somebody to look at `requested`. If nobody did, it raises `Preempted` at the end."""
     before, _state['deferred'] = _state['deferred'], True
     try:
@@ -47,7 +50,7 @@ def deferred():
 
 
 @contextlib.contextmanager
-def at_once():
+def at_once() -> Iterator[None]:
     """Inside, also within `deferred`, a request raises `Preempted`: nothing would be lost."""
     before, _state['deferred'] = _state['deferred'], False
     try:
@@ -57,22 +60,22 @@ def at_once():
         _state['deferred'] = before
 
 
-def ignore():
+def ignore() -> None:
     """From here on, requests change nothing: the run is ending anyway."""
     _state['deferred'] = True
 
 
-def requested():
+def requested() -> str | None:
     """The name of the signal that asked this process to stop, or None."""
     return _state['requested']
 
 
-def check():
+def check() -> None:
     """Raise `Preempted` if this process was asked to stop and may do so at once."""
     if _state['requested'] and not _state['deferred']:
         raise Preempted(_state['requested'])
 
 
-def _handle(number, _):
+def _handle(number: int, _: FrameType | None):
     _state['requested'] = signal.Signals(number).name
     check()

@@ -1,10 +1,17 @@
 """Heartbeats between the processes of a run, so that none waits for one that has died or hangs."""
+from __future__ import annotations
+
 import contextlib
 import json
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 TIMEOUT = 300       # seconds without progress before a process counts as hanging
 EXIT_LOST = 3       # another process died or hangs
@@ -15,7 +22,7 @@ NOTICE = 10         # seconds that an ending process waits for others to have no
 
 log = logging.getLogger('maskcontrast')
 
-current = None  # the `Watchdog` of this process's group, set by utils/parallel/distributed.py
+current: Watchdog | None = None  # the one of this process's group, set by utils/parallel/distributed.py
 
 
 class Watchdog:
@@ -26,12 +33,13 @@ class Watchdog:
     what the process is doing, in words, and how many points it has passed that all processes pass: collectives, above all.
     """
 
-    def __init__(self, store, rank, world_size, patience):
+    def __init__(self, store: Store, rank: int, world_size: int, patience: float):
         self.store, self.rank, self.world_size, self.patience = store, rank, world_size, patience
         self.place, self.passed = 'at the start', 0
         self.watching, self.trouble, self.failed = False, threading.Event(), False
         self.closed, self.once = threading.Event(), threading.Lock()
-        self.beat, self.lost = 0, set()
+        self.beat = 0
+        self.lost: set[int] = set()
         self._sign()
         self.store.wait([self._key(other) for other in range(world_size)])
         self.rounds = self.still = 0  # beats, and those of them since anybody's last progress
@@ -40,7 +48,7 @@ class Watchdog:
             thread.start()
 
     @contextlib.contextmanager
-    def watched(self):
+    def watched(self) -> Iterator[None]:
         """The block makes progress all the time: it takes part in collectives or sets `place`."""
         before, self.watching, self.still = self.watching, True, 0
         try:
@@ -48,7 +56,7 @@ class Watchdog:
         finally:
             self.watching = before
 
-    def close(self):
+    def close(self) -> None:
         """Stop the heartbeats. All processes must be past their last collective."""
         self.closed.set()
         for thread in self.threads:
@@ -58,7 +66,7 @@ class Watchdog:
             if self.rank == 0:  # the store may be in this process
                 self._until(lambda: self.store.add('closed', 0) == self.world_size)
 
-    def fail(self, line, code):
+    def fail(self, line: str, code: int) -> int:
         """Tell the others that this process ends with exit code `code`, and why. Returns the code with which to end.
 
         Rank 0 says it, as its log is the run's; if it does not answer, this process does.
@@ -70,12 +78,12 @@ class Watchdog:
         self._go()
         return code
 
-    def wait_for_cause(self):
+    def wait_for_cause(self) -> None:
         """Give the watch time to find out why a collective failed, which ends this process. Returns when it has not."""
         self.trouble.set()
         time.sleep(SHORT_SILENCE * HEARTBEAT + NOTICE)
 
-    def _report(self, rank, line, of_mine):
+    def _report(self, rank: int, line: str, of_mine: bool):
         """Say once, for all processes, what happened to `rank`: rank 0 does, else the one that found out (`of_mine`)."""
         if self.rank and (not of_mine or self._said()) or not self.once.acquire(blocking=False):
             return  # the main thread and the watch may both end this process
@@ -97,7 +105,7 @@ class Watchdog:
                 self._until(lambda: self.store.add('gone', 0) >= self.world_size - 1 - len(self.lost))
             self.store.add('gone', 1)
 
-    def _until(self, condition):
+    def _until(self, condition: Callable[[], bool]):
         end = time.monotonic() + NOTICE
         while time.monotonic() < end:
             if condition():
@@ -106,7 +114,7 @@ class Watchdog:
         return False
 
     @staticmethod
-    def _key(rank):
+    def _key(rank: int) -> str:
         return f'rank {rank}'
 
     def _sign(self):
@@ -147,7 +155,7 @@ class Watchdog:
                 log.error('error: rank 0, or what had started it, gives no answer (%s)', self.place)
                 os._exit(EXIT_LOST)
 
-    def _judge(self, signs, silent):
+    def _judge(self, signs: list[list[Any]], silent: list[int]):
         """End this process if another has been silent for too long, or all have stood still."""
         limit = SHORT_SILENCE if self.trouble.is_set() else SILENCE
         self.lost = {rank for rank, beats in enumerate(silent) if beats > limit}
@@ -160,14 +168,15 @@ class Watchdog:
             behind = '; '.join(late) if len(late) < self.world_size else f'all ranks hang ({signs[self.rank][2]})'
             self._end_together(f'{behind}: no progress for {self.patience:.0f} s')
 
-    def _end_together(self, line):
+    def _end_together(self, line: str):
         line = f'{line}; the run goes on from its last checkpoint when it is started again'
-        failure = json.dumps([self.rank, line, EXIT_LOST])
+        own = json.dumps([self.rank, line, EXIT_LOST])
+        failure: str | bytes = own
         with contextlib.suppress(RuntimeError):
-            failure = self.store.compare_set('failure', '', failure)
+            failure = self.store.compare_set('failure', '', own)
         self._end(*json.loads(failure))
 
-    def _end(self, rank, line, code):
+    def _end(self, rank: int, line: str, code: int):
         """End this process from the watching thread. What it has not written to disk is lost."""
         self.failed = True
         self._report(0 if code == EXIT_LOST else rank, line, of_mine=rank == self.rank)

@@ -2,7 +2,9 @@
 import logging
 import math
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -11,13 +13,21 @@ from utils.checkpoint import load_exactly, save_checkpoint
 from utils.cli.log import warn_once
 from utils.errors import UserError
 from utils.parallel import distributed, preemption, ranks
+from utils.parallel.random_streams import RandomStreams
 
 REPORT_EVERY = 10  # steps between looks at the loss on a GPU, which makes the host wait, and between lines in the log
 
 log = logging.getLogger('maskcontrast')
 
 
-def check_batch_size(name, batch_size, dataset, processes):
+class _Split(Protocol):
+    """What is asked of a `SegmentationDataset` here."""
+    split_file: Path
+
+    def __len__(self) -> int: ...
+
+
+def check_batch_size(name: str, batch_size: int, dataset: _Split, processes: int) -> None:
     """Raise a `UserError` for a global batch that `dataset` can't fill, or that can't be divided over so many processes. name:
     of the key, with its file."""
     if len(dataset) < batch_size:
@@ -27,7 +37,7 @@ def check_batch_size(name, batch_size, dataset, processes):
                         '(CUDA_VISIBLE_DEVICES says how many GPUs are used)')
 
 
-def batches_text(batch_size, processes):
+def batches_text(batch_size: int, processes: int) -> str:
     """The global and the local batch, in words."""
     text = f'batches of {batch_size}'
     return f'{text}: {batch_size // processes} on each of {processes} processes' if processes > 1 else text
@@ -43,11 +53,13 @@ class Trainer:
 
     Of several processes each has its share of every batch; rank 0 alone writes.
     """
-    PREFIX = ''                       # of the model's keys in checkpoints
-    NUMBERS = ('loss',)               # what a step reports
-    SHOWN = {'loss': 'loss %.4f'}     # which of it is shown while an epoch runs
+    PREFIX = ''                           # of the model's keys in checkpoints
+    NUMBERS: tuple[str, ...] = ('loss',)  # what a step reports
+    SHOWN = {'loss': 'loss %.4f'}         # which of it is shown while an epoch runs
 
-    def __init__(self, model, optimizer, loader, streams, precision, checkpoint, checkpoint_every=None, extra=None):
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: torch.utils.data.DataLoader,
+                 streams: RandomStreams, precision: str, checkpoint: str | Path, checkpoint_every: int | None = None,
+                 extra: Mapping[str, Any] | None = None):
         self.model, self.optimizer, self.loader, self.device = model, optimizer, loader, streams.device
         self.streams = streams
         self.precision, self.checkpoint, self.checkpoint_every = precision, checkpoint, checkpoint_every
@@ -56,15 +68,16 @@ class Trainer:
         self.epoch = self.step = self.skipped = 0
         self.totals = dict.fromkeys(self.NUMBERS, 0.0)
 
-    def train_step(self, batch):
+    def train_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """Forward, backward and update. Returns the values of NUMBERS as one tensor."""
         raise NotImplementedError
 
-    def own_state(self):
+    def own_state(self) -> dict[str, Any]:
         """What a subclass's checkpoints hold besides, as a dict."""
         return {}
 
-    def resume(self, state, source, same_optimizer=True, same_batches=True):
+    def resume(self, state: Mapping[str, Any], source: str | Path, same_optimizer: bool = True,
+               same_batches: bool = True) -> None:
         """Go on from a checkpoint's `state`. source: its path, for messages.
 
         Without `same_optimizer` its optimiser starts anew; without `same_batches` its epoch does.
@@ -90,7 +103,7 @@ class Trainer:
             raise UserError(f'{source}: a run can not go on from it ({type(error).__name__}: {error}): move it away, or '
                             'start over with --fresh') from error
 
-    def _resume_random(self, states):
+    def _resume_random(self, states: Sequence[dict[str, torch.Tensor]] | None):
         """states: of the random generators of all processes then, in rank order; None in published checkpoints."""
         if not states:
             return
@@ -102,7 +115,7 @@ class Trainer:
                       'numbers are not those of a run that was never stopped (simulate_processes: %d would keep them)',
                       len(states), here * ranks.world_size(), len(states))
 
-    def save(self):
+    def save(self) -> None:
         """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True. All processes call it, and
         return when it is written.
 
@@ -110,11 +123,11 @@ class Trainer:
         """
         with distributed.watched():
             parts = distributed.gather_objects((self.streams.get(), self.skipped))
-            if ranks.is_main():
+            if parts is not None:  # on rank 0
                 self._write([state for states, _ in parts for state in states], sum(skipped for _, skipped in parts))
             distributed.barrier()
 
-    def _write(self, random, skipped):
+    def _write(self, random: list[dict[str, torch.Tensor]], skipped: int):
         if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
             raise UserError(f'the weights are not finite after epoch {self.epoch}, step {self.step}: '
                             f'{self._what_to_do()}')
@@ -129,14 +142,14 @@ class Trainer:
         kept = f'{self.checkpoint} holds the state before' if exists else 'no checkpoint was written yet'
         return f'lower optimizer_kwargs.lr, or try --amp none ({kept})'
 
-    def run_epoch(self, look_at=None):
+    def run_epoch(self, look_at: Callable[[dict[str, Any]], object] | None = None) -> dict[str, float]:
         """Run the rest of the epoch and return its mean numbers, with `images_per_second` and `skipped_images`.
 
         look_at: called with the first batch, for pictures. `end_epoch` is left to the caller, after its reports.
         Raises `UserError` when a loss is not finite, naming step and image ids; nothing is saved then. When one of the
         processes is asked to stop, all write the checkpoint after the same step, and raise `Preempted`.
         """
-        sampler = self.loader.batch_sampler
+        sampler: Any = self.loader.batch_sampler  # an `EpochBatchSampler`, which PyTorch doesn't know
         sampler.epoch, sampler.start = self.epoch, self.step
         self.model.train()
         unread, started, first_step = [], time.perf_counter(), self.step
@@ -171,12 +184,12 @@ class Trainer:
         images = (self.step - first_step) * sampler.batch_size
         return self._epoch_report(images / max(time.perf_counter() - started, 1e-9))
 
-    def end_epoch(self):
+    def end_epoch(self) -> None:
         """Go on to the next epoch, and write the checkpoint."""
         self.epoch, self.step, self.skipped, self.totals = self.epoch + 1, 0, 0, dict.fromkeys(self.NUMBERS, 0.0)
         self.save()
 
-    def _note_step(self, in_step):
+    def _note_step(self, in_step: bool):
         distributed.note(f'epoch {self.epoch + 1}, step {self.step + 1}', in_step)
 
     def _asked_to_stop(self):
@@ -186,7 +199,7 @@ class Trainer:
             return stop or 'a signal to another process'
         return None
 
-    def _read(self, unread):
+    def _read(self, unread: list[tuple[int, list[str], torch.Tensor]]):
         """Add the numbers of the steps in `unread` (steps, ids, values), means over the processes, to the epoch's totals, and
         return the last step's. Empties `unread`."""
         own = torch.stack([values for _, _, values in unread]).cpu().double()
@@ -202,20 +215,20 @@ class Trainer:
         unread.clear()
         return numbers
 
-    def _not_finite(self, step, values):
+    def _not_finite(self, step: tuple[int, list[str], torch.Tensor], values: list[float]):
         """The number of the step, and a message."""
         number, ids, _ = step
         who = f' of rank {ranks.rank()}' if ranks.world_size() > 1 else ''
         return number, (f'the loss is {values[0]} in epoch {self.epoch + 1}, step {number + 1}, images{who} {" ".join(ids)}: '
                         f'look at these images, {self._what_to_do()}')
 
-    def _report_skipped(self, lines_of_items):
+    def _report_skipped(self, lines_of_items: Iterable[list[str]]):
         for lines in lines_of_items:
             for line in lines:
                 log.warning('skipped: %s', line)
             self.skipped += len(lines)
 
-    def _epoch_report(self, images_per_second):
+    def _epoch_report(self, images_per_second: float):
         means = {name: total / self.step for name, total in self.totals.items()}
         skipped = int(distributed.all_reduce(torch.tensor(self.skipped)))
         return {**means, 'images_per_second': images_per_second, 'skipped_images': skipped}

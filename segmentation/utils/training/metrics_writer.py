@@ -1,7 +1,10 @@
 """The curves of a training run: a JSON line an epoch, and the same for tensorboard."""
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.errors import UserError
@@ -16,7 +19,7 @@ class MetricsWriter:
     draw: makes a picture, H x W x 3 uint8, of a batch. Epochs are counted from 1.
     """
 
-    def __init__(self, folder, epochs, draw):
+    def __init__(self, folder: str | Path, epochs: int, draw: Callable[[dict[str, Any]], np.ndarray]):
         self.draw, self.writer = draw, None
         if is_main():
             self.metrics = Path(folder) / 'metrics.jsonl'
@@ -29,16 +32,16 @@ class MetricsWriter:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object):
         if self.writer:
             self.writer.close()
 
-    def picture(self, epoch, batch):
+    def picture(self, epoch: int, batch: dict[str, Any]) -> None:
         """Add a picture of `batch`."""
         if self.writer:
             self.writer.add_image('views', self.draw(batch), epoch, dataformats='HWC')
 
-    def scalars(self, epoch, values):
+    def scalars(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add the `values`, numbers by name. Raises `UserError` when they can't be written."""
         if not self.writer:
             return
@@ -52,7 +55,7 @@ class MetricsWriter:
         self.writer.flush()
 
 
-def _drop_epochs_after(epochs, path):
+def _drop_epochs_after(epochs: int, path: Path):
     """Drop the lines of later epochs and a broken last line: a resumed run writes them again."""
     if not path.is_file():
         return
@@ -63,7 +66,7 @@ def _drop_epochs_after(epochs, path):
             file.writelines(line + '\n' for line in kept)
 
 
-def _epoch_of(line):
+def _epoch_of(line: str):
     try:
         return json.loads(line)['epoch']
     except (ValueError, KeyError, TypeError):

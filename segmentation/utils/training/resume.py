@@ -1,8 +1,14 @@
 """What a training run goes on from, and whether it is still the same run."""
+import argparse
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from easydict import EasyDict
 
 from utils.checkpoint import load_file, previous_checkpoint
 from utils.cli.log import start_log, warn_once
@@ -23,12 +29,12 @@ log = logging.getLogger('maskcontrast')
 @dataclass
 class Start:
     """changed: experiment keys that differ from the run that it goes on from. seed, precision: of this run."""
-    changed: list
+    changed: list[str]
     seed: int
     precision: str
 
 
-def start_run(output, fresh):
+def start_run(output: Path, fresh: bool) -> logging.Logger:
     """Start the log of a training run in the folder `output` and return it. With `fresh` that folder, if there is one, is
     renamed before. Raises `UserError` while another run trains there."""
     aside = None
@@ -46,7 +52,7 @@ def start_run(output, fresh):
     return started
 
 
-def earlier_state(path):
+def earlier_state(path: str | Path) -> dict[str, Any] | None:
     """The training checkpoint at `path`, or None without one. A damaged one is set aside, and the one before takes its place.
     Only rank 0 needs the file.
 
@@ -55,7 +61,7 @@ def earlier_state(path):
     return distributed.broadcast_object(_whole_state(Path(path)) if ranks.is_main() else None)
 
 
-def _whole_state(path):
+def _whole_state(path: Path):
     previous = previous_checkpoint(path)
     if not path.exists() and not previous.exists():
         return None
@@ -74,7 +80,7 @@ def _whole_state(path):
         return state
 
 
-def _training_state(path):
+def _training_state(path: Path):
     state = load_file(path, check=True)
     whole = (isinstance(state, dict) and isinstance(state.get('model'), dict) and isinstance(state.get('epoch'), int)
              and isinstance(state.get('seed', 0), int))
@@ -83,7 +89,8 @@ def _training_state(path):
     return state
 
 
-def resolve_start(p, state, args, device, script):
+def resolve_start(p: EasyDict, state: Mapping[str, Any] | None, args: argparse.Namespace, device: torch.device,
+                  script: str) -> Start:
     """Where a run of `script` starts. The training flags in `args` win over the experiment `p`, and that over `state`, the
     earlier checkpoint's or None. `p.seed` becomes the seed that was asked for, now or at the first start."""
     if args.seed is not None:
@@ -100,7 +107,7 @@ def resolve_start(p, state, args, device, script):
     return Start(changed, p.seed if p.seed is not None else drawn, precision)
 
 
-def changed_keys(p, state, exp_file, override, script):
+def changed_keys(p: EasyDict, state: Mapping[str, Any] | None, exp_file: str | Path, override: bool, script: str) -> list[str]:
     """Keys that `script` reads whose values differ from those of the run that wrote `state`. Raises `UserError` for any,
     unless `override`.
 

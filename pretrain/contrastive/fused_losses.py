@@ -1,0 +1,172 @@
+"""The losses of `losses.py`, computed lean: the same values and gradients in less time and memory.
+
+Axes: B images, D embedding, h w the network's grid, H W the masks' size, N pixels of a chunk,
+I images of a group, C = B + K logit columns.
+
+Pixel embeddings are the grid's, upsampled bilinearly and then L2-normalised. Neither they nor their logits are ever held
+for the whole batch: images are taken in groups and pixels in chunks, and the gradient with respect to the grid is formed
+in the forward pass, so that nothing of the size pixels x C outlives its chunk.
+"""
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from models.interpolation import interpolation_matrix, resize, resize_transpose
+
+EPS = 1e-12                # of the L2 normalisation
+CHUNK_ELEMENTS = 1 << 19   # logits held at once on a CPU: 2 MiB, which its caches hold
+GPU_ELEMENTS = 1 << 26     # logits, or upsampled embedding values, held at once on a GPU, which wants large kernels
+
+
+def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor,
+                     temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Contrast of every object pixel with the prototypes of the batch and the queue (paper section 3).
+
+    grid: B x D x h x w embeddings before upsampling and normalisation; the only input with a gradient.
+    mask: B x H x W, nonzero = object. The upsampling is to H x W.
+    prototypes: B x D unit rows; the target of image i's pixels is row i. queue: D x K unit columns.
+    temperature: T > 0.
+    Returns scalars: the loss (mean weighted with ENet class weights, arXiv 1606.02147), and the top-1 and top-5 accuracy
+    in percent. All are 0 when no pixel is an object's.
+    """
+    columns = torch.cat([prototypes.t(), queue], dim=1).to(grid.dtype) / temperature
+    return _ContrastiveLoss.apply(grid, mask.bool(), columns)
+
+
+def saliency_loss(grid: Tensor, mask: Tensor) -> Tensor:
+    """Balanced binary cross-entropy of saliency logits: object pixels weigh as much as background pixels together.
+
+    grid: B x h x w logits before upsampling. mask: B x H x W, nonzero = object. Returns a scalar.
+    """
+    logits = resize(grid.unsqueeze(1), mask.shape[-2:]).squeeze(1)
+    target = mask.bool().to(logits.dtype)
+    background = 1 - target.mean()
+    weight = torch.where(mask.bool(), background, 1 - background)
+    return F.binary_cross_entropy_with_logits(logits, target, weight)
+
+
+@torch.no_grad()
+def mask_prototypes(grid: Tensor, mask: Tensor) -> Tensor:
+    """Mean embedding of each image's object: sum of the normalised pixel embeddings in the mask, L2-normalised.
+
+    grid: B x D x h x w before upsampling and normalisation. mask: B x H x W, nonzero = object.
+    Returns B x D; a row of zeros for an empty mask.
+    """
+    sums = []
+    for group, inside, matrices in _image_groups(grid, mask.bool(), grid.shape[1]):
+        weight = inside / _upsample(grid[group], *matrices).norm(dim=3).clamp_min(EPS)      # I x H x W
+        weight = resize_transpose(weight.unsqueeze(3), *matrices).squeeze(3)                # I x h x w
+        cells = grid[group].flatten(2).contiguous()                     # in one order, whatever the layout
+        sums.append(torch.bmm(cells, weight.flatten(1).unsqueeze(2)).squeeze(2))
+    return F.normalize(torch.cat(sums), dim=1, eps=EPS)
+
+
+class _ContrastiveLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, mask: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        target_weight = _target_weights(mask, grid.dtype)
+        loss, top1, top5 = grid.new_zeros(3).unbind()
+        grid_gradient = torch.empty_like(grid)
+        budget = CHUNK_ELEMENTS if grid.device.type == 'cpu' else GPU_ELEMENTS
+        for group, inside, matrices in _image_groups(grid, mask, columns.shape[1]):
+            upsampled = _upsample(grid[group], *matrices)
+            pixels, inside, gradient = upsampled.flatten(1, 2), inside.flatten(1), torch.zeros_like(upsampled)
+            for index in _chunks(inside, max(1, budget // (len(pixels) * columns.shape[1]))):
+                part = _chunk(pixels[:, index], inside[:, index], target_weight[group], group, columns)
+                loss += part[0]
+                top1 += part[1]
+                top5 += part[2]
+                gradient.flatten(1, 2)[:, index] = part[3]
+            grid_gradient[group] = resize_transpose(gradient, *matrices).permute(0, 3, 1, 2)
+        ctx.save_for_backward(grid_gradient)
+        percent = 100 / mask.sum().clamp_min(1).to(grid.dtype)
+        top1, top5 = top1 * percent, top5 * percent
+        ctx.mark_non_differentiable(top1, top5)
+        return loss, top1, top5
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        grid_gradient, = ctx.saved_tensors
+        return grid_gradient * loss_gradient, None, None
+
+
+def _target_weights(mask: Tensor, dtype: torch.dtype):
+    """What each pixel of image i counts in the weighted mean: c_i / sum over pixels of c, with c_i the ENet weight.
+
+    All pixels of an image share their target, so class frequencies follow from the masks' areas. B, `dtype`.
+    """
+    area = mask.flatten(1).sum(1).to(dtype)
+    weight = 1 / torch.log(1.02 + area / area.sum().clamp_min(1))
+    return weight / (area * weight).sum().clamp_min(1)
+
+
+def _chunk(pixels: Tensor, inside: Tensor, weight: Tensor, targets: slice, columns: Tensor):
+    """Loss, number of top-1 and top-5 hits, and gradient (I x N x D) of N pixels of each of I images.
+
+    pixels: I x N x D, before normalisation. inside: I x N, False for pixels that don't count. weight: I, what a pixel counts.
+    targets: the slice of the images' own columns. columns: D x C, divided by the temperature.
+    """
+    norm = pixels.norm(dim=2, keepdim=True).clamp_min(EPS)
+    unit = pixels / norm
+    logits = unit @ columns                                             # I x N x C
+    right = logits[:, :, targets].diagonal(dim1=0, dim2=2).t().clone()  # I x N
+    highest = logits.amax(2)
+    probability = torch.softmax(logits, dim=2)
+    better = logits.gt_(right.unsqueeze(2)).sum(2)                      # in place: a sum of booleans would copy them
+    log_sum = highest - probability.amax(2).log()                       # of the exponentials; the highest never underflows
+    weight = weight.unsqueeze(1) * inside
+    loss = (weight * (log_sum - right)).sum()
+    gradient = probability @ columns.t() - columns.t()[targets].unsqueeze(1)    # with respect to the unit vectors
+    gradient = (gradient - unit * (unit * gradient).sum(2, keepdim=True)) * (weight.unsqueeze(2) / norm)
+    return loss, ((better < 1) & inside).sum(), ((better < 5) & inside).sum(), gradient
+
+
+def _chunks(inside: Tensor, rows: int):
+    """Indices of the pixels to look at, `rows` at a time. inside: I x H*W.
+
+    On a CPU, where there is one image, those inside its mask. On a GPU their number would have to be fetched, which makes the
+    host wait, so there it is all of them, and those outside weigh nothing.
+    """
+    if inside.device.type == 'cpu':
+        return inside[0].nonzero().squeeze(1).split(rows) if inside.any() else ()
+    return [slice(start, start + rows) for start in range(0, inside.shape[1], rows)]
+
+
+def _image_groups(grid: Tensor, mask: Tensor, values: int):
+    """Yield (slice of images, part of their masks, interpolation matrices from the grid to this part).
+
+    On a CPU image by image, and the part is the box that the object fills. On a GPU the box would make the host wait: there it
+    is the whole masks, of as many images as the budget holds. values: held at once for each pixel, besides the embeddings.
+    """
+    matrices = [interpolation_matrix(*sizes, grid) for sizes in zip(grid.shape[-2:], mask.shape[-2:], strict=True)]
+    return _boxes(mask, matrices) if grid.device.type == 'cpu' else _whole_images(mask, matrices, max(values, grid.shape[1]))
+
+
+def _boxes(mask: Tensor, matrices: list[Tensor]):
+    for image, (rows, columns) in enumerate(zip(_extent(mask.any(2)), _extent(mask.any(1)), strict=True)):
+        group = slice(image, image + 1)
+        yield group, mask[group, rows, columns], (matrices[0][rows], matrices[1][columns])
+
+
+def _whole_images(mask: Tensor, matrices: list[Tensor], values: int):
+    images = max(1, GPU_ELEMENTS // (values * mask[0].numel()))
+    for start in range(0, len(mask), images):
+        group = slice(start, min(start + images, len(mask)))
+        yield group, mask[group], matrices
+
+
+def _extent(filled: Tensor):
+    """For each row of a B x L bool tensor a slice from its first True to its last; all of it where there is none."""
+    first = filled.byte().argmax(1).tolist()
+    behind = filled.flip(1).byte().argmax(1).tolist()
+    return [slice(start, filled.shape[1] - rest) for start, rest in zip(first, behind, strict=True)]
+
+
+def _upsample(grid: Tensor, down: Tensor, across: Tensor):
+    """Bilinear upsampling as two matrix products: B x D x h x w -> B x H x W x D. down: H x h. across: W x w."""
+    wide = across @ grid.permute(0, 2, 3, 1)                            # B x h x W x D
+    return (down @ wide.flatten(2)).unflatten(2, wide.shape[2:])

@@ -1,0 +1,125 @@
+"""The registry of backbones: all that is known of one stands in its entry, and everybody else asks here.
+
+Nothing here loads PyTorch: the table of configuration keys asks for names. To add a backbone, write a subclass of
+`models.base.Backbone` and `register` an entry.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from utils.config import nearest_name
+from utils.errors import UserError
+from utils.model_zoo.sources import TORCHVISION
+
+if TYPE_CHECKING:
+    from models.base import Backbone
+
+Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
+IMAGENET: Normalization = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its channels, in [0, 1]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """One backbone.
+
+    name: the value of the key `backbone`. build: makes the module, with random weights, from this entry and an output stride.
+    channels: of the last grid. output_strides: input pixels to a step of the grid that `build` can make, densest first.
+    stages: names of the grids that can be asked for, in order; the last is the whole backbone. frozen: names of the child
+    modules that `freeze_layers: True` freezes. normalization: mean and deviation of the input's channels.
+    published: gives a mapping from a source's name to a function that loads it: state dict and where it came from.
+    imagenet: the source that `pretraining: imagenet_classification` means, or None.
+    """
+    name: str
+    build: Callable[[BackboneSpec, int], Backbone]
+    channels: int
+    output_strides: tuple[int, ...]
+    stages: tuple[str, ...]
+    frozen: tuple[str, ...]
+    normalization: Normalization = IMAGENET
+    published: Callable[[], Mapping[str, Callable[[], tuple[dict[str, Any], str]]]] = dict
+    imagenet: str | None = None
+
+
+_registry: dict[str, BackboneSpec] = {}
+
+
+def register(spec: BackboneSpec) -> None:
+    """Make a backbone known by its name."""
+    _registry[spec.name] = spec
+
+
+def backbone_names() -> tuple[str, ...]:
+    """All names that the key `backbone` may have."""
+    return tuple(_registry)
+
+
+def find_backbone(name: str) -> BackboneSpec:
+    """The entry called `name`. Raises `UserError` with the nearest name for an unknown one."""
+    if name not in _registry:
+        near = nearest_name(str(name), _registry, cutoff=0)
+        raise UserError(f"backbone must be one of {', '.join(_registry)}, not '{name}' (nearest: '{near}')")
+    return _registry[name]
+
+
+def output_stride(name: str, kwargs: Mapping[str, Any]) -> int:
+    """Input pixels to a step of the grid. kwargs: `backbone_kwargs` of a configuration: `output_stride`, or without it
+    `dilated`, which takes the densest grid (the default) or the coarsest one.
+
+    Raises `UserError` for a stride that the backbone does not have.
+    """
+    strides = find_backbone(name).output_strides
+    asked = kwargs.get('output_stride')
+    if asked is None:
+        return min(strides) if kwargs.get('dilated', True) else max(strides)
+    if asked not in strides:
+        raise UserError(f'backbone_kwargs.output_stride must be one of {", ".join(map(str, strides))} for backbone: {name}, '
+                        f'not {asked}')
+    return asked
+
+
+def grid_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `backbone_kwargs` decides about the grid: not the initial weights, which are no business of an evaluation."""
+    return {key: kwargs[key] for key in ('dilated', 'output_stride') if kwargs.get(key) is not None}
+
+
+def build_backbone(name: str, kwargs: Mapping[str, Any]) -> Backbone:
+    """The backbone called `name` with random weights. kwargs: as in `output_stride`."""
+    spec = find_backbone(name)
+    return spec.build(spec, output_stride(name, kwargs))
+
+
+def matching_backbones(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Names of the backbones whose state dict has exactly these names and shapes (batch norm's counters aside)."""
+    import torch
+    found = []
+    for spec in _registry.values():
+        with torch.device('meta'):
+            own = spec.build(spec, spec.output_strides[0]).state_dict()
+        if _without_counters(shapes) == _without_counters({key: tuple(value.shape) for key, value in own.items()}):
+            found.append(spec.name)
+    return found
+
+
+def _without_counters(shapes: Mapping[str, tuple[int, ...]]):
+    return {key: tuple(shape) for key, shape in shapes.items() if not key.endswith('num_batches_tracked')}
+
+
+def _resnet(spec: BackboneSpec, stride: int):
+    from models.resnet import ResNet
+    return ResNet(spec, stride)
+
+
+def _torchvision_resnet(name: str, channels: int):
+    """The entry of a ResNet of torchvision (DeepLabv3 at output stride 8, arXiv 1706.05587)."""
+    def published():
+        from models.resnet import torchvision_weights
+        return {f'{TORCHVISION}{source}': load for source, load in torchvision_weights(name).items()}
+    return BackboneSpec(name, _resnet, channels, output_strides=(8, 32), stages=('layer1', 'layer2', 'layer3', 'layer4'),
+                        frozen=('conv1', 'bn1', 'layer1', 'layer2'), published=published,
+                        imagenet=f'{TORCHVISION}{name}-IMAGENET1K_V1')
+
+
+for _name, _channels in (('resnet18', 512), ('resnet50', 2048)):
+    register(_torchvision_resnet(_name, _channels))
