@@ -21,7 +21,7 @@ from measure import ratio, take_turns
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
-from data.dataset import VOID  # noqa: E402
+from data.label_space import VOID  # noqa: E402
 from evaluation.clustering import score  # noqa: E402
 from evaluation.dataset import resize_labels  # noqa: E402
 from evaluation.metrics import clustering_confusion, confusion_matrix, iou_matrix  # noqa: E402

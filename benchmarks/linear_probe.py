@@ -24,7 +24,8 @@ from measure import in_own_process, ratio, take_turns
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
-from data.dataset import VOID, SegmentationDataset  # noqa: E402
+from data.dataset import SegmentationDataset  # noqa: E402
+from data.label_space import VOID, LabelSpace  # noqa: E402
 from data.loaders import epoch_loader, split_loader  # noqa: E402
 from data.normalization import to_images  # noqa: E402
 from data.synthetic_shapes import CLASSES, draw_shapes  # noqa: E402
@@ -66,7 +67,7 @@ class Probe:
         self.network = network.to(memory_format=layout).freeze('all')
         self.optimizer = get_optimizer(network.parameters(), 'sgd', lr=0.1, weight_decay=1e-4, momentum=0.9)
         train, val = (SegmentationDataset(folder, split, labels=True) for split in ('trainaug', 'val'))
-        self.loader = epoch_loader(TrainingViews(train, N_CLASSES, 0, self.resolution), batch, 0, 0, CPU)
+        self.loader = epoch_loader(TrainingViews(train, LabelSpace(CLASSES), 0, self.resolution), batch, 0, 0, CPU)
         self.val_loader = split_loader(EvaluationImages(val, self.resolution, N_CLASSES), 0, CPU, batch)
 
     def plain(self):

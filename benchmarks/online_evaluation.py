@@ -20,7 +20,7 @@ from measure import ratio, take_turns
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
-from data.dataset import VOID  # noqa: E402
+from data.label_space import VOID  # noqa: E402
 from evaluation.linear_probe import predicted_classes  # noqa: E402
 from evaluation.metrics import confusion_matrix  # noqa: E402
 from models.interpolation import resize  # noqa: E402

@@ -4,7 +4,7 @@ import functools
 import numpy as np
 from torch import nn
 
-from data.dataset import VOID
+from data.label_space import VOID
 from models.atrous import AtrousConv2d
 
 

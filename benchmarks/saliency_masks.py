@@ -19,7 +19,8 @@ import torch  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from data.dataset import VOID, SegmentationDataset  # noqa: E402
+from data.dataset import SegmentationDataset  # noqa: E402
+from data.label_space import VOID  # noqa: E402
 from saliency.estimators import MODELS, ROBUST_BACKGROUND, VIT, get_estimator  # noqa: E402
 from saliency.mask_generation import SMALLEST, object_mask  # noqa: E402
 

@@ -5,6 +5,7 @@
 It uses all GPUs of this machine; torchrun or the flags below spread it over several machines.
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
+import argparse
 import copy
 import logging
 from pathlib import Path
@@ -19,7 +20,7 @@ from utils.config.snapshot import write_config
 log = logging.getLogger('maskcontrast')
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, amp='auto', trains=True)
     parser.add_argument('--nvidia-apex', action='store_true', help='old name of --amp fp16')
     add_distributed_flags(parser)
@@ -30,7 +31,7 @@ def parse_arguments(argv):
 
 
 @parallel_command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, PRETRAIN)
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
@@ -48,7 +49,7 @@ def main(argv=None):
     from utils.parallel.random_streams import RandomStreams
     from utils.parallel.ranks import is_main, rank, world_size
     from utils.storage.atomic import make_folder, remove_temporaries
-    from utils.training.device import join_processes
+    from utils.training.device import join_processes, on_device
     from utils.training.loop import batches_text, check_batch_size
     from utils.training.optimizer import get_optimizer
     from utils.training.resume import earlier_state, resolve_start, start_run
@@ -87,7 +88,7 @@ def main(argv=None):
     pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
     loader = epoch_loader(pairs, p.train_batch_size, start.seed, p.num_workers, device)
     log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
-             len(dataset), dataset.masks.name, dataset.dropped, len(loader.batch_sampler))
+             len(dataset), f'saliency_{p.train_db_kwargs.saliency}', dataset.dropped, len(pairs) // p.train_batch_size)
 
     # Model
     torch.manual_seed(start.seed)
@@ -96,7 +97,7 @@ def main(argv=None):
         settings.backbone_kwargs.update(pretraining=None, state_dict=None)
     with main_first():  # which may fetch weights
         model = ContrastiveModel(settings)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = on_device(model, device)
     optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
     here = processes // world_size()  # computed by this process
     streams = RandomStreams(start.seed, rank() * here, here, device)

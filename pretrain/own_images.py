@@ -16,8 +16,9 @@ import yaml
 import generate_masks
 import main as pretraining
 from contrastive.auto_config import IMAGENET, earlier_settings, fingerprint, initial_weights, training_settings
-from data.dataset import VOC, SegmentationDataset
+from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder
+from data.label_space import VOC
 from saliency.estimators import MODELS, ROBUST_BACKGROUND
 from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser

@@ -13,6 +13,7 @@ import cv2
 
 from data.dataset import SegmentationDataset, dataset_folder
 from data.decoding import read_labels
+from data.label_space import label_space
 from evaluation.visualization.pictures import contact_sheet, save_picture, side_by_side
 from utils.cli.command import command
 from utils.cli.flags import make_env_parser
@@ -64,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info('%-10s  %-31s  %s', network, evaluation, score(results_of(p.root_dir, run, script)))
 
     dataset = SegmentationDataset(dataset_folder(p.db_root, p.val_db_name), 'val', labels=True)
+    space = label_space(dataset.folder)
     pictures = []
     for index in range(min(PICTURES, len(dataset))):
         sample = dataset[index]
         prediction = read_labels(Path(p.output_dir) / 'predictions' / f'{sample["id"]}.png')
-        pictures.append(cv2.copyMakeBorder(side_by_side(sample['image'], sample['labels'], prediction), 2, 2, 2, 2,
+        pictures.append(cv2.copyMakeBorder(side_by_side(sample['image'], space, sample['labels'], prediction), 2, 2, 2, 2,
                                            cv2.BORDER_CONSTANT, value=(255, 255, 255)))
     save_picture(output / 'segmentations.png', contact_sheet(pictures, COLUMNS, CELL))
     log.info('')

@@ -7,6 +7,8 @@ PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or the z
 python -m utils.model_zoo). Results are under
 <root_dir>/<experiment file's name>/eval/<PATH's file name>/, with _crf at its end where the CRF is used.
 """
+import argparse
+import logging
 from pathlib import Path
 
 import yaml
@@ -14,14 +16,12 @@ import yaml
 from evaluation.flags import add_pictures_flag
 from utils.cli.command import parallel_command
 from utils.cli.flags import check_early, make_parser
-from utils.cli.log import start_log
-from utils.config import create_config
 from utils.config.keys import EVAL
-from utils.config.snapshot import write_config
 from utils.errors import UserError
 
+log = logging.getLogger('maskcontrast')
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, amp='none')
     parser.add_argument('--state-dict', required=True, help='weights of the fine-tuned network: a path, or zoo://<name>')
     parser.add_argument('--crf-postprocess', action='store_true',
@@ -33,16 +33,14 @@ def parse_arguments(argv):
 
 
 @parallel_command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, EVAL)
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
-    import torch
-
-    from data.dataset import VOC, class_names, dataset_folder
+    from data.dataset import dataset_folder
     from data.image_folder import ImageFolder
-    from data.loaders import split_loader
-    from evaluation.dataset import EvaluationImages
+    from data.label_space import VOC, label_space
+    from evaluation.context import EvaluationContext
     from evaluation.inference import evaluate
     from evaluation.metrics import class_iou
     from evaluation.model_loading import finetuned_network
@@ -52,56 +50,58 @@ def main(argv=None):
     from utils.parallel.distributed import main_first
     from utils.parallel.ranks import is_main
     from utils.storage.run_folder import set_aside
-    from utils.training.device import join_processes
-    from utils.training.precision import choose_precision
+    from utils.training.device import on_device
 
-    device = join_processes(args)
-    p = create_config(args.config_env, args.config_exp, EVAL)
-    precision = choose_precision(args.amp, device)
+    run = EvaluationContext(args, EVAL)
+    p = run.p
     with main_first():  # which may fetch them
         weights = Path(local_file(args.state_dict, p.root_dir)).resolve()
     if not weights.is_file():
         raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
     given = ImageFolder(args.images, without=p.root_dir) if args.images is not None else None
+
     # Data
     only_names = given and p.val_db_name == VOC  # whose class names are known without fetching it
     with main_first():
         folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
     dataset = given or evaluation_split(folder, p.val_db_kwargs.split)
-    classes = class_names(folder)
-    images = EvaluationImages(dataset, p.transformation_kwargs.resolution, len(classes))
+    space = label_space(folder)
 
     # Model
-    network = finetuned_network(p, len(classes), weights).to(device, memory_format=torch.channels_last)
+    network = on_device(finetuned_network(p, len(space), weights), run.device)
 
     # Output
-    output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
-    other = given.folder if given else dataset.split_file if p.val_db_kwargs.split != 'val' else None
-    subject = {'weights_sha256': sha256(weights), 'images': other and str(other)}
+    run.output = Path(p.output_dir) / 'eval' / (weights.name + ('_crf' if args.crf_postprocess else ''))
+    other = None
+    if given:
+        other = str(given.folder)
+    elif p.val_db_kwargs.split != 'val':
+        other = str(Path(folder) / 'sets' / f'{p.val_db_kwargs.split}.txt')
+    subject = {'weights_sha256': sha256(weights), 'images': other}
     aside = None
     with main_first():
-        if is_main() and subject_of(output) not in (None, subject):
-            aside = set_aside(output)
-        log = start_log(output / 'log_file.txt')
+        if is_main() and subject_of(run.output) not in (None, subject):
+            aside = set_aside(run.output)
+        run.start_log()
     if aside:
         log.info('The evaluation of another model or of other images is now in %s', aside)
-    log.info('%s: %d images, %d classes; weights: %s', given.folder if given else folder, len(images), len(classes), weights)
+    log.info('%s: %d images, %d classes; weights: %s', given.folder if given else folder, len(dataset), len(space), weights)
 
     # Evaluation
-    loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
-    confusion = evaluate(network, loader, classes, output, device, precision, args.crf_postprocess, args.num_visualizations)
+    loader = run.loader(dataset, len(space))
+    confusion = evaluate(network, loader, space, run.output, run.device, run.precision, args.crf_postprocess,
+                         args.num_visualizations)
     if not is_main():
         return
-    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': precision, 'weights': str(weights),
-                                                     'crf': args.crf_postprocess, **subject})
-    log.info('Predictions and pictures are in %s', output)
+    run.write_config(weights=str(weights), crf=args.crf_postprocess, **subject)
+    log.info('Predictions and pictures are in %s', run.output)
     iou = None if confusion is None else class_iou(confusion) * 100
-    write_results(output, EVAL, weights, classes, iou, crf=args.crf_postprocess)
+    write_results(run.output, EVAL, weights, space.names, iou, crf=args.crf_postprocess)
     if iou is not None:
-        print_iou(log, classes, iou)
+        print_iou(log, space.names, iou)
 
 
-def subject_of(output):
+def subject_of(output: Path) -> dict[str, str | None] | None:
     """The model and images of the evaluation in `output`, or None without a whole one."""
     try:
         resolved = yaml.safe_load((output / 'config.yml').read_text())['resolved']

@@ -7,6 +7,7 @@ The file takes `images`, B x 3 x height x width float32: RGB in [0, 1], minus (0
 `embeddings`, B x D x height x width, not normalised, and `saliency` logits, B x height x width. It is run and compared with the
 network before it is written. Needs requirements-optional.txt.
 """
+import argparse
 import logging
 from pathlib import Path
 
@@ -22,22 +23,23 @@ TOLERANCE = 1e-3  # of the file's outputs, as a share of the largest
 log = logging.getLogger('maskcontrast')
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__, default=str(TREE / 'configs' / 'env.yml'))
     parser.add_argument('--weights', required=True, metavar='PATH',
                         help='a pre-training checkpoint, a model of linear_finetune.py, or zoo://<name>')
     parser.add_argument('--out', required=True, metavar='PATH', help='the ONNX file to write')
     parser.add_argument('--size', type=int, nargs=2, default=(512, 512), metavar=('HEIGHT', 'WIDTH'),
                         help='of the images, in pixels (default: 512 512)')
-    parser.add_argument('--backbone', metavar='NAME', help='of the network (default: what the checkpoint or the config.yml beside '
-                                                           'it says, else the one that fits)')
+    parser.add_argument('--backbone', metavar='NAME',
+                        help='of the network (default: what the checkpoint or the config.yml beside it says, else the one that '
+                             'fits)')
     parser.add_argument('--output-stride', type=int, metavar='PIXELS',
                         help="of the backbone's grid (default: the same; else the densest)")
     return parser.parse_args(argv)
 
 
 @command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if min(args.size) < 1:
         raise UserError(f'--size is {" ".join(map(str, args.size))}, but must be two positive numbers of pixels')

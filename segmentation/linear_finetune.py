@@ -5,20 +5,20 @@
 
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
+import argparse
 import logging
 from pathlib import Path
 
 from utils.cli.command import parallel_command
 from utils.cli.flags import check_early, make_parser
-from utils.config import create_config, plain
+from utils.config import plain
 from utils.config.keys import LINEAR
-from utils.config.snapshot import write_config
 from utils.errors import UserError
 
 log = logging.getLogger('maskcontrast')
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, amp='none', trains=True)
     parser.add_argument('--crf-postprocess', action='store_true',
                         help='refine the final predictions with a fully connected CRF (default: no)')
@@ -26,34 +26,31 @@ def parse_arguments(argv):
 
 
 @parallel_command
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, LINEAR)
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import torch
 
     from data.dataset import SegmentationDataset
-    from data.loaders import epoch_loader, split_loader
+    from data.loaders import epoch_loader
     from evaluation.augmentations import TrainingViews
-    from evaluation.dataset import EvaluationImages
+    from evaluation.context import EvaluationContext
     from evaluation.linear_training import LinearTrainer, final_evaluation, finished, train
     from evaluation.model_loading import load_frozen_weights, probe_network, refuse_other_weights
     from evaluation.predictions import check_output
     from evaluation.results import RESULTS
-    from evaluation.splits import data_folders
-    from utils.model_zoo.sources import require_files
     from utils.parallel.distributed import broadcast_object, broadcast_state, main_first, require_same
     from utils.parallel.random_streams import RandomStreams
     from utils.parallel.ranks import is_main, rank, world_size
     from utils.storage.atomic import make_folder, remove_temporaries
-    from utils.training.device import join_processes
+    from utils.training.device import on_device
     from utils.training.loop import batches_text, check_batch_size
     from utils.training.optimizer import get_optimizer
     from utils.training.resume import earlier_state, resolve_start, start_run
 
-    device = join_processes(args)
-    p = create_config(args.config_env, args.config_exp, LINEAR)
-    output = Path(p.output_dir)
+    run = EvaluationContext(args, LINEAR)
+    p, output, device = run.p, run.output, run.device
     if p.image_cache:
         make_folder(p.image_cache)  # a mistake there ends the run before any work
     start_run(output, args.fresh)
@@ -61,38 +58,35 @@ def main(argv=None):
     # What to go on from
     state = earlier_state(p.checkpoint)
     start = resolve_start(p, state, args, device, LINEAR)
+    run.precision = start.precision
     if state is None:
-        with main_first():  # which may fetch them
-            require_files(p, args.config_exp, 'pretraining')
+        run.fetch_files('pretraining')
     else:
         refuse_other_weights(state['model'], p, p.checkpoint)
     done = state and state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess)
-    if broadcast_object(done):  # only rank 0 needs the results
+    if state and broadcast_object(done):  # only rank 0 needs the results
         log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
         if is_main():
             remove_temporaries(output)
         return
-    if is_main():
-        write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': start.precision,
-                                                         'seed': start.seed, 'processes': world_size()})
+    run.write_config(seed=start.seed, processes=world_size())
 
     # Data
-    with main_first():
-        folder, val_folder, classes = data_folders(p, args.config_exp)
+    folder, val_folder, space = run.data_folders()
     dataset = SegmentationDataset(folder, p.train_db_kwargs.split, labels=True, cache=p.image_cache)
     batch_size, resolution = p.train_db_kwargs.batch_size, p.transformation_kwargs.resolution
     require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
     check_batch_size(f'{args.config_exp}: train_db_kwargs.batch_size', batch_size, dataset, world_size())
-    views = TrainingViews(dataset, len(classes), start.seed, resolution, p.on_bad_image == 'skip')
+    views = TrainingViews(dataset, space, start.seed, resolution, p.on_bad_image == 'skip')
     loader = epoch_loader(views, batch_size, start.seed, p.num_workers, device)
-    images = EvaluationImages(SegmentationDataset(val_folder, 'val', labels=True), resolution, len(classes))
-    val_loader = split_loader(images, p.num_workers, device, p.val_db_kwargs.batch_size)
+    validation = SegmentationDataset(val_folder, 'val', labels=True)
+    val_loader = run.loader(validation, len(space))
     log.info('%s: %d images, %d steps an epoch; %d validation images, %d classes', folder, len(dataset),
-             len(loader.batch_sampler), len(images), len(classes))
+             len(views) // batch_size, len(validation), len(space))
 
     # Model
     torch.manual_seed(start.seed)
-    network = probe_network(p, len(classes)).to(device, memory_format=torch.channels_last)
+    network = on_device(probe_network(p, len(space)), run.device)
     optimizer = get_optimizer(network.parameters(), p.optimizer, **p.optimizer_kwargs)
     trainer = LinearTrainer(network, optimizer, loader, RandomStreams(start.seed, rank(), 1, device), start.precision,
                             p.checkpoint, p.checkpoint_every,
@@ -113,11 +107,11 @@ def main(argv=None):
     if is_main():
         remove_temporaries(output)
         check_output(output)
-    train(trainer, val_loader, len(classes), p, output)
+    train(trainer, val_loader, space, p, output)
     if not trainer.best_iou:
         raise UserError(f'{args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels of '
                         f'{p.val_db_name}, and at metrics.jsonl')
-    final_evaluation(trainer, val_loader, classes, p, output, args.crf_postprocess)
+    final_evaluation(trainer, val_loader, space, p, output, args.crf_postprocess)
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from easydict import EasyDict
 
-from data.dataset import VOC
+from data.label_space import VOC
 from utils.cli.command import command
 from utils.cli.flags import make_env_parser
 from utils.cli.log import start_log

@@ -1,6 +1,9 @@
 """How main.py becomes several processes: by itself on a machine with several GPUs, or with the flags of MoCo's scripts."""
+import argparse
 import os
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import multiprocessing
@@ -14,7 +17,7 @@ from utils.parallel.workers import end_with_parent
 GRACE = 20  # seconds that the others get to end by themselves when one has failed
 
 
-def launch(args, main, argv):
+def launch(args: argparse.Namespace, main: Callable[[list[str] | None], None], argv: list[str] | None) -> bool:
     """Start the processes of this machine and wait for them, where there are several to start: `main(argv)` each.
 
     args: with the flags above and --device. Returns whether it did; the caller then has nothing left to do. Where this process
@@ -50,22 +53,23 @@ def launch(args, main, argv):
     return True
 
 
-def _environment(rank, count):
+def _environment(rank: int, count: int):
     return {'RANK': str(rank), 'WORLD_SIZE': str(count)}
 
 
-def _check_meeting(args):
+def _check_meeting(args: argparse.Namespace):
     if not 0 <= args.rank < args.world_size:
         raise UserError(f'--world-size {args.world_size} needs a --rank from 0 to {args.world_size - 1}')
     if args.dist_url == 'env://' and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
         raise UserError('--world-size needs --dist-url tcp://HOST:PORT, where the processes meet')
 
 
-def _run(main, argv, environments):
+def _run(main: Callable[[list[str] | None], None], argv: list[str] | None, environments: list[dict[str, str]]):
     """Run a process for each of the environments, to which signals go on. Returns 0, or the exit code of one that says why."""
-    processes, signals = [], []
+    processes: list[Any] = []
+    signals: list[int] = []
 
-    def forward(number, _):
+    def forward(number: int, _: Any):
         signals.append(number)
         for process in processes:
             if process.is_alive():
@@ -89,13 +93,14 @@ def _run(main, argv, environments):
             signal.signal(number, handler)
 
 
-def _child(local, main, argv, environments):
+def _child(local: int, main: Callable[[list[str] | None], None], argv: list[str] | None,
+           environments: list[dict[str, str]]):
     os.environ.update(environments[local])
     end_with_parent()
     main(argv)
 
 
-def number_of_processes(simulated, exp_file):
+def number_of_processes(simulated: int | None, exp_file: str) -> int:
     """How many processes this run computes as. simulated: the key `simulate_processes`, or None.
 
     Raises `UserError` when the real ones can't be so many."""

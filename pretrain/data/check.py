@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from easydict import EasyDict
 
-from data.dataset import VOC, VOID, SegmentationDataset, class_names, size_text
+from data.dataset import SegmentationDataset, size_text
 from data.decoding import read_gray, read_image, read_labels
+from data.label_space import VOC, VOID, LabelSpace, label_space
 from utils.cli.command import EXIT_USER_ERROR, command
 from utils.cli.flags import make_env_parser
 from utils.cli.progress import progress
@@ -49,13 +50,14 @@ class Finding:
 class FileChecks:
     """What is wrong with the files of each id of a split. An id that is listed twice is read once.
 
-    dataset: a `SegmentationDataset`, whose folders say what is read. split: its name. classes: how many there are; None: not
-    known, and labels may hold anything. training: ids of the training split, of which this one should hold none.
+    dataset: a `SegmentationDataset`, whose folders say what is read. split: its name. space: what the labels mean; None: not
+    known, and they may hold anything. training: ids of the training split, of which this one should hold none.
     Item i is a dict: `findings`, a list of `Finding`. Broken files raise nothing.
     """
 
-    def __init__(self, dataset: SegmentationDataset, split: str, classes: int | None = None, training: Iterable[str] = ()):
-        self.dataset, self.split, self.classes, self.training = dataset, split, classes, frozenset(training)
+    def __init__(self, dataset: SegmentationDataset, split: str, space: LabelSpace | None = None,
+                 training: Iterable[str] = ()):
+        self.dataset, self.split, self.space, self.training = dataset, split, space, frozenset(training)
         self.listed = Counter(dataset.ids)
         self.ids = list(self.listed)  # in the order of the split
 
@@ -96,12 +98,14 @@ class FileChecks:
 
     def _label_findings(self, labels: np.ndarray, image: np.ndarray | None):
         """labels: H x W uint8 as stored. image: H x W x 3, or None if it can't be read."""
-        values, classes = np.unique(labels), self.classes
-        wrong = [] if classes is None else values[(values >= classes) & (values != VOID)].tolist()
-        if classes is not None and wrong:
-            shown = ', '.join(map(str, wrong[:5])) + (', ...' if len(wrong) > 5 else '')
-            yield 'label that is no class', (f': label {shown} in its labels, but there are only {classes} classes (0 to '
-                                             f'{classes - 1}, and {VOID} for void): correct the file, or classes.txt')
+        if self.space:
+            values, classes = np.unique(labels), len(self.space)
+            meant = self.space.lookup[values]
+            wrong = values[~self.space.is_class(meant) & (meant != VOID)].tolist()
+            if wrong:
+                shown = ', '.join(map(str, wrong[:5])) + (', ...' if len(wrong) > 5 else '')
+                yield 'label that is no class', (f': label {shown} in its labels, but there are only {classes} classes (0 to '
+                                                 f'{classes - 1}, and {VOID} for void): correct the file, or classes.txt')
         if image is not None and labels.shape != image.shape[:2]:
             yield ('label of another size',
                    f' is {size_text(labels)}, but its image is {size_text(image)}: it is resized when it is read')
@@ -145,7 +149,7 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
     Raises `UserError` for a data set that is not there.
     """
     parts = splits_read(p)
-    classes: dict[str, int | None] = {}
+    spaces: dict[str, LabelSpace | None] = {}
     training: list[str] = []
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import torch
@@ -164,13 +168,13 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
         except UserError as error:
             yield Finding(split, None, 'unusable split', str(folder), f'{error.line()}; the split {split} was not read', False)
             continue
-        if (dataset.labels or script_of(p) == EVAL) and name not in classes:
+        if (dataset.labels or script_of(p) == EVAL) and name not in spaces:
             try:
-                classes[name] = len(class_names(folder))
+                spaces[name] = label_space(folder)
             except UserError as error:
-                classes[name] = None
+                spaces[name] = None
                 yield Finding(None, None, 'unusable classes.txt', str(folder / 'classes.txt'), error.line(), False)
-        checks = FileChecks(dataset, split, classes.get(name), training if name == parts[0][0] else ())
+        checks = FileChecks(dataset, split, spaces.get(name), training if name == parts[0][0] else ())
         for batch in progress(make_loader(checks, p.num_workers, torch.device('cpu')), f'Reading {split}'):
             yield from batch['findings'][0]
         read.append(f'{len(checks)} ids of {split}')

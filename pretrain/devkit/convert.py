@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from data.dataset import VOC_CLASSES, VOID
 from data.decoding import read_image, read_labels
+from data.label_space import VOC_CLASSES, VOID
 from data.palette import save_labels
 from utils.cli.progress import progress
 from utils.errors import UserError

@@ -14,8 +14,8 @@ from utils.model_zoo.sources import TORCHVISION
 MOCO_PREFIX = 'module.encoder_q.'
 
 
-def load_initial_weights(backbone: nn.Module, name: str, pretraining: str | None = None, moco_state_dict: str | Path | None = None,
-                         state_dict: str | Path | None = None) -> str | None:
+def load_initial_weights(backbone: nn.Module, name: str, pretraining: str | None = None,
+                         moco_state_dict: str | Path | None = None, state_dict: str | Path | None = None) -> str | None:
     """Fill `backbone` (the one called `name`) and return where the weights came from, or None for random ones.
 
     pretraining: 'imagenet_classification' (what its entry says, or the file `state_dict`), 'imagenet_moco' (the MoCo v2

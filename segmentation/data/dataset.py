@@ -1,4 +1,5 @@
 """One dataset class for the folder layout of PASCAL VOC with saliency masks."""
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -10,13 +11,9 @@ import numpy as np
 from data.decoded_cache import DecodedCache
 from data.decoding import read_image, read_labels, read_saliency
 from data.download import fetch_voc
+from data.label_space import VOC, VOID, is_described, label_space, read_text
 from data.synthetic_shapes import draw_shapes
 from utils.errors import UserError
-
-VOC = 'VOCSegmentation'
-VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
-               'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
-VOID = 255
 
 log = logging.getLogger('maskcontrast')
 
@@ -39,20 +36,6 @@ def dataset_folder(db_root: str | Path, name: str) -> Path:
                     'labels; see docs/data-sets.md), or correct db_root in env.yml')
 
 
-def class_names(folder: str | Path) -> tuple[str, ...]:
-    """The classes of the data set in `folder`, background first: its `classes.txt`, or VOC's when it has none."""
-    folder = Path(folder)
-    file = folder / 'classes.txt'
-    if not file.is_file():
-        if folder.name == VOC:
-            return VOC_CLASSES
-        raise UserError(f'{file} is missing: name the classes, one a line, background first')
-    names = tuple(line.strip() for line in _text(file).splitlines() if line.strip())
-    if len(names) < 2 or len(set(names)) < len(names) or len(names) > VOID:
-        raise UserError(f'{file} must name 2 to {VOID} different classes, one a line, background first')
-    return names
-
-
 class SegmentationDataset:
     """Images of one split, with saliency masks, with labels, or with both.
 
@@ -64,7 +47,7 @@ class SegmentationDataset:
     cache: a folder in which decoded files are kept, for those who read images more than once, or None.
 
     Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object; with labels
-    `labels`, H x W uint8, 0 background, 255 void, resized to the image if their size differs.
+    `labels`, H x W uint8, class indices and VOID as `data.label_space` has them, resized to the image if their size differs.
     Raises `UserError` for missing folders, files and an empty split.
     """
 
@@ -80,11 +63,10 @@ class SegmentationDataset:
         for part in (self.images, self.masks, self.labels):
             if part and not part.is_dir():
                 raise UserError(f'{part}: the folder is missing from the data set')
-        self.replacement = np.arange(256, dtype=np.uint8)  # of each label
-        self.replacement[list(ignored)] = VOID
+        self.ignored = list(ignored)
         self.cache = DecodedCache(cache) if cache else None
         self.split_file = self.folder / 'sets' / f'{split}.txt'
-        self.ids = [line.strip() for line in _text(self.split_file).splitlines() if line.strip()]
+        self.ids = [line.strip() for line in read_text(self.split_file).splitlines() if line.strip()]
         listed = len(self.ids)
         if drop_missing:
             self._drop_missing()
@@ -107,11 +89,17 @@ class SegmentationDataset:
                 raise UserError(f'{path} is {size_text(sample["saliency"])}, but its image is {size_text(sample["image"])}: '
                                 'make the mask again at the size of the image')
         if self.labels:
-            labels = self.replacement[self._read(read_labels, self.labels / f'{name}.png')]
+            labels = self._lookup[self._read(read_labels, self.labels / f'{name}.png')]
             if labels.shape != size:
                 labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
             sample['labels'] = labels
         return sample
+
+    @functools.cached_property
+    def _lookup(self):
+        """The class index of each stored value, VOID for void: 256 uint8."""
+        lookup = label_space(self.folder).lookup if is_described(self.folder) else np.arange(256, dtype=np.uint8)
+        return np.where(np.isin(lookup, self.ignored), np.uint8(VOID), lookup)
 
     def _read(self, decode: Callable[[Path], np.ndarray], path: Path):
         return self.cache.read(decode, path) if self.cache else decode(path)
@@ -134,11 +122,3 @@ def _stems(folder: Path, suffix: str):
 def size_text(array: np.ndarray) -> str:
     """Width and height of an image, for messages."""
     return f'{array.shape[1]} x {array.shape[0]}'
-
-
-def _text(path: Path):
-    try:
-        return path.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not a text file'
-        raise UserError(f'{path} could not be read ({reason})') from error

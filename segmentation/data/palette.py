@@ -1,4 +1,4 @@
-"""Label images: palette PNGs in PASCAL VOC's colours."""
+"""Label images as palette PNGs, and PASCAL VOC's colours."""
 from pathlib import Path
 from typing import IO
 
@@ -18,8 +18,8 @@ def _voc_colours():
 VOC_COLOURS = _voc_colours()  # 256 x 3 uint8, RGB
 
 
-def save_labels(file: str | Path | IO[bytes], labels: np.ndarray) -> None:
-    """Write H x W uint8 class indices to a path or binary file as a palette PNG."""
+def save_labels(file: str | Path | IO[bytes], labels: np.ndarray, colours: np.ndarray = VOC_COLOURS) -> None:
+    """Write H x W uint8 class indices to a path or binary file as a palette PNG. colours: 256 x 3 uint8, RGB."""
     image = Image.fromarray(labels)
-    image.putpalette(VOC_COLOURS.tobytes())
+    image.putpalette(colours.tobytes())
     image.save(file, format='PNG')

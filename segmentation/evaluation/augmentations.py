@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from data.dataset import SegmentationDataset
+from data.label_space import LabelSpace
 from data.loaders import item_rng
 from evaluation.dataset import resize_image, resize_labels
 from evaluation.metrics import check_labels
@@ -36,34 +37,36 @@ def sample_view(rng: np.random.Generator) -> View:
     return View(bool(rng.random() < P_FLIP), rng.uniform(*DEGREES), rng.uniform(*SCALE))
 
 
-def render(image: np.ndarray, labels: np.ndarray, view: View, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def render(image: np.ndarray, labels: np.ndarray, view: View, size: Sequence[int],
+           outside: int) -> tuple[np.ndarray, np.ndarray]:
     """The view's pixels: image (H x W x 3 uint8) and labels (H x W uint8) at (height, width) = size.
 
-    Flipped first, then turned and scaled about (w/2, h/2) on the same canvas. What is uncovered is black, and background.
+    Flipped first, then turned and scaled about (w/2, h/2) on the same canvas. What is uncovered is black, and labelled
+    `outside`: background, as published.
     """
     if view.flip:
         image, labels = cv2.flip(image, 1), cv2.flip(labels, 1)
     height, width = labels.shape
     warp = cv2.getRotationMatrix2D((width / 2, height / 2), view.degrees, view.scale)
     image = cv2.warpAffine(image, warp, (width, height), flags=cv2.INTER_CUBIC)
-    labels = cv2.warpAffine(labels, warp, (width, height), flags=cv2.INTER_NEAREST)
+    labels = cv2.warpAffine(labels, warp, (width, height), flags=cv2.INTER_NEAREST, borderValue=outside)
     return resize_image(image, size), resize_labels(labels, size)
 
 
 class TrainingViews(torch.utils.data.Dataset):
     """One view of each image, in each epoch another.
 
-    dataset: a `SegmentationDataset` with labels. classes: how many it has. resolution: (height, width) of a view.
+    dataset: a `SegmentationDataset` with labels. space: what they mean. resolution: (height, width) of a view.
     skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
 
-    Item (epoch, index) is a dict: `image` (H x W x 3 uint8 tensor, RGB), `labels` (H x W uint8 tensor, 255 = void), `id`,
+    Item (epoch, index) is a dict: `image` (H x W x 3 uint8 tensor, RGB), `labels` (H x W uint8 tensor, void as VOID), `id`,
     `skipped` (lines about files that were passed over).
     Raises `UserError` for unreadable files, and for labels that are no class.
     """
 
-    def __init__(self, dataset: SegmentationDataset, classes: int, seed: int, resolution: Sequence[int],
+    def __init__(self, dataset: SegmentationDataset, space: LabelSpace, seed: int, resolution: Sequence[int],
                  skip_unreadable: bool = False):
-        self.dataset, self.classes, self.seed = dataset, classes, seed
+        self.dataset, self.space, self.seed = dataset, space, seed
         self.resolution, self.skip_unreadable = tuple(resolution), skip_unreadable
 
     def __len__(self):
@@ -82,7 +85,7 @@ class TrainingViews(torch.utils.data.Dataset):
                 skipped.append(error.line())
                 index = int(rng.integers(len(self.dataset)))
             else:
-                image, labels = render(sample['image'], sample['labels'], sample_view(rng), self.resolution)
+                image, labels = render(sample['image'], sample['labels'], sample_view(rng), self.resolution, self.space.outside)
                 return {'image': torch.from_numpy(image), 'labels': torch.from_numpy(labels), 'id': sample['id'],
                         'skipped': skipped}
         raise UserError(f'{len(skipped)} images in a row could not be used, beginning with: {skipped[0]}')
@@ -90,11 +93,11 @@ class TrainingViews(torch.utils.data.Dataset):
     def _read(self, index: int):
         sample = self.dataset[index]
         assert self.dataset.labels is not None
-        check_labels(sample['labels'], self.classes, self.dataset.labels / f'{sample["id"]}.png')
+        check_labels(sample['labels'], len(self.space), self.dataset.labels / f'{sample["id"]}.png')
         return sample
 
 
-def view_figure(batch: Mapping[str, Any], views: int = 4) -> np.ndarray:
+def view_figure(space: LabelSpace, batch: Mapping[str, Any], views: int = 4) -> np.ndarray:
     """A picture of the first views: each image, and its labels over it. rows x columns x 3 uint8."""
     pairs = zip(batch['image'][:views].numpy(), batch['labels'][:views].numpy(), strict=True)
-    return np.concatenate([np.concatenate([image, overlay(image, labels)], axis=1) for image, labels in pairs])
+    return np.concatenate([np.concatenate([image, overlay(image, labels, space)], axis=1) for image, labels in pairs])

@@ -19,11 +19,12 @@ def clustering_settings(p: Mapping[str, Any], checkpoint: str, images: int, clus
 
     p: configuration of the pre-training. images: with masks. clusters: of objects, background not counted.
     With few images the contrast tells these apart, also by what is around the objects, so that is hidden here. It leaves the
-    embedding little of what different objects have in common; the backbone's last stage but one still has it (as the layers before
-    a contrastive head do, Chen et al., ICML 2020). Whitening would raise its noise to the size of what was learnt.
+    embedding little of what different objects have in common; the backbone's last stage but one still has it (as the layers
+    before a contrastive head do, Chen et al., ICML 2020). Whitening would raise its noise to the size of what was learnt.
     """
     side = 2 * p['transformation_kwargs']['crop_size']
     few = images < FEW
+    features = find_backbone(p['backbone']).stages[-2] if few else 'embedding'
     settings = {
         'val_db_name': p['train_db_name'],
         'val_db_kwargs': {'split': 'trainaug', 'saliency': p['train_db_kwargs']['saliency'], 'hide_background': few},
@@ -31,7 +32,7 @@ def clustering_settings(p: Mapping[str, Any], checkpoint: str, images: int, clus
         'backbone': p['backbone'], 'backbone_kwargs': grid_kwargs(p['backbone_kwargs']),
         'model_kwargs': p['model_kwargs'], 'head': p['head'],
         'pretraining': checkpoint, 'kmeans_eval': True,
-        'kmeans_kwargs': {'n_clusters': clusters + 1, 'features': find_backbone(p['backbone']).stages[-2] if few else 'embedding', 'whiten': not few},
+        'kmeans_kwargs': {'n_clusters': clusters + 1, 'features': features, 'whiten': not few},
     }
     what = 'features of the backbone, background hidden' if few else 'embeddings'
     return settings, f'{images} images in {clusters} clusters of {what}'

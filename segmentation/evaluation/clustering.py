@@ -3,13 +3,16 @@
 Axes: M images, D embedding, C classes. Predicted ids: 0 outside the masks, cluster + 1 inside.
 """
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 
-from data.dataset import VOID
+from data.dataset import SegmentationDataset
+from data.label_space import VOID
 from evaluation import metrics
 from evaluation.results import print_iou
 from utils.errors import UserError
@@ -28,11 +31,11 @@ class Clustering:
     id was matched with. confusion: C x C, of these classes. Without labels `classes_of` gives the ids themselves, and the
     matrices are None."""
     clusters: np.ndarray
-    by_id: np.ndarray
+    by_id: np.ndarray | None
     classes_of: np.ndarray
-    confusion: np.ndarray
+    confusion: np.ndarray | None
 
-    def prediction(self, index, mask):
+    def prediction(self, index: int, mask: np.ndarray) -> np.ndarray:
         """Image `index`'s predicted classes, H x W uint8, from its mask (H x W uint8, 0 or 1)."""
         return self.classes_of[[0, self.clusters[index] + 1]].astype(np.uint8)[mask]
 
@@ -42,44 +45,47 @@ METRICS = {'Accuracy': lambda clustering: metrics.accuracy(clustering.confusion)
            'ARI': lambda clustering: metrics.adjusted_rand_index(clustering.by_id)}
 
 
-def cluster_all(vectors, histograms, n_clusters, seeds):
-    """A `Clustering` for each seed. n_clusters counts background, so K-means itself gets one less."""
-    return [score(histograms, cluster(vectors, n_clusters - 1, seed), n_clusters) for seed in seeds]
+def cluster_all(vectors: np.ndarray, histograms: np.ndarray | None, n_clusters: int, seeds: Iterable[int],
+                has_background: bool = True) -> list[Clustering]:
+    """A `Clustering` for each seed. n_clusters counts background, so K-means itself gets one less. has_background: of
+    `score`."""
+    return [score(histograms, cluster(vectors, n_clusters - 1, seed), n_clusters, has_background) for seed in seeds]
 
 
-def most_compact(vectors, clusterings):
+def most_compact(vectors: np.ndarray, clusterings: Sequence[Clustering]) -> int:
     """Index of the smallest sum of squared distances, which is what K-means minimises: the best clustering without labels."""
     return int(np.argmin([(distances(vectors, clustering.clusters) ** 2).sum() for clustering in clusterings]))
 
 
-def whiten(prototypes):
+def whiten(prototypes: np.ndarray) -> np.ndarray:
     """PCA with whitening to min(32, D, M) components. prototypes: M x D. Returns M x components."""
     components = min(COMPONENTS, *prototypes.shape)
     return PCA(n_components=components, whiten=True, svd_solver='full').fit_transform(prototypes)
 
 
-def cluster(vectors, count, seed):
+def cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The cluster of each row of `vectors`: M integers in [0, count)."""
     return MiniBatchKMeans(count, batch_size=BATCH_SIZE, n_init=N_INIT, random_state=seed).fit_predict(vectors)
 
 
-def distances(vectors, clusters):
+def distances(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
     """Euclidean distance of each vector to the mean of its cluster. vectors: M x D. clusters: M integers. Returns M values."""
     members = clusters == np.unique(clusters)[:, None]                  # k x M
     means = members @ vectors / members.sum(1, keepdims=True)
     return np.linalg.norm(vectors - means[members.argmax(0)], axis=1)
 
 
-def score(histograms, clusters, n_clusters):
-    """Match the clusters with the classes. histograms: M x 2 x C, pixels outside and inside the mask by label, or None."""
+def score(histograms: np.ndarray | None, clusters: np.ndarray, n_clusters: int, has_background: bool = True) -> Clustering:
+    """Match the clusters with the classes. histograms: M x 2 x C, pixels outside and inside the mask by label, or None.
+    has_background: whether one of the classes is what is outside the masks."""
     if histograms is None:
         return Clustering(clusters, None, np.arange(n_clusters), None)
     by_id = metrics.clustering_confusion(histograms, clusters, n_clusters - 1)
-    classes_of = metrics.match_clusters(by_id)
+    classes_of = metrics.match_clusters(by_id, has_background)
     return Clustering(clusters, by_id, classes_of, metrics.remap_to_classes(by_id, classes_of))
 
 
-def check_clusters(n_clusters, dataset):
+def check_clusters(n_clusters: int | None, dataset: SegmentationDataset) -> None:
     """Raise a `UserError` for a number of clusters (background counted; None: not given) that `dataset` can't have."""
     if n_clusters is None:
         raise UserError(f'{dataset.folder} has no labels, so the number of clusters is yours to choose: give --n_clusters, or '
@@ -93,14 +99,16 @@ def check_clusters(n_clusters, dataset):
                         'set kmeans_kwargs.n_clusters or --n_clusters lower')
 
 
-def seed_scores(clusterings, seeds, classes, more):
-    """Print what each clustering scores; with `more`, accuracy, NMI and ARI too.
+def seed_scores(clusterings: Sequence[Clustering], seeds: Sequence[int], names: Sequence[str],
+                more: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    """Print what each clustering, made with labels, scores; with `more`, accuracy, NMI and ARI too.
 
     Returns the mean IoU of each class over the seeds (C values in percent), and what else belongs into the results."""
-    iou = np.stack([metrics.class_iou(clustering.confusion) for clustering in clusterings]) * 100
+    confusions = [clustering.confusion for clustering in clusterings if clustering.confusion is not None]
+    iou = np.stack([metrics.class_iou(confusion) for confusion in confusions]) * 100
     for seed, row in zip(seeds, iou, strict=True):
         log.info('Seed %d', seed)
-        print_iou(log, classes, row)
+        print_iou(log, names, row)
     others = {name: float(np.mean([metric(clustering) for clustering in clusterings])) * 100
               for name, metric in METRICS.items()} if more else {}
     for name, value in others.items():

@@ -1,7 +1,13 @@
 """Images as the evaluations read them: resized to the network's input, with labels at their own size (paper section 4)."""
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
+import numpy as np
 import torch
 
+from data.dataset import SegmentationDataset
+from data.image_folder import ImageFolder
 from evaluation.metrics import check_labels
 
 
@@ -14,17 +20,18 @@ class EvaluationImages(torch.utils.data.Dataset):
     classes: how many there are. Raises `UserError` for unreadable files, and for labels that are no class.
     """
 
-    def __init__(self, dataset, resolution, classes):
+    def __init__(self, dataset: SegmentationDataset | ImageFolder, resolution: Sequence[int], classes: int):
         self.dataset, self.resolution, self.classes = dataset, tuple(resolution), classes
 
     def __len__(self):
         return len(self.dataset)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
         item = {'id': sample['id'], 'size': sample['image'].shape[:2],
                 'image': torch.from_numpy(resize_image(sample['image'], self.resolution))}
         if 'labels' in sample:
+            assert self.dataset.labels is not None
             check_labels(sample['labels'], self.classes, self.dataset.labels / f'{sample["id"]}.png')
             item['labels'] = sample['labels']
         if 'saliency' in sample:
@@ -32,11 +39,11 @@ class EvaluationImages(torch.utils.data.Dataset):
         return item
 
 
-def resize_image(image, size):
+def resize_image(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """H x W x 3 uint8 -> (height, width) = size, OpenCV bicubic."""
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(image, tuple(size[::-1]), interpolation=cv2.INTER_CUBIC)
 
 
-def resize_labels(labels, size):
+def resize_labels(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """H x W uint8 -> (height, width) = size, OpenCV nearest, which takes source pixel floor(x * source / target)."""
-    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(labels, tuple(size[::-1]), interpolation=cv2.INTER_NEAREST)

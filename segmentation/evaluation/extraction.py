@@ -3,15 +3,18 @@
 Axes: M images, D embedding, C classes. What is kept of an image does not grow with its pixels but for the mask, which is
 compressed.
 """
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from data.normalization import to_images
 from evaluation.dataset import resize_labels
 from evaluation.metrics import confusion_matrix
 from evaluation.prototypes import CompressedMask, object_weights, prototypes
+from models.networks import BackboneNetwork, PretrainingNetwork
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.parallel import distributed
@@ -23,14 +26,15 @@ class ImagePrototypes:
     """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s.
     histograms: M x 2 x C int64, pixels outside and inside the mask by label, or None without labels. Masks and histograms are
     at the images' size, or at the network's resolution."""
-    ids: list
+    ids: list[str]
     prototypes: np.ndarray
-    masks: list
-    histograms: np.ndarray
+    masks: list[CompressedMask]
+    histograms: np.ndarray | None
 
 
 @torch.no_grad()
-def extract_prototypes(network, loader, device, precision, classes, at_resolution=False, hide_background=False):
+def extract_prototypes(network: PretrainingNetwork | BackboneNetwork, loader: DataLoader, device: torch.device, precision: str,
+                       classes: int, at_resolution: bool = False, hide_background: bool = False) -> ImagePrototypes | None:
     """Run `network` (a `PretrainingNetwork` or `BackboneNetwork` in eval mode) once over a loader of `EvaluationImages`.
 
     classes: how many there are. at_resolution: masks and histograms at the network's resolution instead of the images' size.
@@ -46,18 +50,23 @@ def extract_prototypes(network, loader, device, precision, classes, at_resolutio
                                                        hide_background))
     if parts is None:
         return None
-    ids, vectors, masks, histograms = (sum(lists, []) for lists in zip(*parts, strict=True))
+    ids, vectors, masks, histograms = (list(itertools.chain.from_iterable(lists)) for lists in zip(*parts, strict=True))
     return ImagePrototypes(ids, np.concatenate(vectors), masks, np.stack(histograms) if histograms else None)
 
 
-def _embed_part(network, loader, device, precision, classes, at_resolution, hide_background):
+def _embed_part(network: PretrainingNetwork | BackboneNetwork, loader: DataLoader, device: torch.device, precision: str,
+                classes: int, at_resolution: bool, hide_background: bool):
     """Lists of ids, B x D arrays, masks and histograms, as in `ImagePrototypes`, of this process's part of the images."""
-    ids, vectors, masks, histograms = [], [], [], []
+    ids: list[str] = []
+    vectors: list[np.ndarray] = []
+    masks: list[CompressedMask] = []
+    histograms: list[np.ndarray] = []
     for batch in progress(loader, 'Embedding'):
         distributed.note(f'embedding, image {batch["id"][0]}')
         images = to_images(batch['image'], device, network.backbone.normalization)
         given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None
         if hide_background:
+            assert given is not None  # kmeans.py asks for masks
             images = images * given.unsqueeze(1)  # they are normalised: the mean colour is 0
         with autocast(device, precision):
             grid, saliency = network.grid(images)

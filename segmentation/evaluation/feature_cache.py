@@ -2,12 +2,17 @@
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Self
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from evaluation.dataset import resize_labels
 from evaluation.linear_probe import frozen_features
+from models.networks import LinearNetwork
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.parallel import distributed, ranks
@@ -22,19 +27,21 @@ class FeatureCache:
     """Iterates over (ids, features, labels) of the batches of a loader of `EvaluationImages` with labels. A context manager.
 
     features: B x 256 (without decoder: the backbone's channels) x h x w float32 on `device`. labels: B x H x W uint8 array at
-    `resolution`, 255 = void.
+    `resolution`, void as VOID.
     With `keep`, both are computed when the context is entered and written to an unnamed file in `folder`, which vanishes with
     the process, however that ends; every pass reads it: equal bit for bit, as long as the network below the classifier doesn't
     change. Where there is no room for the file (4 MB an image at 512 x 512; 34 MB without decoder), and without `keep`, every
     pass computes.
     """
 
-    def __init__(self, network, loader, device, precision, resolution, folder, keep):
+    def __init__(self, network: LinearNetwork, loader: DataLoader, device: torch.device, precision: str,
+                 resolution: Sequence[int], folder: str | Path, keep: bool):
         self.network, self.loader, self.device, self.precision = network, loader, device, precision
         self.resolution, self.folder, self.keep = tuple(resolution), folder, keep
-        self.file, self.batches = None, []  # batches: (ids, shape of the features as B x h x w x 256) of what is in the file
+        self.file: IO[bytes] | None = None
+        self.batches: list[tuple[list[str], tuple[int, ...]]] = []  # ids, and shape of the features as B x h x w x 256
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self.keep:
             try:
                 with distributed.watched():
@@ -45,10 +52,10 @@ class FeatureCache:
                 self.close()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object):
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Give the room on the disk back."""
         if self.file:
             self.file.close()
@@ -78,13 +85,15 @@ class FeatureCache:
             self.batches.append((ids, array.shape))
 
     def _read(self):
+        assert self.file is not None
         self.file.seek(0)
         for ids, shape in self.batches:
             features = torch.from_numpy(self._next(np.float32, shape)).permute(0, 3, 1, 2)
             yield ids, features.to(self.device), self._next(np.uint8, (len(ids), *self.resolution))
 
-    def _next(self, dtype, shape):
-        values = np.fromfile(self.file, dtype, int(np.prod(shape)))
+    def _next(self, dtype: type, shape: tuple[int, ...]):
+        assert self.file is not None
+        values: np.ndarray = np.fromfile(self.file, dtype, int(np.prod(shape)))
         if values.size != np.prod(shape):
             raise UserError('the file with the features of the validation images could not be read back: start again')
         return values.reshape(shape)

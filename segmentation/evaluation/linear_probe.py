@@ -2,33 +2,37 @@
 
 Axes: B batch, C classes, H W the input's height and width, h w the network's grid.
 """
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.dataset import VOID
+from data.label_space import VOID
 from data.normalization import to_images
 from evaluation.metrics import class_iou, confusion_matrix
 from models.interpolation import resize
+from models.networks import LinearNetwork
 from utils.errors import UserError
 from utils.parallel import distributed
 from utils.training.precision import autocast
 
 
 @torch.no_grad()
-def frozen_features(network, images, device, precision):
+def frozen_features(network: LinearNetwork, images: Tensor, device: torch.device, precision: str) -> Tensor:
     """What the classifier of a `LinearNetwork` sees of B x H x W x 3 uint8 images: B x 256 x h x w float32, without a graph."""
     with autocast(device, precision):
         features = network.features(to_images(images, device, network.backbone.normalization))
     return features.float()
 
 
-def backward_loss(classifier, features, labels):
+def backward_loss(classifier: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the valid pixels of a batch; its gradients are added to those of `classifier`.
 
     Of several processes' batches together: each gets what its own add to the mean, and to the gradients.
 
-    features: B x 256 x h x w. labels: B x H x W int64, 255 = void, which is left out. Returns a scalar tensor, 0 where all
+    features: B x 256 x h x w. labels: B x H x W int64; VOID is left out. Returns a scalar tensor, 0 where all
     is void. The classifier comes before the upsampling, as both are linear, and images come one by one, so that at no
     time more than one image's C x H x W logits exist.
     """
@@ -42,13 +46,13 @@ def backward_loss(classifier, features, labels):
     return total
 
 
-def predicted_classes(grid, size):
+def predicted_classes(grid: Tensor, size: Sequence[int]) -> np.ndarray:
     """B x C x h x w class logits -> B x H x W uint8 array, the class of each pixel at (H, W) = size."""
     return torch.cat([resize(one, size).argmax(1).to(torch.uint8) for one in grid.split(1)]).cpu().numpy()
 
 
 @torch.no_grad()
-def class_logits(classifier, features, ids):
+def class_logits(classifier: nn.Module, features: Tensor, ids: Sequence[str]) -> Tensor:
     """B x 256 x h x w -> B x C x h x w, float32. ids: B names, for messages. Raises `UserError` when they are not finite."""
     grid = classifier(features)
     finite = torch.isfinite(grid).flatten(1).all(1)
@@ -58,7 +62,7 @@ def class_logits(classifier, features, ids):
     return grid
 
 
-def online_iou(classifier, batches, classes):
+def online_iou(classifier: nn.Module, batches: Iterable[tuple[Sequence[str], Tensor, np.ndarray]], classes: int) -> np.ndarray:
     """IoU of each class in percent, at the network's resolution, over all processes. batches: `FeatureCache`."""
     confusion = np.zeros((classes, classes), np.int64)
     with distributed.watched():

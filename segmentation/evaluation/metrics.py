@@ -10,14 +10,15 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
-from data.dataset import VOID, size_text
+from data.dataset import size_text
+from data.label_space import VOID
 from utils.errors import UserError
 
 
 def confusion_matrix(prediction: np.ndarray, labels: np.ndarray, classes: int, name: str, ids: int | None = None) -> np.ndarray:
     """The confusion matrix of one image: P x C int64. Those of a split are summed.
 
-    prediction: H x W uint8 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or 255 void.
+    prediction: H x W uint8 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or VOID.
     name: the image, for messages. Raises `UserError` for a label that is neither void nor below `classes`, and for sizes
     that differ.
     """
@@ -45,9 +46,17 @@ def clustering_confusion(histograms: np.ndarray, clusters: np.ndarray, n_cluster
     histograms: M x 2 x C, pixels outside and inside the mask by label. clusters: M integers in [0, n_clusters).
     Returns (n_clusters + 1) x C.
     """
-    confusion = np.zeros((n_clusters + 1, histograms.shape[2]), np.int64)
-    confusion[0] = histograms[:, 0].sum(0)
-    np.add.at(confusion, np.asarray(clusters) + 1, histograms[:, 1])
+    return segment_confusion(histograms, np.asarray(clusters) + 1, 0, n_clusters + 1)
+
+
+def segment_confusion(histograms: np.ndarray, inside: np.ndarray, outside: int, ids: int) -> np.ndarray:
+    """Confusion matrix, ids x C, of predictions that are one id inside each image's mask and one outside all masks.
+
+    histograms: M x 2 x C, pixels outside and inside the mask by label. inside: M ids. outside: an id.
+    """
+    confusion = np.zeros((ids, histograms.shape[2]), np.int64)
+    confusion[outside] = histograms[:, 0].sum(0)
+    np.add.at(confusion, inside, histograms[:, 1])
     return confusion
 
 
@@ -57,27 +66,36 @@ def iou_matrix(confusion: np.ndarray) -> np.ndarray:
     return confusion / np.maximum(union, 1)
 
 
-def match_clusters(confusion: np.ndarray) -> np.ndarray:
+def match_clusters(confusion: np.ndarray, has_background: bool = True) -> np.ndarray:
     """The class of each predicted id: P integers.
 
     As many ids as classes: one to one, by the Hungarian algorithm on the IoU matrix. Else each id, 0 included, goes to
     the class of highest IoU, the lowest on a tie (majority vote).
+    has_background: without a background class, id 0, which is outside the masks, is VOID, and the others are matched.
     """
     iou = iou_matrix(confusion)
+    if not has_background:
+        return np.concatenate([[VOID], _matched(iou[1:])])
+    return _matched(iou)
+
+
+def _matched(iou: np.ndarray):
     if iou.shape[0] != iou.shape[1]:
         return iou.argmax(1)
     return linear_sum_assignment(iou, maximize=True)[1]
 
 
 def remap_to_classes(confusion: np.ndarray, classes_of: np.ndarray) -> np.ndarray:
-    """C x C confusion matrix in which each predicted id counts as its class."""
-    result = np.zeros((confusion.shape[1],) * 2, np.int64)
-    np.add.at(result, classes_of, confusion)
+    """C x C confusion matrix in which each predicted id counts as its class. An id of VOID adds a last row, of pixels for
+    which no class is predicted."""
+    classes, none = confusion.shape[1], classes_of == VOID
+    result = np.zeros((classes + none.any(), classes), np.int64)
+    np.add.at(result, np.where(none, classes, classes_of), confusion)
     return result
 
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU of each class, TP / (TP + FP + FN), from a C x C matrix; 0 for a class that never occurs. C float64."""
+    """IoU of each class, TP / (TP + FP + FN), of a matrix of `remap_to_classes`; 0 for one that never occurs. C float64."""
     return np.diagonal(iou_matrix(confusion)).copy()
 
 

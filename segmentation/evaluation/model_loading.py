@@ -45,6 +45,7 @@ def embedding_network(p: EasyDict, path: str | Path | None) -> PretrainingNetwor
     what `backbone_weights` reads. Initial weights of the backbone are no business of an evaluation.
     """
     network = get_model({**p, 'backbone_kwargs': grid_kwargs(p.backbone_kwargs)})
+    assert not isinstance(network, LinearNetwork)  # kmeans_eval is True
     if path:
         load_exactly(network, frozen_weights(p, path), path)
     else:
@@ -88,8 +89,10 @@ def _has_saliency_head(p: EasyDict):
 
 def linear_network(p: EasyDict, classes: int) -> LinearNetwork:
     """The `LinearNetwork` that `p` describes, with `classes` outputs (background counted) and random weights."""
-    return get_model({**p, 'num_classes': classes - 1, 'has_bg': True, 'kmeans_eval': False,
+    network = get_model({**p, 'num_classes': classes - 1, 'has_bg': True, 'kmeans_eval': False,
                       'backbone_kwargs': grid_kwargs(p.backbone_kwargs)})
+    assert isinstance(network, LinearNetwork)  # kmeans_eval is False
+    return network
 
 
 def probe_network(p: EasyDict, classes: int) -> LinearNetwork:
@@ -97,6 +100,7 @@ def probe_network(p: EasyDict, classes: int) -> LinearNetwork:
     `freeze_batchnorm` says, and still random."""
     network = linear_network(p, classes)
     nn.init.normal_(network.classifier.weight, std=DEVIATION)
+    assert network.classifier.bias is not None
     nn.init.zeros_(network.classifier.bias)
     network.freeze(p.freeze_batchnorm)
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
@@ -160,6 +164,7 @@ def stored_network(path: str | Path, backbone: str | None = None,
         'kmeans_eval': pretraining, 'num_classes': outputs[0] - 1,
         'model_kwargs': {'ndim': outputs[0], 'use_classification_head': SALIENCY_HEAD in state}})
     load_exactly(network, state, path)
+    assert not isinstance(network, BackboneNetwork)  # which has no outputs
     return network
 
 

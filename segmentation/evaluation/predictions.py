@@ -13,6 +13,7 @@ import torch
 
 from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder
+from data.label_space import LabelSpace
 from evaluation.metrics import confusion_matrix
 from evaluation.results import RESULTS
 from evaluation.visualization.pictures import contact_sheet, save_picture, save_prediction, side_by_side, thumbnail, with_legend
@@ -30,38 +31,38 @@ Result = TypeVar('Result')
 
 
 def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFolder, predictions: Iterable[np.ndarray],
-                      classes: Sequence[str], pictures: int | None = None, score: bool = True,
+                      space: LabelSpace, pictures: int | None = None, score: bool = True,
                       part: range | None = None) -> np.ndarray | None:
     """Write predictions/<id>.png of every image, visualization/<id>.png of the first `pictures` (None: all), and the first of
     these on contact_sheet.png, as `fresh_output` does it; count the predictions against the labels.
 
     output: folder. dataset: a `SegmentationDataset` or an `ImageFolder`; without labels pictures lack ground truth, and
     nothing is counted. predictions: iterable of H x W uint8 classes, one an image in their order, at the image's own size.
-    classes: names. score: whether to count. part: the range of the images that `predictions` are of, where all processes call
-    this, each for its part; None: this process alone writes all.
+    space: of these classes. score: whether to count. part: the range of the images that `predictions` are of, where all
+    processes call this, each for its part; None: this process alone writes all.
     Returns the C x C int64 confusion matrix of all images, or None.
     Raises `UserError` as `confusion_matrix` does, and when something can't be read or written.
     """
     pictures = len(dataset) if pictures is None else pictures
     counted = score and dataset.labels
-    confusion, thumbnails = np.zeros((len(classes), len(classes)), np.int64) if counted else None, []
+    confusion, thumbnails = np.zeros((len(space), len(space)), np.int64) if counted else None, []
 
     def write(item: tuple[int, np.ndarray]):
         (index, prediction), counts = item, None
         name, drawn = dataset.ids[index], index < pictures
-        save_prediction(folder / PREDICTIONS / f'{name}.png', prediction)
+        save_prediction(folder / PREDICTIONS / f'{name}.png', prediction, space)
         if not (drawn or score):
             return None, None
         sample = dataset[index]
         labels = sample.get('labels')
         if labels is not None and score:
-            counts = confusion_matrix(prediction, labels, len(classes), name)
+            counts = confusion_matrix(prediction, labels, len(space), name)
         if not drawn:
             return counts, None
         shown, captions = [prediction], [name, 'prediction']
         if labels is not None:
             shown, captions = [labels, prediction], [name, 'ground truth', 'prediction']
-        picture = with_legend(side_by_side(sample['image'], *shown), captions, classes, *shown)
+        picture = with_legend(side_by_side(sample['image'], space, *shown), captions, space, *shown)
         return counts, save_thumbnail(folder, name, picture, index)
 
     with fresh_output(output, together=part is not None) as folder:

@@ -22,6 +22,7 @@ def object_weights(saliency: torch.Tensor | None, size: tuple[int, int],
     """
     if masks is not None:
         return masks.bool(), masks.float()
+    assert saliency is not None  # a network without a saliency head needs masks
     logits = resize(saliency.float().unsqueeze(1), size).squeeze(1)
     masks = logits > SALIENT
     return masks, logits * masks
@@ -49,4 +50,6 @@ class CompressedMask:
 
     def array(self) -> np.ndarray:
         """H x W uint8, 0 or 1."""
-        return (cv2.imdecode(self.data, cv2.IMREAD_GRAYSCALE) > 0).astype(np.uint8)
+        mask = cv2.imdecode(self.data, cv2.IMREAD_GRAYSCALE)
+        assert mask is not None  # it was encoded above
+        return (np.asarray(mask) > 0).astype(np.uint8)

@@ -1,21 +1,24 @@
 """Segment retrieval: nearest neighbours in a database of object masks, and the classes that they carry over (paper section 4).
 
-Axes: M images of a split, N of the database, Q queries, D embedding, C classes (0 is background).
+Axes: M images of a split, N of the database, Q queries, D embedding, C classes.
 """
 import numpy as np
 
+NO_CLASS = -1
 CHUNK = 64  # queries at a time, whose products the caches hold longer
 
 
-def mask_classes(histograms: np.ndarray) -> np.ndarray:
+def mask_classes(histograms: np.ndarray, background: int | None) -> np.ndarray:
     """The class of each mask: the most frequent one inside, background and void left out, the highest of equally frequent ones.
 
-    histograms: M x 2 x C, pixels outside and inside the masks by label. Returns M integers; 0 for an empty mask, and where
-    no labelled object is inside it.
+    histograms: M x 2 x C, pixels outside and inside the masks by label. background: its class, or None. Returns M integers;
+    NO_CLASS for an empty mask, and where no labelled object is inside it.
     """
-    objects = histograms[:, 1, 1:]
-    highest = objects.shape[1] - objects[:, ::-1].argmax(1)
-    return np.where(objects.any(1), highest, 0)
+    objects = histograms[:, 1].copy()
+    if background is not None:
+        objects[:, background] = 0
+    highest = objects.shape[1] - 1 - objects[:, ::-1].argmax(1)
+    return np.where(objects.any(1), highest, NO_CLASS)
 
 
 def nearest_neighbours(queries: np.ndarray, database: np.ndarray, count: int) -> np.ndarray:

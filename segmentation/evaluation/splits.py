@@ -1,13 +1,17 @@
 """The data sets of an evaluation, which may train or look up on one and be scored on another."""
+from collections.abc import Iterable
 from pathlib import Path
 
-from data.dataset import VOC, SegmentationDataset, class_names, dataset_folder
+from easydict import EasyDict
+
+from data.dataset import SegmentationDataset, dataset_folder
+from data.label_space import VOC, LabelSpace, label_space
 from utils.cli.log import warn_once
 from utils.config import nearest_name
 from utils.errors import UserError
 
 
-def evaluation_split(folder, split, saliency=None):
+def evaluation_split(folder: str | Path, split: str, saliency: str | None = None) -> SegmentationDataset:
     """A split with labels, or without where the data set has no folder of them: then what lacks its mask is left out too.
 
     PASCAL VOC has labels: there their folder is as necessary as all else. Raises `UserError` as `SegmentationDataset` does.
@@ -21,31 +25,32 @@ def evaluation_split(folder, split, saliency=None):
     return dataset
 
 
-def data_folders(p, file):
-    """Folders of `train_db_name` (without that key, `val_db_name`) and `val_db_name`, made first if need be, and their
-    classes' names. Raises `UserError` when the classes differ. file: the experiment's, for messages."""
+def data_folders(p: EasyDict, file: str | Path) -> tuple[Path, Path, LabelSpace]:
+    """Folders of `train_db_name` (without that key, `val_db_name`) and `val_db_name`, made first if need be, and what the
+    labels of the latter mean. Raises `UserError` when the classes differ. file: the experiment's, for messages."""
     train = p.get('train_db_name', p.val_db_name)
     folder, val_folder = (dataset_folder(p.db_root, name) for name in (train, p.val_db_name))
-    classes = class_names(folder)
-    if class_names(val_folder) != classes:
+    space = label_space(val_folder)
+    if label_space(folder) != space:
         raise UserError(f'{file}: {train} and {p.val_db_name} do not have the same classes')
-    return folder, val_folder, classes
+    return folder, val_folder, space
 
 
-def known_classes(p):
-    """The classes of the validation data where they are known without making or fetching it, else None."""
+def known_labels(p: EasyDict) -> LabelSpace | None:
+    """What the labels of the validation data mean, where that is known without making or fetching these."""
     folder = Path(p.db_root) / p.val_db_name
-    return class_names(folder) if folder.is_dir() or p.val_db_name == VOC else None
+    return label_space(folder) if folder.is_dir() or p.val_db_name == VOC else None
 
 
-def ignored_classes(names, classes, file):
+def ignored_classes(names: Iterable[str], space: LabelSpace, file: str | Path) -> list[int]:
     """Indices of the class names in `retrieval_kwargs.ignore_classes`. Raises `UserError`, with the nearest name, for one that
-    is none of `classes`, and when none would be left but background."""
+    is no class, and when none would be left but background."""
+    ignored = set()
     for name in names:
-        if name not in classes:
-            near = nearest_name(name, classes, cutoff=0)
+        if name not in space.names:
+            near = nearest_name(name, space.names, cutoff=0)
             raise UserError(f"{file}: retrieval_kwargs.ignore_classes: no class is called '{name}' (nearest: '{near}')")
-    ignored = sorted({classes.index(name) for name in names})
-    if len({0, *ignored}) == len(classes):
+        ignored.add(space.names.index(name))
+    if ignored.issuperset(space.objects):
         raise UserError(f'{file}: retrieval_kwargs.ignore_classes leaves no class to retrieve')
-    return ignored
+    return sorted(ignored)

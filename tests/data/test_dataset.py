@@ -8,8 +8,9 @@ from helpers.checks import refusal
 from helpers.files import cut, save
 from PIL import Image
 
-from data.dataset import VOC_CLASSES, SegmentationDataset, class_names, dataset_folder
+from data.dataset import SegmentationDataset, dataset_folder
 from data.decoding import read_image, read_labels, read_saliency
+from data.label_space import VOC_CLASSES, label_space
 from data.synthetic_shapes import CLASSES
 
 RAMP = (np.arange(48, dtype=np.uint8)[:, None] * 5 + np.zeros((1, 64), np.uint8))  # 48 x 64
@@ -223,26 +224,26 @@ def test_missing_folders_and_splits(data):
 def test_class_names(tmp_path):
     file = tmp_path / 'Mine' / 'classes.txt'
     file.parent.mkdir()
-    assert refusal(class_names, file.parent).startswith(f'{file} is missing')
+    assert refusal(label_space, file.parent).startswith(f'{file} is missing')
     file.write_text('background\n\n tall tree \nhouse\n')
-    assert class_names(file.parent) == ('background', 'tall tree', 'house')
+    assert label_space(file.parent).names == ('background', 'tall tree', 'house')
     for text in ('', 'background', 'background\ntree\ntree', '\n'.join(map(str, range(256)))):
         file.write_text(text)
-        assert refusal(class_names, file.parent).startswith(f'{file} must name 2 to 255 different classes')
+        assert refusal(label_space, file.parent).startswith(f'{file} must name 2 to 255 different classes')
     file.write_text('\n'.join(map(str, range(255))))
-    assert len(class_names(file.parent)) == 255
+    assert len(label_space(file.parent).names) == 255
     file.write_bytes(b'background\nb\xe4r')
-    assert refusal(class_names, file.parent) == f'{file} could not be read (not a text file)'
+    assert refusal(label_space, file.parent) == f'{file} could not be read (not a text file)'
 
 
 def test_class_names_of_voc(tmp_path):
     folder = tmp_path / 'VOCSegmentation'
     folder.mkdir()
-    assert ' '.join(class_names(folder)) == (
+    assert ' '.join(label_space(folder).names) == (
         'background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person '
         'pottedplant sheep sofa train tvmonitor')
     (folder / 'classes.txt').write_text('background\nthing')
-    assert class_names(folder) == ('background', 'thing') and len(VOC_CLASSES) == 21
+    assert label_space(folder).names == ('background', 'thing') and len(VOC_CLASSES) == 21
 
 
 def test_unknown_data_set(tmp_path, data):
@@ -256,7 +257,7 @@ def test_unknown_data_set(tmp_path, data):
 @pytest.mark.slow
 def test_shapes_are_drawn_when_missing(tmp_path):
     folder = dataset_folder(tmp_path / 'new', 'Shapes')
-    assert folder == tmp_path / 'new' / 'Shapes' and class_names(folder) == CLASSES
+    assert folder == tmp_path / 'new' / 'Shapes' and label_space(folder).names == CLASSES
     dataset = SegmentationDataset(folder, 'trainaug', saliency='supervised_model', labels=True, drop_missing=True)
     assert (len(dataset), dataset.dropped) == (240, 0) and sorted(dataset[0]) == ['id', 'image', 'labels', 'saliency']
     (folder / 'kept').touch()

@@ -24,8 +24,9 @@ from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
 import convert_voc
-from data.dataset import VOC_CLASSES, SegmentationDataset
+from data.dataset import SegmentationDataset
 from data.decoding import read_labels
+from data.label_space import VOC_CLASSES
 
 
 @pytest.mark.parametrize('split', ['trainaug', 'train', 'val'])

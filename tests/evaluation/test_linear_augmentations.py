@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from data.dataset import SegmentationDataset
+from data.label_space import label_space
 from data.loaders import epoch_loader
 from evaluation.augmentations import TrainingViews, View, render, sample_view, view_figure
 from utils.errors import UserError
@@ -36,7 +37,7 @@ def test_labels_are_those_of_a_plain_warp(flip, degrees, scale):
                         interpolation=cv2.INTER_NEAREST)
     labels[28:33, 40:48] = 255
     image = np.repeat(labels[..., None], 3, axis=2)
-    _, found = render(image, labels, View(flip, degrees, scale), (height, width))
+    _, found = render(image, labels, View(flip, degrees, scale), (height, width), 0)
     source = labels[:, ::-1] if flip else labels
     y, x = (np.rint(axis).astype(int) for axis in plain_sources(height, width, degrees, scale))
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
@@ -51,7 +52,7 @@ def test_labels_are_those_of_a_plain_warp(flip, degrees, scale):
 def test_image_moves_with_its_labels_and_is_smooth(degrees, scale):
     y, x = np.mgrid[:80, :100]
     image = np.stack([40 + 2 * y, 30 + x, 220 - y - x // 2], axis=2).astype(np.uint8)  # planes: cubic interpolation is exact
-    found, _ = render(image, image[..., 0], View(False, degrees, scale), (80, 100))
+    found, _ = render(image, image[..., 0], View(False, degrees, scale), (80, 100), 0)
     y, x = plain_sources(80, 100, degrees, scale)
     inside = (y > 3) & (y < 76) & (x > 3) & (x < 96)
     plain = np.stack([40 + 2 * y, 30 + x, 220 - y - x // 2], axis=2)
@@ -64,10 +65,10 @@ def test_resized_after_the_warp():
     rng = np.random.default_rng(1)
     image, labels = rng.integers(0, 256, (33, 47, 3)).astype(np.uint8), rng.integers(0, 9, (33, 47)).astype(np.uint8)
     still = View(False, 0.0, 1.0)
-    found, found_labels = render(image, labels, still, (24, 40))
+    found, found_labels = render(image, labels, still, (24, 40), 0)
     assert np.array_equal(found, cv2.resize(image, (40, 24), interpolation=cv2.INTER_CUBIC))
     assert np.array_equal(found_labels, cv2.resize(labels, (40, 24), interpolation=cv2.INTER_NEAREST))
-    flipped = render(image, labels, View(True, 0.0, 1.0), (33, 47))
+    flipped = render(image, labels, View(True, 0.0, 1.0), (33, 47), 0)
     assert np.array_equal(flipped[0], image[:, ::-1]) and np.array_equal(flipped[1], labels[:, ::-1])
 
 
@@ -92,7 +93,7 @@ def own(tmp_path, shapes_root):
 
 
 def views_of(dataset, seed=1, **options):
-    return TrainingViews(dataset, CLASSES, seed, (40, 32), **options)
+    return TrainingViews(dataset, label_space(dataset.folder), seed, (40, 32), **options)
 
 
 def same(a, b):
@@ -111,7 +112,7 @@ def test_items_depend_on_seed_epoch_and_id_only(shapes_root):
     batches = {workers: list(epoch_loader(views, 4, 1, workers, torch.device('cpu')))
                for workers in (0, 2)}
     assert len(batches[0]) == 3 and all(same(*pair) for pair in zip(batches[0], batches[2], strict=True))
-    figure = view_figure(batches[0][0])
+    figure = view_figure(views.space, batches[0][0])
     assert figure.shape == (4 * 40, 2 * 32, 3) and np.array_equal(figure[:40, :32], batches[0][0]['image'][0].numpy())
     labels = batches[0][0]['labels'][0].numpy()
     coloured = (figure[:40, 32:] != figure[:40, :32]).any(2)

@@ -14,6 +14,7 @@ from helpers.processes import largest_file
 from torch.nn import functional as F
 
 from data.dataset import SegmentationDataset
+from data.label_space import LabelSpace
 from data.loaders import split_loader
 from evaluation.crf import CrfPool
 from evaluation.dataset import EvaluationImages
@@ -209,13 +210,13 @@ def test_a_backlog_of_the_crf_changes_nothing(network, images, ahead):
 
 
 def test_an_evaluation_takes_the_place_of_an_earlier_one_only_when_it_is_whole(images, tmp_path):
-    dataset, classes = images.dataset, [f'class {number}' for number in range(CLASSES)]
+    dataset, space = images.dataset, LabelSpace(tuple(f'class {number}' for number in range(CLASSES)))
     shapes = [dataset[index]['labels'].shape for index in range(6)]
 
     def run(value, pictures, fails=False):
         predictions = (np.full((2, 2) if fails and index == 4 else shape, value, np.uint8)
                        for index, shape in enumerate(shapes))
-        return write_predictions(tmp_path, dataset, predictions, classes, pictures)
+        return write_predictions(tmp_path, dataset, predictions, space, pictures)
 
     def content():
         return {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
@@ -236,5 +237,5 @@ def test_an_evaluation_takes_the_place_of_an_earlier_one_only_when_it_is_whole(i
 def test_one_id_twice(images, tmp_path):
     images.dataset.ids = [images.dataset.ids[0]] * 40
     shape = images.dataset[0]['labels'].shape
-    write_predictions(tmp_path, images.dataset, [np.zeros(shape, np.uint8)] * 40, ['x'] * CLASSES, 0)
+    write_predictions(tmp_path, images.dataset, [np.zeros(shape, np.uint8)] * 40, LabelSpace(('x',) * CLASSES), 0)
     assert os.listdir(tmp_path / 'predictions') == [f'{images.dataset.ids[0]}.png']

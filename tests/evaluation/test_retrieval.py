@@ -15,6 +15,7 @@ from helpers.toys import EMPTY, IDS, RESOLUTION, plain_embedding
 from PIL import Image
 
 from data.dataset import SegmentationDataset
+from data.label_space import LabelSpace
 from data.loaders import make_loader
 from evaluation.dataset import EvaluationImages
 from evaluation.extraction import extract_prototypes
@@ -94,7 +95,8 @@ def test_class_of_a_mask():
     histograms[3, 0] = [1, 9, 9, 9, 9]       # an empty mask
     histograms[4, 1] = [0, 2, 2, 2, 2]
     histograms[5, 1] = [0, 1, 0, 0, 0]
-    assert mask_classes(histograms).tolist() == [3, 3, 0, 0, 4, 1]
+    assert mask_classes(histograms, 0).tolist() == [3, 3, -1, -1, 4, 1]
+    assert mask_classes(histograms, None).tolist() == [0, 3, 0, -1, 4, 1]  # without a background class all count
 
 
 def test_nearest_are_those_of_a_sort_with_ties_in_order():
@@ -114,13 +116,14 @@ def test_nearest_are_those_of_a_sort_with_ties_in_order():
 def test_frames_tell_right_from_wrong():
     image, mask = np.full((60, 90, 3), 200, np.uint8), np.zeros((30, 30), np.uint8)
     mask[10:20, 10:20] = 1
-    picture = neighbour_picture((image, mask, 2), [(image, mask, 2), (image, mask, 3), (image, mask, 0)], NAMES)
+    space = LabelSpace(tuple(NAMES))
+    picture = neighbour_picture((image, mask, 2), [(image, mask, 2), (image, mask, 3), (image, mask, -1)], space)
     side = SIDE + 2 * FRAME
     frames = [picture[40, number * (side + 4)] for number in range(4)]
     assert [tuple(frame) for frame in frames] == [QUERY, RIGHT, WRONG, WRONG]
     notches = [(picture[FRAME + 2, number * (side + 4) + FRAME + 2] == frame).all() for number, frame in enumerate(frames)]
     assert notches == [False, False, True, True]
-    nothing = neighbour_picture((image, mask, 0), [(image, mask, 1)], NAMES)  # a query without an object has no right ones
+    nothing = neighbour_picture((image, mask, -1), [(image, mask, 1)], space)  # a query without an object has no right ones
     assert tuple(nothing[40, side + 4]) == WRONG
 
 

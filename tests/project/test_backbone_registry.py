@@ -146,7 +146,8 @@ def test_a_file_alone_is_recognised_where_that_is_unambiguous(tmp_path, monkeypa
 
 
 def test_names_stages_and_strides_are_asked_of_the_registry(experiment):
-    files = [argument for argument in experiment({**TOY, 'kmeans_kwargs.features': 'late'}, base=KMEANS) if 'yml' in argument]
+    arguments = experiment({**TOY, 'kmeans_kwargs.features': 'late'}, base=KMEANS)
+    files = [argument for argument in arguments if argument.endswith('.yml')]
     assert create_config(*files).backbone == 'toy'
     for changes, words in (({'kmeans_kwargs.features': 'layer4'}, "features must be one of embedding, early, late, not 'layer4'"),
                            ({'backbone_kwargs': {'output_stride': 8}}, 'output_stride must be one of 4, 16 for backbone: toy'),

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder
-from data.palette import VOC_COLOURS
+from data.label_space import VOID, LabelSpace
 from evaluation.visualization.pictures import FONT, overlay, save_picture, thumbnail
 
 SHEET = 'clusters.png'
@@ -26,25 +26,26 @@ class _Clustering(Protocol):
     classes_of: np.ndarray
 
 
-def cluster_names(n_clusters: int) -> tuple[str, ...]:
-    """Names of the predicted ids where there are no classes."""
-    return ('background', *(f'cluster {number}' for number in range(1, n_clusters)))
+def cluster_space(n_clusters: int) -> LabelSpace:
+    """The predicted ids as classes, where there are no labels."""
+    return LabelSpace(('background', *(f'cluster {number}' for number in range(1, n_clusters))))
 
 
 def save_cluster_sheet(path: str | Path, dataset: SegmentationDataset | ImageFolder, masks: Sequence[_Mask],
-                       clustering: _Clustering, order: np.ndarray, names: Sequence[str]) -> None:
+                       clustering: _Clustering, order: np.ndarray, space: LabelSpace) -> None:
     """Write the sheet of a `Clustering` of the M images of `dataset`, whose `CompressedMask`s are `masks`: of the first 100
     clusters.
 
-    order: M values; the images of the smallest come first. names: of what `clustering.classes_of` gives.
+    order: M values; the images of the smallest come first. space: of what `clustering.classes_of` gives.
     """
     rows = []
     for cluster, label in enumerate(clustering.classes_of[1:MOST_ROWS + 1]):
         members = np.flatnonzero(clustering.clusters == cluster)
         typical = members[np.argsort(order[members], kind='stable')][:COLUMNS]
-        title = dict.fromkeys((f'cluster {cluster + 1}', names[label], f'{len(members)} images'))
-        pictures = [overlay(dataset[index]['image'], masks[index].array() * np.uint8(label)) for index in typical]
-        rows.append(_row(title, VOC_COLOURS[label], pictures))
+        title = dict.fromkeys((f'cluster {cluster + 1}', space.names[label], f'{len(members)} images'))
+        pictures = [overlay(dataset[index]['image'], np.where(masks[index].array(), np.uint8(label), VOID), space)
+                    for index in typical]
+        rows.append(_row(title, space.colours[label], pictures))
     save_picture(path, np.concatenate(rows))
 
 

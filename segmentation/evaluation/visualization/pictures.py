@@ -5,8 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.dataset import VOID
-from data.palette import VOC_COLOURS, save_labels
+from data.label_space import VOID, LabelSpace
+from data.palette import save_labels
 from utils.storage.atomic import atomic_file
 
 OPACITY = 0.6  # of the class colours over the image
@@ -14,38 +14,38 @@ GAP = 4  # pixels between images
 FONT, TEXT_SCALE, LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 18  # of the legend; LINE: its height in pixels
 
 
-def save_prediction(path: str | Path, prediction: np.ndarray) -> None:
-    """Write an H x W uint8 prediction as a palette PNG in VOC colours."""
+def save_prediction(path: str | Path, prediction: np.ndarray, space: LabelSpace) -> None:
+    """Write an H x W uint8 prediction as a palette PNG in the colours of the classes."""
     with atomic_file(path, flush=False) as file:
-        save_labels(file, prediction)
+        save_labels(file, prediction, space.colours)
 
 
-def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, labels: np.ndarray, space: LabelSpace) -> np.ndarray:
     """Class colours over an image: H x W x 3 uint8 and H x W uint8 -> H x W x 3 uint8. Background and void stay clear."""
-    colours = cv2.addWeighted(image, 1 - OPACITY, VOC_COLOURS[labels], OPACITY, 0)
-    clear = (labels == 0) | (labels == VOID)
+    colours = cv2.addWeighted(image, 1 - OPACITY, space.colours[labels], OPACITY, 0)
+    clear = (labels == space.outside) | (labels == VOID)
     return np.where(clear[..., None], image, colours)
 
 
-def side_by_side(image: np.ndarray, *labels: np.ndarray) -> np.ndarray:
+def side_by_side(image: np.ndarray, space: LabelSpace, *labels: np.ndarray) -> np.ndarray:
     """The image and its overlays, of one height, in one picture."""
     gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
     parts = [image]
     for one in labels:
-        parts += [gap, overlay(image, one)]
+        parts += [gap, overlay(image, one, space)]
     return np.concatenate(parts, axis=1)
 
 
-def with_legend(picture: np.ndarray, captions: Sequence[str], classes: Sequence[str], *labels: np.ndarray) -> np.ndarray:
+def with_legend(picture: np.ndarray, captions: Sequence[str], space: LabelSpace, *labels: np.ndarray) -> np.ndarray:
     """A picture of `side_by_side`, below each part its caption, and below them colour and name of each class that occurs in
     `labels`, background aside.
 
-    classes: names. labels: H x W uint8 arrays. The picture's size but for the height, which grows by two lines or more.
+    labels: H x W uint8 arrays. The picture's size but for the height, which grows by two lines or more.
     """
     width, present = picture.shape[1], np.unique(np.concatenate([np.unique(one) for one in labels]))
     lines, x, y = [], 4, LINE
-    for index in present[(present > 0) & (present < len(classes))]:
-        length = 18 + cv2.getTextSize(classes[index], FONT, TEXT_SCALE, 1)[0][0]
+    for index in present[np.isin(present, space.objects)]:
+        length = 18 + cv2.getTextSize(space.names[index], FONT, TEXT_SCALE, 1)[0][0]
         if x > 4 and x + length > width:
             x, y = 4, y + LINE
         lines.append((index, x, y))
@@ -55,8 +55,8 @@ def with_legend(picture: np.ndarray, captions: Sequence[str], classes: Sequence[
         cv2.putText(strip, caption, (number * (labels[0].shape[1] + GAP) + 4, 13), FONT, TEXT_SCALE, (90, 90, 90), 1,
                     cv2.LINE_AA)
     for index, left, top in lines:
-        cv2.rectangle(strip, (left, top + 4), (left + 11, top + 14), VOC_COLOURS[index].tolist(), cv2.FILLED)
-        cv2.putText(strip, classes[index], (left + 16, top + 13), FONT, TEXT_SCALE, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.rectangle(strip, (left, top + 4), (left + 11, top + 14), space.colours[index].tolist(), cv2.FILLED)
+        cv2.putText(strip, space.names[index], (left + 16, top + 13), FONT, TEXT_SCALE, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([picture, strip])
 
 

@@ -2,12 +2,15 @@
 import argparse
 import ctypes
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from utils.errors import UserError
 from utils.parallel import distributed, ranks
+
+Network = TypeVar('Network', bound=nn.Module)
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
@@ -44,3 +47,8 @@ def join_processes(args: argparse.Namespace, **meeting: Any) -> torch.device:
         device = torch.device('cuda', number % gpus)
         torch.cuda.set_device(device)
     return device
+
+
+def on_device(network: Network, device: torch.device) -> Network:
+    """`network` where it is computed, in the memory format that convolutions are fast in."""
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stubs lack this form
