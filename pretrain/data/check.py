@@ -1,6 +1,6 @@
 """Read every file that an experiment would read, and list what is wrong with them.
 
-    python -m data.check --config_env configs/env.yml --config_exp configs/demo.yml [--json PATH]
+    python -m data.check --config_env configs/env.yml --config_exp configs/demo.yml [--script SCRIPT] [--json PATH]
 
 run from inside a script tree, prints a line for each problem, naming the file and what to do, in the order of the splits and
 their ids. Lines that begin with `note:` tell what stops no run. The last line counts them. Exit code 2 with problems, 0 with
@@ -23,8 +23,8 @@ from data.label_space import VOC, VOID, LabelSpace, label_space
 from utils.cli.command import EXIT_USER_ERROR, command
 from utils.cli.flags import make_env_parser
 from utils.cli.progress import progress
-from utils.config import create_config, script_of
-from utils.config.keys import EVAL, KMEANS, LINEAR, PRETRAIN, RETRIEVAL
+from utils.config import create_config
+from utils.config.keys import EVAL, KMEANS, LINEAR, PRETRAIN, RETRIEVAL, SCRIPTS
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
@@ -128,7 +128,7 @@ def _mask_findings(mask: np.ndarray, image: np.ndarray | None):
 def splits_read(p: EasyDict) -> list[Part]:
     """What the script of a configuration reads: a list of (data set, split, saliency, labels), the training split first. The
     last two are as in `SegmentationDataset`."""
-    script = script_of(p)
+    script = p.script
     if script == PRETRAIN:
         return [(p.train_db_name, 'trainaug', p.train_db_kwargs.saliency, False)]
     val, split = p.val_db_name, p.val_db_kwargs.get('split', 'val')
@@ -168,7 +168,7 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
         except UserError as error:
             yield Finding(split, None, 'unusable split', str(folder), f'{error.line()}; the split {split} was not read', False)
             continue
-        if (dataset.labels or script_of(p) == EVAL) and name not in spaces:
+        if (dataset.labels or p.script == EVAL) and name not in spaces:
             try:
                 spaces[name] = label_space(folder)
             except UserError as error:
@@ -185,9 +185,10 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
 def main(argv: list[str] | None = None) -> None:
     parser = make_env_parser(__doc__)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
+    parser.add_argument('--script', choices=SCRIPTS, help="what reads the experiment (default: what its keys are for)")
     parser.add_argument('--json', help='also write the list to this file')
     args = parser.parse_args(argv)
-    p = create_config(args.config_env, args.config_exp)
+    p = create_config(args.config_env, args.config_exp, args.script)
     found: list[Finding] = []
     read: list[str] = []
     for finding in check(p, read):
@@ -201,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
         kinds = Counter(finding.kind for finding in found if finding.note == note)
         listed = ', '.join(f'{kind}: {count}' for kind, count in kinds.items())
         counts.append(f'{title}: {kinds.total()}' + (f' ({listed})' if kinds else ''))
-    log.info('%s; read for %s: %s', '; '.join(counts), script_of(p), ', '.join(read) or 'nothing')
+    log.info('%s; read for %s: %s', '; '.join(counts), p.script, ', '.join(read) or 'nothing')
     if not all(finding.note for finding in found):
         raise SystemExit(EXIT_USER_ERROR)
 

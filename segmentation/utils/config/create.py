@@ -18,15 +18,16 @@ def create_config(env_file: str | Path, exp_file: str | Path, script: str | None
 
     env_file: path of env.yml (`root_dir`, `db_root`, `image_cache`). exp_file: path of an experiment's YAML file.
     script: the name of the script that runs, whose keys must be there; None derives it from the experiment's keys.
-    Added to the files' keys: `name` (the experiment's), `output_dir`, `checkpoint`, `best_model`; all paths absolute.
+    Added to the files' keys: `script`, `name` (the experiment's), `output_dir`, `checkpoint`, `best_model`; all paths absolute.
     Raises `UserError`, in one line with file, key and the nearest valid name, for an unreadable file, an unknown or
     missing key, a wrong type or an impossible value.
     """
     env = read_env(env_file)
     exp = _read_yaml(exp_file)
-    script = script or script_of(exp)
+    script = script or _script_of(exp)
     p = EasyDict(_checked(exp, KEYS, exp_file, script))
     p.update(env)
+    p.script = script
     p.name = Path(exp_file).name.removesuffix('.yml').removesuffix('.yaml')
     p.output_dir = str(Path(p.root_dir) / p.name)
     p.checkpoint = str(Path(p.output_dir) / 'checkpoint.pth.tar')
@@ -91,7 +92,7 @@ def _read_yaml(path: str | Path):
     return content
 
 
-def script_of(exp: Mapping[str, Any]) -> str:
+def _script_of(exp: Mapping[str, Any]) -> str:
     """The script that an experiment is for, from the keys that only its kind of file has. exp: the file's content, or what
     `create_config` made of it."""
     if 'moco_kwargs' in exp:
