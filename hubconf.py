@@ -54,7 +54,7 @@ def preprocessing(size: Sequence[int] = (512, 512),
     backbone says mean and deviation; without it they are ImageNet's."""
     with _own_modules():
         from data.normalization import to_images
-        from evaluation.dataset import resize_image
+        from evaluation.evaluation_images import resize_image
         from models.backbones import IMAGENET
     normalization = network.backbone.normalization if network else IMAGENET
     return lambda image: to_images(torch.from_numpy(resize_image(image, tuple(size)))[None], torch.device('cpu'), normalization)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / 'segmentation'))
 
 from data.label_space import VOID  # noqa: E402
 from evaluation.clustering import score  # noqa: E402
-from evaluation.dataset import resize_labels  # noqa: E402
+from evaluation.evaluation_images import resize_labels  # noqa: E402
 from evaluation.metrics import clustering_confusion, confusion_matrix, iou_matrix  # noqa: E402
 from plain import hits_and_misses, plain_hits_and_misses  # noqa: E402
 

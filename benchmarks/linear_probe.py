@@ -29,11 +29,11 @@ from data.label_space import VOID, LabelSpace  # noqa: E402
 from data.loaders import epoch_loader, split_loader  # noqa: E402
 from data.normalization import to_images  # noqa: E402
 from data.synthetic_shapes import CLASSES, draw_shapes  # noqa: E402
-from evaluation.augmentations import TrainingViews  # noqa: E402
-from evaluation.dataset import EvaluationImages, resize_labels  # noqa: E402
+from evaluation.evaluation_images import EvaluationImages, resize_labels  # noqa: E402
 from evaluation.feature_cache import FeatureCache  # noqa: E402
 from evaluation.linear_probe import online_iou  # noqa: E402
 from evaluation.linear_training import LinearTrainer  # noqa: E402
+from evaluation.training_views import TrainingViews  # noqa: E402
 from models.backbones import IMAGENET  # noqa: E402
 from models.factory import get_model  # noqa: E402
 from plain import plain_hits_and_misses, plain_network  # noqa: E402

@@ -15,7 +15,7 @@ import yaml
 
 import generate_masks
 import main as pretraining
-from contrastive.auto_config import IMAGENET, earlier_settings, fingerprint, initial_weights, training_settings
+from contrastive.own_images_config import IMAGENET, earlier_settings, fingerprint, initial_weights, training_settings
 from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder
 from data.label_space import VOC

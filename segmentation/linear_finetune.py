@@ -34,12 +34,12 @@ def main(argv: list[str] | None = None) -> None:
 
     from data.dataset import SegmentationDataset
     from data.loaders import epoch_loader
-    from evaluation.augmentations import TrainingViews
     from evaluation.context import EvaluationContext
     from evaluation.linear_training import LinearTrainer, final_evaluation, finished, train
     from evaluation.model_loading import load_frozen_weights, probe_network, refuse_other_weights
     from evaluation.predictions import check_output
     from evaluation.results import RESULTS
+    from evaluation.training_views import TrainingViews
     from utils.parallel.distributed import broadcast_object, broadcast_state, main_first, require_same
     from utils.parallel.random_streams import RandomStreams
     from utils.parallel.ranks import is_main, rank, world_size

@@ -13,7 +13,7 @@ import yaml
 
 import kmeans
 from data.dataset import SegmentationDataset
-from evaluation.auto_config import MOST_CLUSTERS, clustering_settings, clusters_for
+from evaluation.own_images_config import MOST_CLUSTERS, clustering_settings, clusters_for
 from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
 from utils.cli.log import start_log

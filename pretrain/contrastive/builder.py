@@ -37,15 +37,15 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         moco = p['moco_kwargs']
         self.K, self.m, self.T = moco['K'], moco['m'], moco['T']
-        self.loss = moco.get('loss') or 'fused'
+        self.loss_form = moco.get('loss') or 'fused'
         network = get_model(p)
-        assert isinstance(network, PretrainingNetwork)  # p has moco_kwargs
+        assert isinstance(network, PretrainingNetwork)  # which get_model gives for `moco_kwargs`
         self.model_q = network
         self.model_k = copy.deepcopy(self.model_q).requires_grad_(False)
-        if p.get('freeze_layers'):
+        if p.get('freeze_layers'):  # no gradient, and eval mode whatever train() says
             self.model_q.backbone.freeze()
             self.model_k.backbone.freeze()
-        self._update_key = get_ema_multi_avg_fn(self.m)
+        self._average = get_ema_multi_avg_fn(self.m)
         ndim = self.model_q.head.out_channels
         self.register_buffer('queue', F.normalize(torch.randn(ndim, self.K), dim=0))
         self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
@@ -62,7 +62,7 @@ class ContrastiveModel(nn.Module):
         q, saliency = self.model_q.grid(im_q)                           # B x D x h x w, B x h x w
         self.check_masks(im_q, q, sal_q, sal_k)
         with torch.no_grad():
-            self.update_key_network()
+            self.update_key_network()                                   # by the weights before this step's SGD update
             k = self._key_grid(im_k)                                    # B x D x h x w
         prototypes = self.prototypes(k, sal_k)                          # B x D
         output = self.step_losses(q, saliency, sal_q, prototypes)
@@ -72,7 +72,7 @@ class ContrastiveModel(nn.Module):
     @property
     def losses(self) -> ModuleType:
         """The module with the losses in the form that the configuration asks for."""
-        return LOSSES[self.loss]
+        return LOSSES[self.loss_form]
 
     def prototypes(self, k: Tensor, mask: Tensor) -> Tensor:
         """The mean embedding of each key mask, L2-normalised: B x D, float32, without gradient."""
@@ -86,9 +86,9 @@ class ContrastiveModel(nn.Module):
         with torch.autocast(q.device.type, enabled=False):
             queue = self.queue.clone()                                  # D x K: it moves on before the backward pass
             contrastive, acc1, acc5 = self.losses.contrastive_loss(_at_least_float32(q), mask, prototypes, queue, self.T)
-            saliency = (torch.zeros_like(contrastive) if saliency is None
+            balanced = (torch.zeros_like(contrastive) if saliency is None
                         else self.losses.saliency_loss(_at_least_float32(saliency), mask))
-        return {'loss': contrastive + saliency, 'contrastive_loss': contrastive, 'saliency_loss': saliency,
+        return {'loss': contrastive + balanced, 'contrastive_loss': contrastive, 'saliency_loss': balanced,
                 'acc1': acc1, 'acc5': acc5}
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class ContrastiveModel(nn.Module):
         pairs = [(key, query) for key, query in zip(self.model_k.parameters(), self.model_q.parameters(), strict=True)
                  if query.requires_grad]
         keys, queries = map(list, zip(*pairs, strict=True))
-        self._update_key(keys, queries, None)
+        self._average(keys, queries, None)
 
     def _key_grid(self, images: Tensor):
         """The key network's grid for this process's images. Of several processes it is computed on a shuffled batch."""

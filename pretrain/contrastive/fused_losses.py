@@ -37,7 +37,7 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
 
 
 def saliency_loss(grid: Tensor, mask: Tensor) -> Tensor:
-    """Balanced binary cross-entropy of saliency logits: object pixels weigh as much as background pixels together.
+    """Balanced binary cross-entropy of saliency logits: all object pixels together weigh as much as all background pixels.
 
     grid: B x h x w logits before upsampling. mask: B x H x W, nonzero = object. Returns a scalar.
     """

@@ -5,7 +5,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import multiprocessing
 
 from utils.errors import UserError
@@ -13,7 +12,11 @@ from utils.parallel.distributed import rendezvous_store
 from utils.parallel.preemption import EXIT_PREEMPTED, SIGNALS
 from utils.parallel.ranks import world_size
 from utils.parallel.workers import end_with_parent
+from utils.training.gpus import count_gpus
 
+LAUNCHED = 'MASKCONTRAST_LAUNCHED'  # marks the environment of processes that are started here
+TORCHRUN = 'TORCHELASTIC_RUN_ID'  # set by torchrun
+LEFT_BEHIND = ('LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'RANK', 'WORLD_SIZE')
 GRACE = 20  # seconds that the others get to end by themselves when one has failed
 
 
@@ -24,8 +27,17 @@ def launch(args: argparse.Namespace, main: Callable[[list[str] | None], None], a
     is one of several by itself, the environment says so afterwards. Raises `SystemExit` when a process has failed, with the
     first positive exit code in rank order, and `UserError` for flags that don't fit together.
     """
-    if 'LOCAL_RANK' in os.environ:  # started by torchrun, or from here
+    if LAUNCHED in os.environ:  # started from here
         return False
+    typed = args.world_size > 0 or args.rank >= 0 or args.multiprocessing_distributed
+    if typed and TORCHRUN in os.environ:
+        raise UserError('torchrun says which process this is, and how many there are: leave out --world-size, --rank and '
+                        '--multiprocessing-distributed, or start main.py without torchrun')
+    if not typed and 'LOCAL_RANK' in os.environ:  # started by torchrun or another launcher
+        return False
+    if typed:  # it wins over what another launcher has left behind
+        for name in LEFT_BEHIND:
+            os.environ.pop(name, None)
     if args.world_size < 1 and 'WORLD_SIZE' in os.environ and args.dist_url == 'env://':  # as MoCo's scripts have it
         args.world_size, args.rank = int(os.environ['WORLD_SIZE']), int(os.environ.get('RANK', -1))
     if args.rank > 0 and args.world_size < 2:
@@ -33,16 +45,18 @@ def launch(args: argparse.Namespace, main: Callable[[list[str] | None], None], a
     if args.world_size > 1:
         _check_meeting(args)
     by_hand = args.world_size > 0 and not args.multiprocessing_distributed  # whoever started this starts the others
-    gpus = torch.cuda.device_count() if args.device in ('auto', 'cuda') else 0
+    gpus = count_gpus() if args.device in ('auto', 'cuda') else 0
     here, others = 1 if by_hand else max(gpus, 1), max(args.world_size, 1)
     count, first = here * others, max(args.rank, 0) * here
     if here == 1 and count > 1:
         os.environ.update(_environment(first, count))
         if not by_hand:  # the only one on its machine
             os.environ.update(LOCAL_RANK='0', LOCAL_WORLD_SIZE='1')
+        os.environ[LAUNCHED] = 'True'
     if here == 1:
         return False
-    environments = [{**_environment(first + local, count), 'LOCAL_RANK': str(local), 'LOCAL_WORLD_SIZE': str(here)}
+    environments = [{**_environment(first + local, count), 'LOCAL_RANK': str(local), 'LOCAL_WORLD_SIZE': str(here),
+                     LAUNCHED: 'True'}
                     for local in range(here)]
     if others == 1:
         store, way = rendezvous_store()  # noqa: F841 - it is there until all have ended

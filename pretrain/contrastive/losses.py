@@ -1,6 +1,7 @@
 """The losses of pre-training as the paper has them (section 3), in plain autograd.
 
-`fused_losses.py` computes the same values and gradients in less time and memory; `moco_kwargs.loss` chooses.
+`fused_losses.py` computes the same values and gradients in less time and memory, and is what runs unless the experiment says
+`moco_kwargs.loss: plain`.
 
 Axes: B images, D embedding, h w the network's grid, H W the masks' size, P object pixels of the batch, K queue.
 Grids are the network's outputs before upsampling and normalisation. Masks are nonzero on the object.
@@ -18,7 +19,9 @@ def pixel_embeddings(grid: Tensor, mask: Tensor) -> Tensor:
 
 
 def saliency_loss(grid: Tensor, mask: Tensor) -> Tensor:
-    """Balanced binary cross-entropy: object pixels weigh as much as background pixels together. grid: B x h x w logits."""
+    """Balanced binary cross-entropy: all object pixels together weigh as much as all background pixels.
+
+    grid: B x h x w logits."""
     logits = resize(grid.unsqueeze(1), mask.shape[1:]).squeeze(1)               # B x H x W
     target = mask.bool().to(logits.dtype)
     background = 1 - target.mean()                                              # share of the batch's pixels
@@ -31,7 +34,7 @@ def mask_prototypes(grid: Tensor, mask: Tensor) -> Tensor:
     """The prototype of each image: the mean embedding of its object, L2-normalised. Zeros for an empty mask."""
     pixels = pixel_embeddings(grid, mask)                                       # B x D x H x W
     sums = (pixels * mask.bool().unsqueeze(1)).sum((2, 3))                      # B x D
-    return F.normalize(sums, dim=1)
+    return F.normalize(sums, dim=1)                                             # of the sum as of the mean
 
 
 def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor,
@@ -43,10 +46,10 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
     """
     inside = mask.bool()
     pixels = pixel_embeddings(grid, mask).permute(0, 2, 3, 1)[inside]           # P x D
-    images = torch.arange(len(mask), device=mask.device)
-    target = images.view(-1, 1, 1).expand_as(mask)[inside]                      # P: the pixel's own image
+    own = torch.arange(len(mask), device=mask.device).view(-1, 1, 1)
+    target = own.expand_as(mask)[inside]                                        # P: the pixel's own image
     logits = torch.cat([pixels @ prototypes.t(), pixels @ queue], dim=1) / temperature      # P x (B + K)
-    if not len(target):
+    if not len(target):  # a sum of nothing, through which the backward pass still goes
         return pixels.sum(), pixels.new_zeros(()), pixels.new_zeros(())
     counts = target.bincount(minlength=logits.shape[1]).to(logits.dtype)        # B + K: 0 for the queue
     loss = F.cross_entropy(logits, target, weight=1 / torch.log(1.02 + counts / len(target)))

@@ -24,7 +24,8 @@ class SimulatedProcesses(nn.Module):
         self.model, self.streams, self.processes = model, streams, len(streams.states)
 
     def forward(self, im_q: Tensor, im_k: Tensor, sal_q: Tensor, sal_k: Tensor) -> dict[str, Tensor]:
-        """As `ContrastiveModel.forward`; B is the images of all P processes. Raises ValueError, too, when B is none of P."""
+        """As `ContrastiveModel.forward`; B is the images of all P processes, and a ValueError says so where P doesn't divide
+        it."""
         model, count = self.model, self.processes
         if len(im_q) % count:
             raise ValueError(f'{len(im_q)} images can not be divided over {count} simulated processes')

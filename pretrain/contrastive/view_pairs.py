@@ -34,6 +34,11 @@ class ViewPairs(torch.utils.data.Dataset):
         self.dataset, self.seed, self.size = dataset, seed, size
         self.mask_stride, self.skip_unreadable = mask_stride, skip_unreadable
 
+    @property
+    def item_bytes(self) -> int:
+        """Of an item's tensors: two images and two masks."""
+        return 2 * (3 * self.size ** 2 + (-(-self.size // self.mask_stride)) ** 2)
+
     def __len__(self):
         return len(self.dataset)
 
@@ -56,7 +61,7 @@ class ViewPairs(torch.utils.data.Dataset):
                 pair = [self._view(rng, sample) for _ in range(2)]
                 if all(COVER[0] < cv2.countNonZero(mask) / mask.size < COVER[1] for _, mask in pair):
                     return self._item(sample['id'], pair, skipped)
-            index, tries = int(rng.integers(len(self.dataset))), 1
+            index, tries = int(rng.integers(len(self.dataset))), 1  # a replacement gets one try
         raise UserError(self._no_view_passes(tried, skipped))
 
     def _view(self, rng: np.random.Generator, sample: Mapping[str, Any]):

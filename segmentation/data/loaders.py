@@ -1,15 +1,21 @@
-"""From decoded images to what a network takes."""
+"""Loaders: samplers, batches, and the worker processes that read them."""
+import shutil
 import warnings
+from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import torch
 
+from utils.errors import UserError
 from utils.parallel.preemption import SIGNALS
-from utils.parallel.ranks import per_process, rank, world_size
-from utils.parallel.workers import end_with_parent, obey_only_parent
+from utils.parallel.ranks import local_world_size, per_process, rank, world_size
+from utils.parallel.workers import end_on_lost_batch, end_with_parent, obey_only_parent
 from utils.training.device import keep_freed_memory
+
+SHARED_MEMORY = Path('/dev/shm')  # of Linux, through which workers hand over tensors
+PREFETCHED = 2  # batches that each worker prepares, as PyTorch has it
 
 
 class Items(Protocol):
@@ -63,13 +69,28 @@ def make_loader(dataset: Items, num_workers: int, device: torch.device, **option
     A batch is a dict: what is a tensor in the items is stacked, all else is a list of the items' values.
     Its own generator keeps it from drawing its workers' seeds from the global one, which would then depend on how often
     a run was cut. PyTorch's warning about more workers than cores is left out: files from GPU servers ask for eight.
+    Raises `UserError` where shared memory, through which workers hand over their batches, has no room for them. What an item
+    needs of it is the data set's `item_bytes`, if it has any.
     """
+    sampler = options.get('batch_sampler')
+    items: int = options.get('batch_size') or getattr(sampler, 'share', 0) or getattr(sampler, 'batch_size', 1)
+    _check_shared_memory(getattr(dataset, 'item_bytes', 0) * items, num_workers)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='This DataLoader will create')
         # PyTorch's annotation wants its own class `Dataset`, though any with these two methods will do.
         return torch.utils.data.DataLoader(dataset, num_workers=num_workers,  # type: ignore[arg-type]
                                            pin_memory=device.type == 'cuda', worker_init_fn=_start_worker,
                                            generator=torch.Generator(), collate_fn=_collate, **options)
+
+
+def _check_shared_memory(batch_bytes: int, workers: int, folder: Path = SHARED_MEMORY):
+    """Raise a `UserError` where the batches that the workers of this machine's processes prepare don't fit into the folder."""
+    if not workers or not folder.is_dir():
+        return
+    needed, free = batch_bytes * workers * PREFETCHED * local_world_size(), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f'{folder} has {free >> 20} MiB free, but num_workers: {workers} need up to {-(-needed >> 20)} MiB '
+                        'there for their batches: give the container more (docker run --shm-size), or lower num_workers')
 
 
 def epoch_loader(dataset: Items, batch_size: int, seed: int, num_workers: int,
@@ -96,5 +117,6 @@ def _collate(items: list[dict[str, Any]]):
 def _start_worker(_: int):
     obey_only_parent(SIGNALS)  # before there are threads, which would not
     end_with_parent()
+    end_on_lost_batch()
     keep_freed_memory()
     cv2.setNumThreads(0)  # workers are the parallelism: OpenCV's threads would only fight for the cores (torch sets its own)

@@ -40,11 +40,6 @@ class Clustering:
         return self.classes_of[[0, self.clusters[index] + 1]].astype(np.uint8)[mask]
 
 
-METRICS = {'Accuracy': lambda clustering: metrics.accuracy(clustering.confusion),
-           'NMI': lambda clustering: metrics.normalised_mutual_information(clustering.by_id),
-           'ARI': lambda clustering: metrics.adjusted_rand_index(clustering.by_id)}
-
-
 def cluster_all(vectors: np.ndarray, histograms: np.ndarray | None, n_clusters: int, seeds: Iterable[int],
                 has_background: bool = True) -> list[Clustering]:
     """A `Clustering` for each seed. n_clusters counts background, so K-means itself gets one less. has_background: of
@@ -109,8 +104,8 @@ def seed_scores(clusterings: Sequence[Clustering], seeds: Sequence[int], names: 
     for seed, row in zip(seeds, iou, strict=True):
         log.info('Seed %d', seed)
         print_iou(log, names, row)
-    others = {name: float(np.mean([metric(clustering) for clustering in clusterings])) * 100
-              for name, metric in METRICS.items()} if more else {}
+    others = {name: float(np.mean([metric(clustering.by_id, clustering.classes_of) for clustering in clusterings])) * 100
+              for name, metric in metrics.CLUSTERING_METRICS.items()} if more else {}
     for name, value in others.items():
         log.info('%s is %.2f', name, value)
     return iou.mean(0), {'mIoU_per_seed': iou.mean(1).tolist(), 'IoU_per_seed': iou.tolist(), **others}

@@ -14,7 +14,7 @@ from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder
 from data.label_space import LabelSpace
 from data.loaders import split_loader
-from evaluation.dataset import EvaluationImages
+from evaluation.evaluation_images import EvaluationImages
 from evaluation.splits import data_folders
 from utils.cli.log import start_log
 from utils.config import create_config

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.normalization import to_images
-from evaluation.dataset import resize_labels
+from evaluation.evaluation_images import resize_labels
 from evaluation.metrics import confusion_matrix
 from evaluation.prototypes import CompressedMask, object_weights, prototypes
 from models.networks import BackboneNetwork, PretrainingNetwork

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from evaluation.dataset import resize_labels
+from evaluation.evaluation_images import resize_labels
 from evaluation.linear_probe import frozen_features
 from models.networks import LinearNetwork
 from utils.cli.progress import progress

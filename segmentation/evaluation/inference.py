@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from data.label_space import LabelSpace
 from evaluation.crf import CrfPool
-from evaluation.dataset import EvaluationImages, resize_labels
+from evaluation.evaluation_images import EvaluationImages, resize_labels
 from evaluation.linear_probe import class_logits, frozen_features, predicted_classes
 from evaluation.predictions import write_predictions
 from models.networks import LinearNetwork

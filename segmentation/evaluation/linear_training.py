@@ -11,13 +11,13 @@ from easydict import EasyDict
 from torch.utils.data import DataLoader
 
 from data.label_space import LabelSpace
-from evaluation.augmentations import view_figure
 from evaluation.feature_cache import FeatureCache
 from evaluation.inference import evaluate
 from evaluation.linear_probe import backward_loss, frozen_features, online_iou
 from evaluation.metrics import class_iou
 from evaluation.model_loading import finetuned_network
 from evaluation.results import RESULTS, print_iou, write_results
+from evaluation.training_views import view_figure
 from models.networks import LinearNetwork
 from utils.checkpoint import save_checkpoint
 from utils.config.keys import LINEAR

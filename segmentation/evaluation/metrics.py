@@ -118,3 +118,11 @@ def adjusted_rand_index(confusion: np.ndarray) -> float:
     every = pairs(confusion.sum())
     expected, most = rows * columns / max(every, 1), (rows + columns) / 2
     return (both - expected) / (most - expected) if most != expected else 1.0
+
+
+# What `kmeans.py --metrics` reports besides the IoU: functions of the ids' P x C confusion matrix and the class of each id.
+CLUSTERING_METRICS = {
+    'Accuracy': lambda by_id, classes_of: accuracy(remap_to_classes(by_id, classes_of)),
+    'NMI': lambda by_id, _: normalised_mutual_information(by_id),
+    'ARI': lambda by_id, _: adjusted_rand_index(by_id),
+}

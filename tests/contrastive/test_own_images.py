@@ -10,10 +10,10 @@ import torch
 import yaml
 from PIL import Image
 
-import contrastive.auto_config
+import contrastive.own_images_config
 import own_clusters
 import own_images
-from contrastive.auto_config import IMAGENET, initial_weights, training_settings
+from contrastive.own_images_config import IMAGENET, initial_weights, training_settings
 from utils.config import create_config
 from utils.config.keys import PRETRAIN
 
@@ -23,8 +23,8 @@ TOP = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def few_steps(monkeypatch):
     """Two steps instead of hundreds."""
-    monkeypatch.setattr(contrastive.auto_config, 'STEPS', {'cpu': 2, 'other': 2})
-    monkeypatch.setattr(contrastive.auto_config, 'EPOCHS', 1)
+    monkeypatch.setattr(contrastive.own_images_config, 'STEPS', {'cpu': 2, 'other': 2})
+    monkeypatch.setattr(contrastive.own_images_config, 'EPOCHS', 1)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_settings_are_valid_for_any_number_of_images(env, tmp_path, images, kind
     path.write_text(yaml.safe_dump(settings))
     p = create_config(env, path, PRETRAIN)
     steps = p.epochs * (images // p.train_batch_size)
-    assert p.train_batch_size <= images and steps >= contrastive.auto_config.STEPS['cpu' if kind == 'cpu' else 'other']
+    assert p.train_batch_size <= images and steps >= contrastive.own_images_config.STEPS['cpu' if kind == 'cpu' else 'other']
     assert p.epochs >= 10 and f'{steps} steps' in reasons[1] and f'{images} images on {kind}' in reasons[0]
     assert p.freeze_layers == (weights == IMAGENET) and ('ImageNet' in why) == (weights == IMAGENET)
     queue = p.moco_kwargs.K

@@ -16,9 +16,9 @@ from data.check import main as check
 from data.dataset import SegmentationDataset
 from data.label_space import VOID, LabelSpace, label_space
 from data.palette import VOC_COLOURS
-from evaluation.augmentations import View, render
 from evaluation.clustering import score
 from evaluation.metrics import class_iou, match_clusters, remap_to_classes
+from evaluation.training_views import View, render
 from evaluation.visualization.pictures import overlay
 
 

@@ -19,7 +19,7 @@ import linear_finetune
 import retrieval
 from data.dataset import SegmentationDataset
 from data.loaders import make_loader
-from evaluation.dataset import EvaluationImages
+from evaluation.evaluation_images import EvaluationImages
 from evaluation.extraction import extract_prototypes
 from models.factory import get_model
 

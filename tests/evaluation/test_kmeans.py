@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.dataset import SegmentationDataset
 from data.loaders import make_loader
-from evaluation.dataset import EvaluationImages
+from evaluation.evaluation_images import EvaluationImages
 from evaluation.extraction import extract_prototypes
 from kmeans import main
 from models.factory import get_model

@@ -17,7 +17,7 @@ from data.dataset import SegmentationDataset
 from data.label_space import LabelSpace
 from data.loaders import split_loader
 from evaluation.crf import CrfPool
-from evaluation.dataset import EvaluationImages
+from evaluation.evaluation_images import EvaluationImages
 from evaluation.feature_cache import FeatureCache
 from evaluation.inference import segment
 from evaluation.linear_probe import backward_loss, class_logits, frozen_features, online_iou, predicted_classes

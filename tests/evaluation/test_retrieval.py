@@ -17,7 +17,7 @@ from PIL import Image
 from data.dataset import SegmentationDataset
 from data.label_space import LabelSpace
 from data.loaders import make_loader
-from evaluation.dataset import EvaluationImages
+from evaluation.evaluation_images import EvaluationImages
 from evaluation.extraction import extract_prototypes
 from evaluation.retrieval import mask_classes, nearest_neighbours
 from evaluation.visualization.neighbours import FRAME, QUERY, RIGHT, SIDE, WRONG, neighbour_picture

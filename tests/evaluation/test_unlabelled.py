@@ -16,7 +16,7 @@ from data.dataset import SegmentationDataset
 from data.loaders import make_loader
 from data.palette import VOC_COLOURS
 from evaluation.clustering import distances
-from evaluation.dataset import EvaluationImages
+from evaluation.evaluation_images import EvaluationImages
 from evaluation.extraction import extract_prototypes
 from evaluation.model_loading import StageNetwork
 from kmeans import main

@@ -10,7 +10,7 @@ import torch
 from helpers.stored import NETWORKS, weights_of
 
 from data.normalization import to_images
-from evaluation.dataset import resize_image
+from evaluation.evaluation_images import resize_image
 from models.backbones import IMAGENET
 
 ROOT = Path(__file__).resolve().parents[2]

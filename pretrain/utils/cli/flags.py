@@ -36,6 +36,8 @@ def make_parser(description: str | None, amp: str, trains: bool = False) -> argp
     parser.add_argument('--dist-timeout', type=_seconds, default=TIMEOUT, metavar='SECONDS',
                         help='with several processes: how long they may stand still before the run ends, naming the one that '
                              f'hangs (default: {TIMEOUT})')
+    parser.add_argument('--share-gpus', action='store_true',
+                        help='let several processes compute on one GPU (default: refuse)')
     if trains:
         parser.add_argument('--override', action='store_true',
                             help='go on although the experiment file has changed since the checkpoint (default: refuse)')
@@ -58,6 +60,9 @@ def add_machine_flags(parser: argparse.ArgumentParser, amp: str) -> None:
     parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default=amp,
                         help=f'precision of the networks (default: {amp}; auto is bf16 where the hardware is fast at it, '
                              'else none)')
+    parser.add_argument('--deterministic', action='store_true',
+                        help='algorithms that give the same bits in every run on a GPU, if need be slower ones (default: no; '
+                             'on a CPU a run with a seed repeats itself anyway)')
     parser.add_argument('--seed', type=_seed, help="seed of everything random (default: the experiment's, if it has one)")
 
 

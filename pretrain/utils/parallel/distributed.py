@@ -1,6 +1,8 @@
 """Every call of torch.distributed. Without a process group the answers are those of a single process."""
 import contextlib
+import json
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
 from utils.parallel import watchdog
+from utils.parallel.network import interface_of, is_loopback, meeting_point, own_address
 from utils.parallel.ranks import from_environment, in_group, is_main, local_rank, rank, world_size
 from utils.parallel.watchdog import TIMEOUT, Watchdog
 
@@ -42,8 +45,7 @@ def join(device_type: str, backend: str | None = None, url: str = 'env://', pati
         connection = store.clone() if hasattr(store, 'clone') else store  # a wait on the other must not stop the heartbeats
         store, connection = (dist.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', one)
                              for one in (store, connection))
-        store.set(f'here {number}', '')
-        store.wait([f'here {other}' for other in range(size)], RENDEZVOUS_TIMEOUT)
+        _find_each_other(store, number, size, meeting_point(url))
         watchdog.current = Watchdog(dist.PrefixStore('peers', connection), number, size, patience)
         with watched():
             dist.init_process_group(backend, store=dist.PrefixStore('group', store), rank=number, world_size=size,
@@ -53,6 +55,26 @@ def join(device_type: str, backend: str | None = None, url: str = 'env://', pati
         reason = (str(error).splitlines() or [''])[0]
         raise UserError(f'the processes of this run could not meet at {url} ({reason}): start all of them, with the same '
                         'address and number of processes') from error
+
+
+def _find_each_other(store: dist.Store, number: int, size: int, host: str | None):
+    """Exchange who is on which machine. From it follow this process's number on its machine, and the network interface through
+    which the machines reach each other, both of which the environment tells from here on, unless it did already."""
+    own = own_address(host) if host else None
+    store.set(f'here {number}', json.dumps([socket.gethostname(), own]))
+    store.wait([f'here {other}' for other in range(size)], RENDEZVOUS_TIMEOUT)
+    here = [json.loads(store.get(f'here {other}')) for other in range(size)]
+    hosts = [name for name, _ in here]
+    os.environ.setdefault('LOCAL_RANK', str(hosts[:number].count(hosts[number])))
+    os.environ.setdefault('LOCAL_WORLD_SIZE', str(hosts.count(hosts[number])))
+    elsewhere = [address for name, address in here if name != hosts[number] and address and not is_loopback(address)]
+    if is_loopback(own) and elsewhere:  # this machine's own name leads to itself alone
+        own = own_address(elsewhere[0])
+    interface = own and interface_of(own)
+    if interface:
+        os.environ.setdefault('GLOO_SOCKET_IFNAME', interface)
+        if elsewhere:
+            os.environ.setdefault('NCCL_SOCKET_IFNAME', interface)
 
 
 def rendezvous_store() -> tuple[dist.Store, dict[str, str]]:
@@ -165,18 +187,18 @@ def take_rows(tensor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     order: a permutation, on the CPU. Only the rows travel, each to the one process that takes it.
     """
     if world_size() == 1:
-        return tensor[order.to(tensor.device)]
+        return tensor[order.to(tensor.device, non_blocking=True)]
     _collective()
     rows, mine = len(tensor), rank()
     sources = order.view(world_size(), rows)  # of each process's new rows
     owner = sources.div(rows, rounding_mode='floor')
     sent = torch.cat([row[own == mine] for row, own in zip(sources, owner, strict=True)]) - mine * rows
-    tensor = tensor.contiguous()[sent.to(tensor.device)]
+    tensor = tensor.contiguous()[sent.to(tensor.device, non_blocking=True)]
     received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received, tensor.contiguous(), owner[mine].bincount(minlength=world_size()).tolist(),
                                   (owner == mine).sum(1).tolist())
     places = owner[mine].argsort(stable=True)  # they came sorted by owner
-    return received[places.argsort().to(tensor.device)]
+    return received[places.argsort().to(tensor.device, non_blocking=True)]
 
 
 def data_parallel(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

@@ -1,6 +1,8 @@
 """Which device to compute on, and the memory that is kept there."""
 import argparse
 import ctypes
+import os
+import socket
 import sys
 from typing import Any, TypeVar
 
@@ -9,6 +11,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.parallel import distributed, ranks
+from utils.training.gpus import check_kernels, count_gpus, gpu_uuid, shared_gpus
 
 Network = TypeVar('Network', bound=nn.Module)
 
@@ -16,12 +19,16 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' takes CUDA, else Apple's MPS, else the CPU. Raises `UserError` for a device that is not there."""
-    there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    """'auto' takes CUDA, else Apple's MPS, else the CPU. Raises `UserError` for a device that is not there, and for GPUs that
+    are there but that this PyTorch can't use."""
+    gpus = count_gpus() if name in ('auto', 'cuda') else 0
+    there = {'cuda': gpus > 0, 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if name == 'auto':
         name = next(kind for kind, available in there.items() if available)
     if not there[name]:
         raise UserError(f'--device {name}: PyTorch finds no such device on this machine')
+    for index in range(gpus):
+        check_kernels(index)
     return torch.device(name)
 
 
@@ -36,17 +43,38 @@ def keep_freed_memory() -> None:
 def join_processes(args: argparse.Namespace, **meeting: Any) -> torch.device:
     """The device that --device asks for, after this process has joined the others of its group, if there are any: on a GPU
     each takes its own. meeting: of `distributed.join`."""
+    if args.deterministic:
+        be_deterministic()
     device = choose_device(args.device)
     if device.type == 'cpu':
         keep_freed_memory()
     distributed.join(device.type, patience=args.dist_timeout, **meeting)
     if device.type == 'cuda' and ranks.world_size() > 1:
         gpus, number = torch.cuda.device_count(), ranks.local_rank()
-        if 1 < gpus <= number:  # a single one may be this process's own, as SLURM gives them
-            raise UserError(f'there are more processes than the {gpus} GPUs of this machine: start fewer')
+        if 1 < gpus <= number and not args.share_gpus:  # a single one may be this process's own, as SLURM gives them
+            raise UserError(f'there are more processes than the {gpus} GPUs of this machine: start fewer, or give --share-gpus')
         device = torch.device('cuda', number % gpus)
         torch.cuda.set_device(device)
+        if not args.share_gpus:
+            _refuse_shared_gpus(device)
     return device
+
+
+def _refuse_shared_gpus(device: torch.device):
+    """Raise a `UserError` on every process where two of them have taken the same GPU."""
+    taken = distributed.gather_objects((socket.gethostname(), gpu_uuid(device)))
+    shared = distributed.broadcast_object(shared_gpus(taken or []))
+    if shared:
+        lines = [f'ranks {", ".join(map(str, numbers))} are on one GPU of {host} ({uuid})'
+                 for (host, uuid), numbers in shared.items()]
+        raise UserError(f'{"; ".join(lines)}: start a process for each GPU, or give --share-gpus')
+
+
+def be_deterministic() -> None:
+    """Have PyTorch take algorithms that give the same bits in every run, and warn of operations that have none."""
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # what cuBLAS needs for it
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def on_device(network: Network, device: torch.device) -> Network:

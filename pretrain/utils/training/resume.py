@@ -2,7 +2,8 @@
 import argparse
 import logging
 import secrets
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,44 @@ def earlier_state(path: str | Path) -> dict[str, Any] | None:
     """The training checkpoint at `path`, or None without one. A damaged one is set aside, and the one before takes its place.
     Only rank 0 needs the file.
 
-    Raises `UserError` when no file that is there is a whole one. Whether its weights fit is for `Trainer.resume` to say.
+    Raises `UserError` when no file that is there is a whole one, and where another machine has one that is further than rank
+    0's: the run would begin anew beside it. Whether its weights fit is for `Trainer.resume` to say.
     """
+    seen = distributed.gather_objects((socket.gethostname(), _position(Path(path)) if ranks.local_rank() == 0 else None))
+    further = distributed.broadcast_object(_further(seen) if seen else None)
+    if further:
+        host, position, own = further
+        raise UserError(f'{path}: {host} has a checkpoint after {_words(position)}, rank 0 on {_rank_0s(own)}: use a shared '
+                        f'folder as root_dir, or copy the file to rank 0, or delete it on {host}')
     return distributed.broadcast_object(_whole_state(Path(path)) if ranks.is_main() else None)
+
+
+def _position(path: Path):
+    """(epoch, step) of the checkpoint at `path`, without reading its tensors; None where there is no readable one."""
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        return (int(state['epoch']), int(state.get('step', 0))) if isinstance(state, dict) else None
+    except Exception:  # missing or damaged: `earlier_state` says so of the one that counts
+        return None
+
+
+def _further(seen: Sequence[tuple[str, tuple[int, int] | None]]):
+    """Host and position of a checkpoint that is further than rank 0's, and rank 0's host and position; None without one."""
+    own_host, own = seen[0]
+    for host, position in seen:
+        if position is not None and host != own_host and (own is None or position > own):
+            return host, position, (own_host, own)
+    return None
+
+
+def _words(position: tuple[int, int]):
+    return f'{position[0]} epochs and {position[1]} steps'
+
+
+def _rank_0s(own: tuple[str, tuple[int, int] | None]):
+    """In words, for a message."""
+    host, position = own
+    return f'{host} has {"none" if position is None else "one after " + _words(position)}'
 
 
 def _whole_state(path: Path):

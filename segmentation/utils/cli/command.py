@@ -10,11 +10,13 @@ from utils.cli.log import log_error, start_log, stop_log
 from utils.errors import UserError
 from utils.parallel import preemption, watchdog
 from utils.parallel.ranks import is_main
+from utils.parallel.workers import prepare_threads
 from utils.storage.run_folder import release_folders
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # as shells have it
 EXIT_BUG = 1  # as Python has it
+LOST_WORKER = 'DataLoader worker'  # how PyTorch's message about a worker process begins that was killed
 
 log = logging.getLogger('maskcontrast')
 
@@ -53,6 +55,7 @@ def _refuse_several(main: Callable[[list[str] | None], T], argv: list[str] | Non
 def _run(main: Callable[..., T], *arguments: Any):
     with preemption.handled():
         try:
+            prepare_threads()
             start_log()  # the script adds its file
             return _run_to_its_end(main, *arguments)
         except UserError as error:
@@ -80,6 +83,12 @@ def _run_to_its_end(main: Callable[..., T], *arguments: Any):
         result = main(*arguments)
         _leave_group()
         return result
+    except RuntimeError as error:
+        preemption.ignore()
+        if str(error).startswith(LOST_WORKER):
+            raise UserError(f'{" ".join(str(error).split())}: memory has probably run out: lower num_workers or the batch '
+                            'size, or make room (docker run: --memory, --shm-size)') from error
+        raise
     except BaseException:
         preemption.ignore()  # a second signal would cut short what is done about this one
         raise

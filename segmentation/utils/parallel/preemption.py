@@ -1,7 +1,9 @@
 """Requests to stop, SIGTERM and SIGUSR1, which clusters send before they take a machine away."""
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: start again
 
-_state: dict[str, Any] = {'deferred': False, 'requested': None}
+PATIENCE = 60  # seconds for which a request waits for somebody to look at it: until the end of a step
+ECHO = 5  # seconds in which a second signal is the same request: clusters send it, and so does the launcher
+
+_state: dict[str, Any] = {'deferred': False, 'requested': None, 'since': None}
 
 
 class Preempted(BaseException):
@@ -35,13 +40,14 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _state.update(deferred=False, requested=None)
+        _state.update(deferred=False, requested=None, since=None)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a request waits for somebody to look at `requested`. If nobody did, it raises `Preempted` at the end."""
-    before, _state['deferred'] = _state['deferred'], True
+    """Inside, a request waits for somebody to look at `requested`, but for no longer than PATIENCE, nor than until the next
+    signal. If nobody did, it raises `Preempted` at the end."""
+    before, _state['deferred'] = _state['deferred'], 'until looked at'
     try:
         yield
     finally:
@@ -62,7 +68,7 @@ def at_once() -> Iterator[None]:
 
 def ignore() -> None:
     """From here on, requests change nothing: the run is ending anyway."""
-    _state['deferred'] = True
+    _state['deferred'] = 'for good'
 
 
 def requested() -> str | None:
@@ -77,5 +83,18 @@ def check() -> None:
 
 
 def _handle(number: int, _: FrameType | None):
-    _state['requested'] = signal.Signals(number).name
+    name, now = signal.Signals(number).name, time.monotonic()
+    first = _state['requested'] is None
+    _state['requested'] = name
     check()
+    if first:  # nobody may ever look, where the main thread waits for what never comes
+        _state['since'] = now
+        threading.Thread(target=_repeat, args=(number, PATIENCE), daemon=True).start()
+    elif _state['deferred'] == 'until looked at' and now - _state['since'] > ECHO:
+        raise Preempted(name)
+
+
+def _repeat(number: int, seconds: float):
+    time.sleep(seconds)
+    if _state['deferred'] == 'until looked at' and _state['requested']:
+        os.kill(os.getpid(), number)

@@ -1,15 +1,72 @@
-"""Worker processes: how many, and that they don't outlive the main one."""
+"""Worker processes and threads: how many, and that workers don't outlive the main process."""
+import math
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from multiprocessing import connection
+from pathlib import Path
 
+CGROUPS, OWN_GROUPS = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    """How many cores this process may use: those of its affinity, and no more than its control group's quota, which
+    `docker run --cpus` sets, is worth."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, min(here, math.ceil(min(_quotas(), default=here))))
+
+
+def _quotas(root: Path = CGROUPS, groups: Path = OWN_GROUPS) -> Iterator[float]:
+    """The quotas, in cores, of this process's control groups and those above (cgroup v2, and the cpu controller of v1)."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(':', 2)
+        if controllers and 'cpu' not in controllers.split(','):
+            continue
+        for mount in (root / 'cpu', root / 'cpu,cpuacct') if controllers else (root, root / 'unified'):
+            folder = mount / path.lstrip('/')
+            for group in (folder, *folder.parents):
+                yield from _quota(group)
+                if group == mount:
+                    break
+
+
+def _quota(group: Path):
+    for names in (('cpu.max',), ('cpu.cfs_quota_us', 'cpu.cfs_period_us')):
+        try:
+            quota, period = ' '.join((group / name).read_text() for name in names).split()
+            if quota != 'max' and int(quota) > 0:
+                yield int(quota) / int(period)
+        except (OSError, ValueError):
+            continue
+
+
+def prepare_threads() -> None:
+    """Set what OpenMP, which PyTorch computes with, reads when it is loaded; what the user has set stays.
+
+    As many threads as `cores`. They sleep soon when they wait, where by default they spin: beside another busy process a step
+    would take many times as long, and on a quiet machine it costs nothing.
+    """
+    os.environ.setdefault('OMP_NUM_THREADS', str(cores()))
+    if 'OMP_WAIT_POLICY' not in os.environ:
+        os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+
+
+def end_on_lost_batch() -> None:
+    """End this worker process when it can't hand over what it has read, for want of shared memory above all. By itself Python
+    prints why and goes on, and the main process waits for the batch for ever."""
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined, method-assign]
+
+
+def _end(error: BaseException, _: object):
+    print(f'a worker could not hand over a batch: {error}', file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def end_with_parent() -> None:

@@ -75,7 +75,8 @@ def initial_weights(asked: str, settings: Mapping[str, Any], earlier: Mapping[st
 
 
 def _settings_for(imagenet: bool, settings: Mapping[str, Any]):
-    """From pre-trained weights the published settings hold; from random ones, for a few hundred steps, those of the demo."""
+    """From pre-trained weights the published settings hold, but for a key network that follows within the shorter training;
+    from random ones, for a few hundred steps, those of the demo."""
     backbone = {'dilated': True, 'pretraining': IMAGENET if imagenet else None}
     contrast = {'T': 0.5, 'm': 0.99} if imagenet else {'T': 0.2, 'm': 0.9}
     sgd = {'lr': 0.004, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False}

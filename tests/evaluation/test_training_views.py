@@ -11,7 +11,7 @@ from PIL import Image
 from data.dataset import SegmentationDataset
 from data.label_space import label_space
 from data.loaders import epoch_loader
-from evaluation.augmentations import TrainingViews, View, render, sample_view, view_figure
+from evaluation.training_views import TrainingViews, View, render, sample_view, view_figure
 from utils.errors import UserError
 
 CLASSES = 9

@@ -1,4 +1,5 @@
 """Images as the evaluations read them: resized to the network's input, with labels at their own size (paper section 4)."""
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,11 @@ class EvaluationImages(torch.utils.data.Dataset):
 
     def __init__(self, dataset: SegmentationDataset | ImageFolder, resolution: Sequence[int], classes: int):
         self.dataset, self.resolution, self.classes = dataset, tuple(resolution), classes
+
+    @property
+    def item_bytes(self) -> int:
+        """Of an item's tensor, the image; labels travel in another way."""
+        return 3 * math.prod(self.resolution)
 
     def __len__(self):
         return len(self.dataset)

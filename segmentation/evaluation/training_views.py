@@ -2,6 +2,7 @@
 
 The random draws and the pixels are apart: `sample_view` draws a view's parameters, `render` applies them.
 """
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from data.dataset import SegmentationDataset
 from data.label_space import LabelSpace
 from data.loaders import item_rng
-from evaluation.dataset import resize_image, resize_labels
+from evaluation.evaluation_images import resize_image, resize_labels
 from evaluation.metrics import check_labels
 from evaluation.visualization.pictures import overlay
 from utils.errors import UserError
@@ -68,6 +69,11 @@ class TrainingViews(torch.utils.data.Dataset):
                  skip_unreadable: bool = False):
         self.dataset, self.space, self.seed = dataset, space, seed
         self.resolution, self.skip_unreadable = tuple(resolution), skip_unreadable
+
+    @property
+    def item_bytes(self) -> int:
+        """Of an item's tensors: image and labels."""
+        return 4 * math.prod(self.resolution)
 
     def __len__(self):
         return len(self.dataset)
