@@ -55,12 +55,10 @@ def mask_prototypes(grid: Tensor, mask: Tensor) -> Tensor:
     grid: B x D x h x w before upsampling and normalisation. mask: B x H x W, nonzero = object.
     Returns B x D; a row of zeros for an empty mask.
     """
-    sums = []
-    for group, inside, matrices in _image_groups(grid, mask.bool(), grid.shape[1]):
-        weight = inside / _upsample(grid[group], *matrices).norm(dim=3).clamp_min(EPS)      # I x H x W
-        weight = resize_transpose(weight.unsqueeze(3), *matrices).squeeze(3)                # I x h x w
-        cells = grid[group].flatten(2).contiguous()                     # in one order, whatever the layout
-        sums.append(torch.bmm(cells, weight.flatten(1).unsqueeze(2)).squeeze(2))
+    inside, matrices, sums = mask.bool(), _matrices(grid, mask), []
+    for group in _image_groups(mask, grid.shape[1]):
+        pixels = F.normalize(_upsample(grid[group], *matrices), dim=3, eps=EPS)             # I x H x W x D
+        sums.append((pixels * inside[group].unsqueeze(3)).sum((1, 2)))
     return F.normalize(torch.cat(sums), dim=1, eps=EPS)
 
 
@@ -71,9 +69,10 @@ class _ContrastiveLoss(torch.autograd.Function):
         loss, top1, top5 = grid.new_zeros(3).unbind()
         grid_gradient = torch.empty_like(grid)
         budget = CHUNK_ELEMENTS if grid.device.type == 'cpu' else GPU_ELEMENTS
-        for group, inside, matrices in _image_groups(grid, mask, columns.shape[1]):
+        matrices = _matrices(grid, mask)
+        for group in _image_groups(mask, max(columns.shape[1], grid.shape[1])):
             upsampled = _upsample(grid[group], *matrices)
-            pixels, inside, gradient = upsampled.flatten(1, 2), inside.flatten(1), torch.zeros_like(upsampled)
+            pixels, inside, gradient = upsampled.flatten(1, 2), mask[group].flatten(1), torch.zeros_like(upsampled)
             for index in _chunks(inside, max(1, budget // (len(pixels) * columns.shape[1]))):
                 part = _chunk(pixels[:, index], inside[:, index], target_weight[group], group, columns)
                 loss += part[0]
@@ -136,37 +135,19 @@ def _chunks(inside: Tensor, rows: int):
     return [slice(start, start + rows) for start in range(0, inside.shape[1], rows)]
 
 
-def _image_groups(grid: Tensor, mask: Tensor, values: int):
-    """Yield (slice of images, part of their masks, interpolation matrices from the grid to this part).
-
-    On a CPU image by image, and the part is the box that the object fills. On a GPU the box would make the host wait: there it
-    is the whole masks, of as many images as the budget holds. values: held at once for each pixel, besides the embeddings.
-    """
-    matrices = [interpolation_matrix(*sizes, grid) for sizes in zip(grid.shape[-2:], mask.shape[-2:], strict=True)]
-    return _boxes(mask, matrices) if grid.device.type == 'cpu' else _whole_images(mask, matrices, max(values, grid.shape[1]))
+def _image_groups(mask: Tensor, values: int):
+    """Slices of the images that are taken at once: one by one on a CPU, on a GPU as many as GPU_ELEMENTS holds. values: held at
+    once for each pixel."""
+    images = 1 if mask.device.type == 'cpu' else max(1, GPU_ELEMENTS // (values * mask[0].numel()))
+    return [slice(start, min(start + images, len(mask))) for start in range(0, len(mask), images)]
 
 
-def _boxes(mask: Tensor, matrices: list[Tensor]):
-    for image, (rows, columns) in enumerate(zip(_extent(mask.any(2)), _extent(mask.any(1)), strict=True)):
-        group = slice(image, image + 1)
-        yield group, mask[group, rows, columns], (matrices[0][rows], matrices[1][columns])
-
-
-def _whole_images(mask: Tensor, matrices: list[Tensor], values: int):
-    images = max(1, GPU_ELEMENTS // (values * mask[0].numel()))
-    for start in range(0, len(mask), images):
-        group = slice(start, min(start + images, len(mask)))
-        yield group, mask[group], matrices
-
-
-def _extent(filled: Tensor):
-    """For each row of a B x L bool tensor a slice from its first True to its last; all of it where there is none."""
-    first = filled.byte().argmax(1).tolist()
-    behind = filled.flip(1).byte().argmax(1).tolist()
-    return [slice(start, filled.shape[1] - rest) for start, rest in zip(first, behind, strict=True)]
+def _matrices(grid: Tensor, mask: Tensor):
+    """The interpolation from the grid to the masks, by rows and by columns."""
+    return [interpolation_matrix(*sizes, grid) for sizes in zip(grid.shape[-2:], mask.shape[-2:], strict=True)]
 
 
 def _upsample(grid: Tensor, down: Tensor, across: Tensor):
     """Bilinear upsampling as two matrix products: B x D x h x w -> B x H x W x D. down: H x h. across: W x w."""
-    wide = across @ grid.permute(0, 2, 3, 1)                            # B x h x W x D
+    wide = across @ grid.contiguous().permute(0, 2, 3, 1)               # B x h x W x D, in one order whatever the layout
     return (down @ wide.flatten(2)).unflatten(2, wide.shape[2:])

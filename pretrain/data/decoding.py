@@ -1,8 +1,6 @@
 """Images, masks and labels from files. A file that can't be read whole is an error that names it."""
-import contextlib
 import io
 import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -12,8 +10,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from utils.errors import UserError
 
 JPEG_START, JPEG_END, PNG_START, PNG_END = b'\xff\xd8', b'\xff\xd9', b'\x89PNG', b'IEND\xaeB`\x82'
-GRAY_OF_8_BITS = b'\x08\x00'  # bit depth and colour type, bytes 24 and 25 of a PNG
-SIMPLE_CHUNKS = b'IHDR', b'pHYs', b'tEXt', b'tIME', b'IDAT', b'IEND'
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # that undo an EXIF orientation
@@ -92,13 +88,7 @@ def read_gray(path: str | Path) -> np.ndarray:
 
     Raises `UserError` when the file is missing, truncated, no image or not 8-bit.
     """
-    data = _bytes(path)
-    if data[24:26] == GRAY_OF_8_BITS and _is_whole_simple_png(data):  # which OpenCV reads faster than PIL
-        with contextlib.suppress(cv2.error):  # more pixels than OpenCV reads
-            values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-            if values is not None:
-                return values
-    image = _open(path, data)
+    image = _open(path, _bytes(path))
     if image.mode == '1':
         image = image.convert('L')
     values = np.array(image)
@@ -127,23 +117,6 @@ def _ends_whole(data: bytes):
     if data.startswith(JPEG_START):
         return JPEG_END in data[-64:]
     return data.startswith(PNG_START) and PNG_END in data[-64:]
-
-
-def _is_whole_simple_png(data: bytes):
-    """Whether the bytes are a PNG to its last chunk, of chunks that say nothing about colours, all with the right checksums.
-
-    About others OpenCV has its own opinion, or prints warnings.
-    """
-    start = 8  # behind the signature
-    while data.startswith(PNG_START) and start < len(data):
-        end = start + 12 + int.from_bytes(data[start:start + 4])
-        content, checksum = data[start + 4:end - 4], data[end - 4:end]
-        if content[:4] not in SIMPLE_CHUNKS or len(checksum) < 4 or zlib.crc32(content) != int.from_bytes(checksum):
-            return False
-        if content[:4] == b'IEND':
-            return True
-        start = end
-    return False
 
 
 def _open(path: str | Path, data: bytes):

@@ -1,5 +1,4 @@
 """Bilinear interpolation, align_corners False, as an operation, as a pair of matrices, and its transpose."""
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,12 +12,7 @@ def resize(grid: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 def interpolation_matrix(source: int, target: int, like: torch.Tensor) -> torch.Tensor:
     """The target x source matrix M with which `resize` is M_down @ grid @ M_across^T, in the dtype and place of `like`."""
-    return _matrix(source, target, like.dtype, like.device)
-
-
-@functools.lru_cache(maxsize=64)
-def _matrix(source: int, target: int, dtype: torch.dtype, device: torch.device):
-    identity = torch.eye(source, dtype=dtype, device=device).unsqueeze(0)
+    identity = torch.eye(source, dtype=like.dtype, device=like.device).unsqueeze(0)
     return F.interpolate(identity, size=target, mode='linear').squeeze(0).t().contiguous()
 
 

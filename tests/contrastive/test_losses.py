@@ -59,9 +59,8 @@ def test_all_pixels_with_weight_zero_outside_equal_the_masked_ones(monkeypatch, 
     masked = contrastive_loss(grid.requires_grad_(), mask, prototypes, queue, 0.5)
     gradient, = torch.autograd.grad(masked[0], grid)
     monkeypatch.setattr(fused, '_chunks', lambda inside, rows: [slice(i, i + 500) for i in range(0, inside.shape[1], 500)])
-    values = len(mask) + queue.shape[1]
-    monkeypatch.setattr(fused, 'GPU_ELEMENTS', images * values * mask[0].numel())
-    monkeypatch.setattr(fused, '_boxes', lambda mask, matrices: fused._whole_images(mask, matrices, values))
+    groups = [slice(start, min(start + images, len(mask))) for start in range(0, len(mask), images)]
+    monkeypatch.setattr(fused, '_image_groups', lambda *_: groups)
     assert torch.allclose(mask_prototypes(grid, mask), means, rtol=1e-12)
     everywhere = contrastive_loss(grid, mask, prototypes, queue, 0.5)
     assert torch.allclose(torch.autograd.grad(everywhere[0], grid)[0], gradient, rtol=1e-12, atol=1e-15)

@@ -1,4 +1,4 @@
-"""Gray PNGs, which OpenCV reads where it agrees with PIL about them."""
+"""Gray PNGs with chunks that say more than the pixels, and damaged ones."""
 import numpy as np
 from helpers.checks import refusal
 from helpers.files import save

@@ -119,24 +119,6 @@ def test_image_pooling_keeps_the_layout_and_torchvisions_values(layout):
     assert torch.allclose(output, want_output) and torch.allclose(gradient, want_gradient)
 
 
-def test_dropout_of_the_decoder():
-    """Half of the values become 0, the others double, gradients alike; at evaluation nothing happens."""
-    torch.manual_seed(0)
-    dropout = get_model({'backbone': 'resnet18'}).decoder[0].project[-1]
-    assert isinstance(dropout, torch.nn.Dropout) and dropout.p == 0.5
-    x = torch.rand(8, 16, 20, 20).add_(1).to(memory_format=torch.channels_last).requires_grad_()
-    dropped = dropout.train()(x)
-    dropped.sum().backward()
-    kept = dropped != 0
-    assert torch.equal(dropped, 2 * x * kept) and torch.equal(x.grad, 2.0 * kept)
-    assert dropped.is_contiguous(memory_format=torch.channels_last)
-    assert abs(kept.double().mean() - 0.5) < 4 * 0.5 / x.numel() ** 0.5
-    assert all(abs(kept.double().mean(dim) - 0.5).max() < 0.2 for dim in ((0, 1, 2), (0, 1, 3), (0, 2, 3)))
-    assert not torch.equal(dropout(x), dropped) and dropout(x.bfloat16()).dtype == torch.bfloat16
-    assert dropout(torch.ones(3, 3, 1, 3)).unique().tolist() == [0, 2]  # a size that is no multiple of 8
-    assert torch.equal(dropout.eval()(x), x)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('size, dtype, tolerance', [
     *(((side, other), torch.float64, 1e-9) for side, other in ((5, 5), (12, 12), (12, 13), (24, 7), (40, 40))),

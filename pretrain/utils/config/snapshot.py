@@ -17,10 +17,18 @@ PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 
 
 
 def write_config(path: str | Path, p: Mapping[str, Any], **resolved: Any) -> None:
-    """Write the configuration as run: the keys of `p`, what was `resolved` (device, precision...), versions, revision."""
-    record = {**plain(p), **resolved, 'command': ' '.join(sys.argv), 'versions': _versions(), 'git_revision': _revision()}
+    """Write the configuration as run: the keys of `p`, what was `resolved` (device, precision...), the number of threads, on
+    which the rounding of sums depends, versions, revision."""
+    record = {**plain(p), **resolved, 'threads': _threads(), 'command': ' '.join(sys.argv), 'versions': _versions(),
+              'git_revision': _revision()}
     with atomic_file(path, 'w') as file:
         yaml.safe_dump(record, file, sort_keys=False)
+
+
+def _threads():
+    """Of this process's PyTorch, where it has loaded it."""
+    torch = sys.modules.get('torch')
+    return torch.get_num_threads() if torch else None
 
 
 def _versions():

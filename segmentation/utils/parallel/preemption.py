@@ -1,5 +1,6 @@
 """Requests to stop, SIGTERM and SIGUSR1, which clusters send before they take a machine away."""
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -97,4 +98,5 @@ def _handle(number: int, _: FrameType | None):
 def _repeat(number: int, seconds: float):
     time.sleep(seconds)
     if _state['deferred'] == 'until looked at' and _state['requested']:
+        _state['since'] = -math.inf  # what comes now is no echo
         os.kill(os.getpid(), number)
