@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py --backbone resnet50 --size 224 --batch 64 --compile
 
-bare: both forward passes, backward, SGD and momentum update in bfloat16. plain: the method as written out in `plain.py`, in
-TF32 and in bfloat16 autocast. ours: what main.py runs; with `--compile` also with compiled networks. Each without and with the
-layers up to layer2 frozen. Then the losses alone, the loader with its workers, ours fed by it, and ours at several batch sizes.
+bare: both forward passes, backward, SGD and momentum update in bfloat16. plain: `moco_kwargs.loss: plain` with ordinary
+convolutions, in TF32 and in bfloat16 autocast. ours: what main.py runs; with `--compile` also with compiled networks. Each
+without and with the layers up to layer2 frozen. Then the losses alone, the loader with its workers, ours fed by it, and ours at
+several batch sizes.
 With `--device cpu` and small sizes it runs without a GPU. It needs torch, torchvision, Pillow, OpenCV, NumPy and PyYAML only.
 """
 import argparse
@@ -27,7 +28,7 @@ from contrastive.view_pairs import ViewPairs  # noqa: E402
 from data.dataset import SegmentationDataset  # noqa: E402
 from data.loaders import epoch_loader  # noqa: E402
 from data.normalization import to_images  # noqa: E402
-from models.backbones import IMAGENET  # noqa: E402
+from models.backbones import IMAGENET, backbone_names  # noqa: E402
 from plain import plain_network  # noqa: E402
 from pretrain_loss import Losses  # noqa: E402
 from pretrain_step import Steps  # noqa: E402
@@ -40,7 +41,7 @@ GIB = 2 ** 30
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', choices=('auto', 'cuda', 'cpu'), default='auto', help='where (default: auto)')
-    parser.add_argument('--backbone', choices=('resnet18', 'resnet50'), default='resnet50')
+    parser.add_argument('--backbone', choices=backbone_names(), default='resnet50')
     parser.add_argument('--size', type=int, default=224, help='side of a view (default: 224)')
     parser.add_argument('--batch', type=int, default=64, help='images a step (default: 64)')
     parser.add_argument('--batches', type=int, nargs='*', default=(8, 16, 32, 64, 128), help='batches whose memory is measured')

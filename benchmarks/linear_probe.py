@@ -34,7 +34,7 @@ from evaluation.feature_cache import FeatureCache  # noqa: E402
 from evaluation.linear_probe import online_iou  # noqa: E402
 from evaluation.linear_training import LinearTrainer  # noqa: E402
 from evaluation.training_views import TrainingViews  # noqa: E402
-from models.backbones import IMAGENET  # noqa: E402
+from models.backbones import IMAGENET, backbone_names  # noqa: E402
 from models.factory import get_model  # noqa: E402
 from plain import plain_hits_and_misses, plain_network  # noqa: E402
 from utils.parallel.random_streams import RandomStreams  # noqa: E402
@@ -48,7 +48,7 @@ N_CLASSES = len(CLASSES)
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--backbone', choices=('resnet18', 'resnet50'), default='resnet18')
+    parser.add_argument('--backbone', choices=backbone_names(), default='resnet18')
     parser.add_argument('--size', type=int, default=256, help="side of the network's input (default: 256)")
     parser.add_argument('--batch', type=int, default=8, help='images a step (default: 8)')
     parser.add_argument('--images', type=int, default=28, help='training images (default: 28)')

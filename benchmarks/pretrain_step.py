@@ -3,8 +3,8 @@
     python benchmarks/pretrain_step.py --backbone resnet18 --size 96 --batch 16 --amp bf16
 
 bare: both forward passes, backward, SGD and momentum update of the same networks, in the same precision and layout, with means
-of the outputs in place of the losses. plain: the method as written out in `plain.py`, in float32 and PyTorch's own layout, with
-ordinary convolutions, in a process of its own. They are timed in turns.
+of the outputs in place of the losses. plain: `moco_kwargs.loss: plain` with ordinary convolutions, in float32 and PyTorch's own
+layout, in a process of its own. They are timed in turns.
 """
 import argparse
 import functools
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
 from contrastive.builder import ContrastiveModel  # noqa: E402
+from models.backbones import backbone_names  # noqa: E402
 from plain import plain_network  # noqa: E402
 from utils.training.device import keep_freed_memory  # noqa: E402
 from utils.training.optimizer import get_optimizer  # noqa: E402
@@ -32,7 +33,7 @@ NDIM, T, M = 32, 0.5, 0.999
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--backbone', choices=('resnet18', 'resnet50'), default='resnet18')
+    parser.add_argument('--backbone', choices=backbone_names(), default='resnet18')
     parser.add_argument('--size', type=int, default=96, help='side of a view (default: 96)')
     parser.add_argument('--batch', type=int, default=16, help='images a step (default: 16)')
     parser.add_argument('--amp', choices=('auto', 'none', 'bf16'), default='auto', help='precision (default: auto)')

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     name, options = _options(args)
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
-    import time
 
     from data.loaders import make_loader
     from saliency.mask_data_set import MaskDataSet, require_same_options

@@ -2,10 +2,10 @@
 
     python export.py --weights ../output/demo_linear/best_model.pth.tar --out network.onnx --size 96 96
 
-The file takes `images`, B x 3 x height x width float32: RGB in [0, 1], minus (0.485, 0.456, 0.406), over
-(0.229, 0.224, 0.225). That of a linear network gives `logits`, B x classes x height x width; that of a pre-training checkpoint
-`embeddings`, B x D x height x width, not normalised, and `saliency` logits, B x height x width. It is run and compared with the
-network before it is written. Needs requirements-optional.txt.
+The file takes `images`, B x 3 x height x width float32: RGB in [0, 1], minus the backbone's mean, over its deviation, which
+are printed: those of ImageNet for ResNets. That of a linear network gives `logits`, B x classes x height x width; that of a
+pre-training checkpoint `embeddings`, B x D x height x width, not normalised, and `saliency` logits, B x height x width. It is
+run and compared with the network before it is written. Needs requirements-optional.txt.
 """
 import argparse
 import logging
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
                         'largest: are the weights finite? Else try another --size')
     with atomic_file(out) as file:
         file.write(content)
-    log.info('%s: images B x 3 x %d x %d -> %s; differs from the network by %.1g of the largest value', out, *args.size,
-             ', '.join(outputs), difference)
+    log.info('%s: images B x 3 x %d x %d (mean %s, deviation %s) -> %s; differs from the network by %.1g of the largest value',
+             out, *args.size, *network.backbone.normalization, ', '.join(outputs), difference)
 
 
 if __name__ == '__main__':

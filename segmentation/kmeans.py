@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.clustering import check_clusters, cluster_all, distances, most_compact, seed_scores, whiten
     from evaluation.context import EvaluationContext
     from evaluation.extraction import extract_prototypes
-    from evaluation.model_loading import StageNetwork, embedding_network, require_masks
+    from evaluation.model_loading import StageNetwork, embedding_network
     from evaluation.predictions import write_predictions
     from evaluation.results import write_results
     from evaluation.splits import evaluation_split
@@ -55,10 +55,6 @@ def main(argv: list[str] | None = None) -> None:
     p.seed = first_seed = _first(args.seed, p.seed, FIRST_SEED)
     if args.num_seeds < 1 or first_seed + args.num_seeds - 1 > MAX_SEED:
         raise UserError(f'--num_seeds must be at least 1, and all seeds integers from 0 to {MAX_SEED}')
-    require_masks(p, args.config_exp, 'val_db_kwargs.saliency')
-    if (p.val_db_kwargs.hide_background or p.kmeans_kwargs.features != EMBEDDING) and not p.val_db_kwargs.saliency:
-        raise UserError(f'{args.config_exp}: val_db_kwargs.hide_background and kmeans_kwargs.features need masks: name them as '
-                        'val_db_kwargs.saliency')
     run.fetch_files('pretraining')
     run.start_log()
 
@@ -69,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     space = label_space(folder) if dataset.labels else None
     classes = len(space) if space else 0
     has_background = space is None or space.background is not None
-    n_clusters = _first(args.n_clusters, p.kmeans_kwargs.n_clusters, classes + (not has_background) or None)
+    n_clusters = _first(args.n_clusters, p.kmeans_kwargs.n_clusters, space.n_clusters if space else None)
     check_clusters(n_clusters, dataset)
     loader = run.loader(dataset, classes)
 

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.context import EvaluationContext
     from evaluation.extraction import extract_prototypes
     from evaluation.metrics import class_iou, segment_confusion
-    from evaluation.model_loading import embedding_network, require_masks
+    from evaluation.model_loading import embedding_network
     from evaluation.predictions import write_pictures
     from evaluation.results import print_iou, write_results
     from evaluation.retrieval import NO_CLASS, mask_classes, nearest_neighbours
@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
 
     run = EvaluationContext(args, RETRIEVAL)
     p, output = run.p, run.output
-    require_masks(p, args.config_exp, 'val_db_kwargs.saliency', 'retrieval_kwargs.saliency')
     names = p.retrieval_kwargs.ignore_classes or ()
     known = known_labels(p)
     if known:
@@ -89,8 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f'{splits["database"].split_file}: no image has a labelled object of a class that counts inside its '
                         'mask, so there is nothing to retrieve')
     found = members[nearest_neighbours(queries.prototypes, database.prototypes[members], NEIGHBOURS)]
-    outside = len(space) if space.background is None else space.background
-    confusion = segment_confusion(queries.histograms, labels[found[:, 0]], outside, max(len(space), outside + 1))
+    confusion = segment_confusion(queries.histograms, labels[found[:, 0]], space.outside, len(space))
 
     # Report
     iou = class_iou(confusion) * 100

@@ -100,7 +100,8 @@ class ContrastiveModel(nn.Module):
         self._average(keys, queries, None)
 
     def _key_grid(self, images: Tensor):
-        """The key network's grid for this process's images. Of several processes it is computed on a shuffled batch."""
+        """The key network's grid for this process's images. Of several processes it is computed on a shuffled batch; within a
+        single one the order changes nothing."""
         if ranks.world_size() == 1:
             return self.model_k.grid(images)[0]
         return on_shuffled_batch(images, lambda shuffled: self.model_k.grid(shuffled)[0])

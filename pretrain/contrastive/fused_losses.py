@@ -1,11 +1,11 @@
 """The losses of `losses.py`, computed lean: the same values and gradients in less time and memory.
 
 Axes: B images, D embedding, h w the network's grid, H W the masks' size, N pixels of a chunk,
-I images of a group, C = B + K logit columns.
+I images of a group, L = B + K logit columns.
 
 Pixel embeddings are the grid's, upsampled bilinearly and then L2-normalised. Neither they nor their logits are ever held
 for the whole batch: images are taken in groups and pixels in chunks, and the gradient with respect to the grid is formed
-in the forward pass, so that nothing of the size pixels x C outlives its chunk.
+in the forward pass, so that nothing of the size pixels x L outlives its chunk.
 """
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.interpolation import interpolation_matrix, resize, resize_transpose
+from contrastive.losses import saliency_loss
+from models.interpolation import interpolation_matrix, resize_transpose
+
+__all__ = ['contrastive_loss', 'mask_prototypes', 'saliency_loss']  # the last is the plain one: there is nothing to save
 
 EPS = 1e-12                # of the L2 normalisation
 CHUNK_ELEMENTS = 1 << 19   # logits held at once on a CPU: 2 MiB, which its caches hold
@@ -34,18 +37,6 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
     """
     columns = torch.cat([prototypes.t(), queue], dim=1).to(grid.dtype) / temperature
     return _ContrastiveLoss.apply(grid, mask.bool(), columns)
-
-
-def saliency_loss(grid: Tensor, mask: Tensor) -> Tensor:
-    """Balanced binary cross-entropy of saliency logits: all object pixels together weigh as much as all background pixels.
-
-    grid: B x h x w logits before upsampling. mask: B x H x W, nonzero = object. Returns a scalar.
-    """
-    logits = resize(grid.unsqueeze(1), mask.shape[-2:]).squeeze(1)
-    target = mask.bool().to(logits.dtype)
-    background = 1 - target.mean()
-    weight = torch.where(mask.bool(), background, 1 - background)
-    return F.binary_cross_entropy_with_logits(logits, target, weight)
 
 
 @torch.no_grad()
@@ -107,11 +98,11 @@ def _chunk(pixels: Tensor, inside: Tensor, weight: Tensor, targets: slice, colum
     """Loss, number of top-1 and top-5 hits, and gradient (I x N x D) of N pixels of each of I images.
 
     pixels: I x N x D, before normalisation. inside: I x N, False for pixels that don't count. weight: I, what a pixel counts.
-    targets: the slice of the images' own columns. columns: D x C, divided by the temperature.
+    targets: the slice of the images' own columns. columns: D x L, divided by the temperature.
     """
     norm = pixels.norm(dim=2, keepdim=True).clamp_min(EPS)
     unit = pixels / norm
-    logits = unit @ columns                                             # I x N x C
+    logits = unit @ columns                                             # I x N x L
     right = logits[:, :, targets].diagonal(dim1=0, dim2=2).t().clone()  # I x N
     highest = logits.amax(2)
     probability = torch.softmax(logits, dim=2)

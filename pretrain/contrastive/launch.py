@@ -23,9 +23,9 @@ GRACE = 20  # seconds that the others get to end by themselves when one has fail
 def launch(args: argparse.Namespace, main: Callable[[list[str] | None], None], argv: list[str] | None) -> bool:
     """Start the processes of this machine and wait for them, where there are several to start: `main(argv)` each.
 
-    args: with the flags above and --device. Returns whether it did; the caller then has nothing left to do. Where this process
-    is one of several by itself, the environment says so afterwards. Raises `SystemExit` when a process has failed, with the
-    first positive exit code in rank order, and `UserError` for flags that don't fit together.
+    args: with the flags of `contrastive.flags` and --device. Returns whether it did; the caller then has nothing left to do.
+    Where this process is one of several by itself, the environment says so afterwards. Raises `SystemExit` when a process has
+    failed, with the first positive exit code in rank order, and `UserError` for flags that don't fit together.
     """
     if LAUNCHED in os.environ:  # started from here
         return False

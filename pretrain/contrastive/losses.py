@@ -48,11 +48,12 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
     pixels = pixel_embeddings(grid, mask).permute(0, 2, 3, 1)[inside]           # P x D
     own = torch.arange(len(mask), device=mask.device).view(-1, 1, 1)
     target = own.expand_as(mask)[inside]                                        # P: the pixel's own image
-    logits = torch.cat([pixels @ prototypes.t(), pixels @ queue], dim=1) / temperature      # P x (B + K)
-    if not len(target):  # a sum of nothing, through which the backward pass still goes
+    if not len(target):  # the sum of nothing is 0, and the backward pass goes through it
         return pixels.sum(), pixels.new_zeros(()), pixels.new_zeros(())
+    logits = torch.cat([pixels @ prototypes.t(), pixels @ queue], dim=1) / temperature      # P x (B + K)
     counts = target.bincount(minlength=logits.shape[1]).to(logits.dtype)        # B + K: 0 for the queue
     loss = F.cross_entropy(logits, target, weight=1 / torch.log(1.02 + counts / len(target)))
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices                  # P x 5
-    hits = (best == target.unsqueeze(1)).to(logits.dtype)
-    return loss, 100 * hits[:, 0].mean(), 100 * hits.sum(1).mean()
+    right = logits.gather(1, target.unsqueeze(1))                               # P x 1
+    better = (logits > right).sum(1)                                            # P: columns above the right one
+    acc1, acc5 = (100 * (better < k).to(loss.dtype).mean() for k in (1, 5))
+    return loss, acc1, acc5

@@ -7,8 +7,8 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.storage.fetch import by_hand, fetch, one_line
+from utils.errors import UserError, one_line
+from utils.storage.fetch import by_hand, fetch
 
 VOC_URL = 'https://drive.google.com/file/d/1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH/view'
 ARCHIVE = 'PASCAL_VOC.tgz'

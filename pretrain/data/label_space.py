@@ -20,8 +20,7 @@ import numpy as np
 import yaml
 
 from data.palette import VOC_COLOURS
-from utils.config import nearest_name
-from utils.errors import UserError
+from utils.errors import UserError, nearest_name
 
 VOC = 'VOCSegmentation'
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
@@ -35,9 +34,10 @@ KEYS = ('classes', 'background', 'void', 'reduce_zero_label', 'colours')
 class LabelSpace:
     """names: of the classes, in the order of their indices. background: the index of the class of what is no object, or None.
     lookup: 256 uint8, the class index of each stored value, VOID for void; values that are no class stay as they are.
-    colours: 256 x 3 uint8, RGB, of each index."""
+    colours: 256 x 3 uint8, RGB, of each index. source: the name of the file that says so."""
     names: tuple[str, ...]
     background: int | None = 0
+    source: str = CLASSES
     lookup: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8), compare=False, repr=False)
     colours: np.ndarray = field(default_factory=lambda: VOC_COLOURS, compare=False, repr=False)
 
@@ -54,9 +54,21 @@ class LabelSpace:
         """The indices of all classes but background."""
         return [index for index in range(len(self.names)) if index != self.background]
 
-    def is_class(self, labels: np.ndarray) -> np.ndarray:
-        """Where `labels` (uint8, after `lookup`) are a class, void not counted."""
-        return labels < len(self.names)
+    @property
+    def n_clusters(self) -> int:
+        """How many clusters a clustering has for one a class: one is what is outside all masks."""
+        return len(self.names) + (1 if self.background is None else 0)
+
+    def values_text(self) -> str:
+        """The values that files may hold, in words, for messages."""
+        classes, void = np.flatnonzero(self.lookup < len(self.names)), np.flatnonzero(self.lookup == VOID)
+        return f'{classes[0]} to {classes[-1]}, and {" or ".join(map(str, void))} for void'
+
+    def wrong_values(self, stored: np.ndarray) -> list[int]:
+        """Values in labels as stored, uint8, that are neither a class nor void."""
+        values = np.unique(stored)
+        meant = self.lookup[values]
+        return values[(meant >= len(self.names)) & (meant != VOID)].tolist()
 
 
 def is_described(folder: str | Path) -> bool:
@@ -84,8 +96,8 @@ def label_space(folder: str | Path) -> LabelSpace:
     if len(names) < 2 or len(set(names)) < len(names) or len(names) > VOID:
         raise UserError(f'{file} must name 2 to {VOID} different classes, one a line, background first')
     names = tuple(map(str, names))
-    return LabelSpace(names, _background(described, names, folder / DESCRIPTION), _lookup(described, folder / DESCRIPTION),
-                      _colours(described, names, folder / DESCRIPTION))
+    return LabelSpace(names, _background(described, names, folder / DESCRIPTION), DESCRIPTION if described else CLASSES,
+                      _lookup(described, folder / DESCRIPTION), _colours(described, names, folder / DESCRIPTION))
 
 
 def read_text(path: Path) -> str:

@@ -73,7 +73,7 @@ def make_loader(dataset: Items, num_workers: int, device: torch.device, **option
     needs of it is the data set's `item_bytes`, if it has any.
     """
     sampler = options.get('batch_sampler')
-    items: int = options.get('batch_size') or getattr(sampler, 'share', 0) or getattr(sampler, 'batch_size', 1)
+    items: Any = options.get('batch_size') or getattr(sampler, 'share', 0) or getattr(sampler, 'batch_size', 1)
     _check_shared_memory(getattr(dataset, 'item_bytes', 0) * items, num_workers)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='This DataLoader will create')

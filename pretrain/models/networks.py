@@ -1,6 +1,6 @@
 """The two networks: DeepLab with an embedding and a saliency head, and DeepLab with a classifier (DeepLabv3, arXiv 1706.05587).
 
-Axes: B batch, D embedding, C classes, H W the input's height and width, h w the backbone's grid (H and W over 8).
+Axes: B batch, D embedding, C classes, H W the input's height and width, h w the backbone's grid (H, W over its output stride).
 """
 from typing import Self
 
@@ -14,7 +14,7 @@ from models.base import Backbone
 from models.interpolation import resize
 
 DECODER_CHANNELS = 256
-ATROUS_RATES = (12, 24, 36)
+ATROUS_RATES = (12, 24, 36)  # DeepLabv3's for output stride 8, published at every stride
 
 
 class PretrainingNetwork(nn.Module):

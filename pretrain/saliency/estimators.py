@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.config import nearest_name
-from utils.errors import UserError
+from utils.errors import UserError, nearest_name
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,7 @@ from scipy.special import expit
 from models.backbones import IMAGENET
 from saliency.resizing import resize_probability
 from utils.cli.packages import require
-from utils.errors import UserError
-from utils.storage.fetch import one_line
+from utils.errors import UserError, one_line
 
 SIDE = 320  # where the file leaves height or width open: that of U2-Net (Qin et al., Pattern Recognition 2020)
 TOLERANCE = 1e-3  # that a probability may be outside [0, 1]: float16 rounds to 5e-4 below 1

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from utils.cli.packages import require
-from utils.errors import UserError
-from utils.storage.fetch import by_hand, one_line
+from utils.errors import UserError, one_line
+from utils.storage.fetch import by_hand
 
 RELEASE = 'https://github.com/danielgatis/rembg/releases/download/v0.0.0'
 FILES = {'u2net': 'u2net.onnx', 'isnet-general-use': 'isnet-general-use.onnx',

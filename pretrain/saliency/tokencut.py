@@ -19,8 +19,7 @@ from torch import nn
 from saliency.resizing import resize_probability
 from utils.checkpoint import load_exactly, load_file
 from utils.cli.packages import require
-from utils.errors import UserError
-from utils.storage.fetch import one_line
+from utils.errors import UserError, one_line
 
 LONGER_SIDE = 480  # pixels, about: 900 patches of 16 x 16 at most. The time of the cut grows with their number cubed.
 TAU, EPSILON = 0.2, 1e-5  # patches are alike above this cosine; weight of an edge between others

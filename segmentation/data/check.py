@@ -19,7 +19,7 @@ from easydict import EasyDict
 
 from data.dataset import SegmentationDataset, size_text
 from data.decoding import read_gray, read_image, read_labels
-from data.label_space import VOC, VOID, LabelSpace, label_space
+from data.label_space import VOC, LabelSpace, label_space
 from utils.cli.command import EXIT_USER_ERROR, command
 from utils.cli.flags import make_env_parser
 from utils.cli.progress import progress
@@ -98,14 +98,11 @@ class FileChecks:
 
     def _label_findings(self, labels: np.ndarray, image: np.ndarray | None):
         """labels: H x W uint8 as stored. image: H x W x 3, or None if it can't be read."""
-        if self.space:
-            values, classes = np.unique(labels), len(self.space)
-            meant = self.space.lookup[values]
-            wrong = values[~self.space.is_class(meant) & (meant != VOID)].tolist()
-            if wrong:
-                shown = ', '.join(map(str, wrong[:5])) + (', ...' if len(wrong) > 5 else '')
-                yield 'label that is no class', (f': label {shown} in its labels, but there are only {classes} classes (0 to '
-                                                 f'{classes - 1}, and {VOID} for void): correct the file, or classes.txt')
+        wrong = self.space.wrong_values(labels) if self.space else []
+        if self.space and wrong:
+            shown = ', '.join(map(str, wrong[:5])) + (', ...' if len(wrong) > 5 else '')
+            yield 'label that is no class', (f': label {shown} in its labels, but there are only {len(self.space)} classes '
+                                             f'({self.space.values_text()}): correct the file, or {self.space.source}')
         if image is not None and labels.shape != image.shape[:2]:
             yield ('label of another size',
                    f' is {size_text(labels)}, but its image is {size_text(image)}: it is resized when it is read')

@@ -73,7 +73,7 @@ def read_saliency(path: str | Path) -> np.ndarray:
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """H x W uint8 class indices (0 background, 255 void) from a palette or grayscale PNG.
+    """H x W uint8, the stored values of a palette or grayscale PNG; `data.label_space` says what they mean.
 
     Raises `UserError` when the file is missing, truncated, or holds colours instead of indices.
     """

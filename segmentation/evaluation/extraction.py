@@ -38,7 +38,7 @@ def extract_prototypes(network: PretrainingNetwork | BackboneNetwork, loader: Da
     """Run `network` (a `PretrainingNetwork` or `BackboneNetwork` in eval mode) once over a loader of `EvaluationImages`.
 
     classes: how many there are. at_resolution: masks and histograms at the network's resolution instead of the images' size.
-    hide_background: the network sees ImageNet's mean colour outside the data set's masks.
+    hide_background: the network sees the mean colour of the backbone's normalisation outside the data set's masks.
 
     All processes call this, each for its part of the images. Returns `ImagePrototypes` of all of them on rank 0, and
     None elsewhere.

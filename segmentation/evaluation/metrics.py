@@ -52,10 +52,11 @@ def clustering_confusion(histograms: np.ndarray, clusters: np.ndarray, n_cluster
 def segment_confusion(histograms: np.ndarray, inside: np.ndarray, outside: int, ids: int) -> np.ndarray:
     """Confusion matrix, ids x C, of predictions that are one id inside each image's mask and one outside all masks.
 
-    histograms: M x 2 x C, pixels outside and inside the mask by label. inside: M ids. outside: an id.
+    histograms: M x 2 x C, pixels outside and inside the mask by label. inside: M ids. outside: an id, or VOID, which adds a
+    last row, of pixels for which nothing is predicted.
     """
-    confusion = np.zeros((ids, histograms.shape[2]), np.int64)
-    confusion[outside] = histograms[:, 0].sum(0)
+    confusion = np.zeros((ids + (outside == VOID), histograms.shape[2]), np.int64)
+    confusion[-1 if outside == VOID else outside] = histograms[:, 0].sum(0)
     np.add.at(confusion, inside, histograms[:, 1])
     return confusion
 

@@ -1,5 +1,5 @@
 """Networks for the evaluations, with weights from files."""
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +70,6 @@ def frozen_weights(p: EasyDict, path: str | Path) -> dict[str, Any]:
     if p.head == 'none':
         return {f'backbone.{key}': value for key, value in backbone_weights(path, p.backbone).items()}
     return query_weights(path)
-
-
-def require_masks(p: EasyDict, file: str | Path, *keys: str) -> None:
-    """Raise a `UserError` where the network has no saliency head and one of `keys` doesn't name the data set's masks either.
-
-    file: the experiment's, for messages."""
-    for key in keys:
-        group, _, inner = key.partition('.')
-        if not (_has_saliency_head(p) or p[group][inner]):
-            raise UserError(f'{file}: without a saliency head (head: none, or model_kwargs.use_classification_head: False) '
-                            f"{key} must name the data set's masks")
 
 
 def _has_saliency_head(p: EasyDict):
@@ -154,12 +143,12 @@ def stored_network(path: str | Path, backbone: str | None = None,
     outputs = [len(state[key]) for key in biases if getattr(state.get(key), 'ndim', 0) == 1]
     if not outputs:
         raise UserError(f'{path}: neither a pre-training checkpoint nor a linear network of this project')
-    shapes = {key.removeprefix('backbone.'): tuple(value.shape) for key, value in state.items() if key.startswith('backbone.')}
-    known = _architecture(content, Path(path))
-    name = backbone or known.get('backbone') or _recognised(shapes, path)
+    names = _fitting(state)
+    known = _architecture(content, Path(path), names)
+    name = backbone or known.get('backbone') or _only(names, path)
     kwargs = grid_kwargs(known.get('backbone_kwargs') or {}) if name == known.get('backbone') else {}
     network = get_model({
-        'backbone': name, 'backbone_kwargs': {'output_stride': output_stride} if output_stride else kwargs,
+        'backbone': name, 'backbone_kwargs': kwargs if output_stride is None else {'output_stride': output_stride},
         'head': 'none' if CLASSIFIER['none'][1] in state else 'deeplab',
         'kmeans_eval': pretraining, 'num_classes': outputs[0] - 1,
         'model_kwargs': {'ndim': outputs[0], 'use_classification_head': SALIENCY_HEAD in state}})
@@ -168,24 +157,31 @@ def stored_network(path: str | Path, backbone: str | None = None,
     return network
 
 
-def _architecture(content: dict[str, Any], path: Path):
-    """The configuration that a checkpoint carries, or else the config.yml beside it has. Empty without either."""
+def _fitting(state: Mapping[str, Any]):
+    """Names of the backbones whose weights have the names and shapes of those in a state dict."""
+    return matching_backbones({key.removeprefix('backbone.'): tuple(value.shape) for key, value in state.items()
+                               if str(key).startswith('backbone.') and torch.is_tensor(value)})
+
+
+def _architecture(content: dict[str, Any], path: Path, names: Collection[str]):
+    """The configuration that a checkpoint carries, or else the config.yml beside it has, where its backbone is one of `names`.
+    Empty without either."""
     if isinstance(content.get('config'), dict):
         return content['config']
     try:
         beside = yaml.safe_load((path.parent / 'config.yml').read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError):
+        fits = beside['backbone'] in names and isinstance(beside.get('backbone_kwargs') or {}, dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return {}
-    return beside if isinstance(beside, dict) else {}
+    return beside if fits else {}
 
 
-def _recognised(shapes: dict[str, tuple[int, ...]], path: str | Path):
-    names = matching_backbones(shapes)
+def _only(names: Collection[str], path: str | Path):
     if len(names) != 1:
         reason = f'fit {" and ".join(names)}' if names else f'fit none of {", ".join(backbone_names())}'
         raise UserError(f'{path}: the backbone of these weights is not known ({reason}): name it (export.py --backbone, or the '
                         'argument backbone of hub)')
-    return names[0]
+    return next(iter(names))
 
 
 def refuse_other_weights(state: Mapping[str, Any], p: EasyDict, source: str | Path) -> None:

@@ -7,8 +7,7 @@ from easydict import EasyDict
 from data.dataset import SegmentationDataset, dataset_folder
 from data.label_space import VOC, LabelSpace, label_space
 from utils.cli.log import warn_once
-from utils.config import nearest_name
-from utils.errors import UserError
+from utils.errors import UserError, nearest_name
 
 
 def evaluation_split(folder: str | Path, split: str, saliency: str | None = None) -> SegmentationDataset:

@@ -9,7 +9,6 @@ from torch import nn
 from models.backbones import find_backbone
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
-from utils.model_zoo.sources import TORCHVISION
 
 MOCO_PREFIX = 'module.encoder_q.'
 
@@ -39,9 +38,11 @@ def load_initial_weights(backbone: nn.Module, name: str, pretraining: str | None
 
 def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
     """State dict, without `fc.*`, of the backbone called `name`: from a file with a MoCo v2 checkpoint or a plain state dict,
-    or published (`torchvision://resnet50-IMAGENET1K_V1`). Raises `UserError` as `load_initial_weights` does.
+    or published, by the name of its source (`torchvision://resnet50-IMAGENET1K_V1`).
+
+    Raises `UserError` as `load_initial_weights` does.
     """
-    if str(source).startswith(TORCHVISION):
+    if '://' in str(source):
         weights = _published(str(source), name)[0]
     else:
         weights = load_file(source)
@@ -49,13 +50,13 @@ def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
             weights = _moco(weights, source)
         elif isinstance(weights, dict) and isinstance(weights.get('model'), dict):
             raise UserError(f'{source}: a checkpoint of this project, which head: deeplab reads; head: none takes a MoCo v2 '
-                            'checkpoint or a plain ResNet state dict')
+                            'checkpoint or a plain state dict')
     return _without_classifier(weights, source)
 
 
 def _without_classifier(weights: Any, source: str | Path) -> dict[str, Any]:
     if not isinstance(weights, dict):
-        raise UserError(f'{source}: expected a ResNet state dict (names and tensors), found {type(weights).__name__}')
+        raise UserError(f'{source}: expected a state dict (names and tensors), found {type(weights).__name__}')
     return {key: value for key, value in weights.items() if not str(key).startswith('fc.')}
 
 

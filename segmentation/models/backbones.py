@@ -9,15 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.config import nearest_name
-from utils.errors import UserError
-from utils.model_zoo.sources import TORCHVISION
+from utils.errors import UserError, nearest_name
 
 if TYPE_CHECKING:
     from models.base import Backbone
 
 Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET: Normalization = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its channels, in [0, 1]
+TORCHVISION = 'torchvision://'  # torchvision://resnet50-IMAGENET1K_V1, for example: torchvision keeps it in its own folder
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""A user's mistake, as opposed to our own bugs, which keep their traceback."""
+"""A user's mistake, as opposed to our own bugs, which keep their traceback, and the words of its message."""
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -11,3 +13,15 @@ class UserError(Exception):
         if prefix in text:
             text = text.rpartition(prefix)[2]
         return ' '.join(text.split())
+
+
+def nearest_name(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The valid name most like `name`, whatever the case, or None where nothing is as like as `cutoff`."""
+    names = {item.lower(): item for item in valid}
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else None
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message in one line."""
+    return ' '.join(str(error).split()) or type(error).__name__

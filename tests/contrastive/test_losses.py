@@ -1,4 +1,4 @@
-"""The lean losses against the plain ones, against hand-computed values, and at the edges."""
+"""The fused losses against the plain ones, against hand-computed values, and at the edges."""
 import math
 
 import pytest
@@ -136,16 +136,30 @@ def test_prototypes_equal_the_plain_ones(shape, dtype, tolerance):
     assert torch.equal(got, mask_prototypes(grid, mask * 255))
 
 
-@pytest.mark.parametrize('shape', SIZES)
-@pytest.mark.parametrize('cover', ['some', 'none', 'all'])
-def test_saliency_loss_equals_the_plain_one(shape, cover):
-    grid, mask, *_ = example(**shape)
-    mask = {'some': mask, 'none': torch.zeros_like(mask), 'all': torch.ones_like(mask)}[cover]
-    logits = grid[:, 0].clone().requires_grad_()
-    plain = logits.detach().clone().requires_grad_()
-    got = saliency_loss(logits, mask)
-    want = losses.saliency_loss(plain, mask)
-    assert got.item() == pytest.approx(want.item(), rel=1e-10)
-    got.backward()
-    want.backward()
-    assert torch.allclose(logits.grad, plain.grad, rtol=1e-9, atol=1e-15)
+def test_saliency_loss_by_hand():
+    """3 object pixels of 12, logits 0: each pixel's cross-entropy is log 2, weighted by 9/12 on objects and 3/12 elsewhere."""
+    mask = torch.zeros(1, 3, 4, dtype=torch.long)
+    mask[0, 0, :3] = 1
+    loss = saliency_loss(torch.zeros(1, 3, 4), mask)
+    assert loss.item() == pytest.approx(math.log(2) * (3 * 9 / 12 + 9 * 3 / 12) / 12)
+    sure = torch.where(mask.bool(), 3.0, -2.0)
+    want = (9 / 12 * 3 * math.log(1 + math.exp(-3)) + 3 / 12 * 9 * math.log(1 + math.exp(-2))) / 12
+    assert saliency_loss(sure, mask).item() == pytest.approx(want)
+    assert saliency_loss(sure, mask * 0).isfinite() and saliency_loss(sure, mask * 0 + 1).isfinite()
+
+
+@pytest.mark.parametrize('form', [fused, losses], ids=['fused', 'plain'])
+def test_class_weights_by_hand(form):
+    """Two images, of 3 and of 1 object pixels: their pixels weigh 1 / ln(1.02 + 3/4) and 1 / ln(1.02 + 1/4)."""
+    grid = torch.zeros(2, 2, 2, 2)
+    grid[0, 0], grid[1, 1] = 5.0, 7.0                                   # unit vectors (1, 0) and (0, 1)
+    mask = torch.tensor([[[1, 1], [1, 0]], [[1, 0], [0, 0]]])
+    prototypes, queue = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.zeros(2, 1)
+    loss, acc1, acc5 = form.contrastive_loss(grid, mask, prototypes, queue, 1.0)
+    first = math.log(math.exp(1) + math.exp(0.6) + 1) - 1
+    second = math.log(1 + math.exp(0.8) + 1) - 0.8
+    weights = [1 / math.log(1.02 + 3 / 4), 1 / math.log(1.02 + 1 / 4)]
+    assert loss.item() == pytest.approx((3 * weights[0] * first + weights[1] * second) / (3 * weights[0] + weights[1]))
+    assert (acc1.item(), acc5.item()) == (100, 100)
+    assert torch.allclose(form.mask_prototypes(grid, mask), torch.eye(2))
+    assert torch.equal(form.mask_prototypes(grid, mask * 0), torch.zeros(2, 2))

@@ -100,6 +100,10 @@ def test_without_a_background_class(described, experiment, tmp_path):
     assert found['n_clusters'] == len(label_space(folder)) + 1 and found['IoU']['background'] < 50
     predictions = [np.array(Image.open(path)) for path in (tmp_path / 'output' / 'kmeans' / 'predictions').glob('*.png')]
     assert all((prediction == VOID).any() for prediction in predictions)
+    database = {'val_db_kwargs': given['val_db_kwargs'], 'val_db_name': 'Shapes', 'pretraining': None,
+                'train_db_name': 'Shapes', 'retrieval_kwargs': {'train_split': 'trainaug', 'saliency': 'supervised_model'}}
+    retrieval.main(experiment(database, 'retrieval', folder.parent, TOYS_RETRIEVAL))
+    assert len(results(tmp_path, 'retrieval')['IoU']) == len(label_space(folder))
     linear_finetune.main(experiment({'pretraining': None, 'epochs': 1}, 'linear', folder.parent, LINEAR))
     assert len(results(tmp_path, 'linear')['IoU']) == len(label_space(folder))
 

@@ -144,7 +144,7 @@ def test_mistakes(experiment, toys, source, user_error, tmp_path, weights, monke
     assert 'saliency_none: the folder is missing' in fails({'pretraining': path, 'val_db_kwargs.saliency': 'none'})
     assert 'do not fit this network: missing backbone.' in fails({'pretraining': path, 'backbone': 'resnet50'})
     line = fails({'pretraining': 'torchvision://resnet50-IMAGENET1K_V1'})
-    assert 'for backbone: resnet18 torchvision has torchvision://resnet18-IMAGENET1K_V1' in line
+    assert 'for backbone: resnet18 there are torchvision://resnet18-IMAGENET1K_V1' in line
     torch.save({'model': {'module.model_q.head.bias': torch.zeros(8)}, 'epoch': 1}, path)
     assert 'a checkpoint of this project, which head: deeplab reads' in fails({'pretraining': path})
     torch.save({'state_dict': {'encoder.conv1.weight': weights['conv1.weight']}}, path)

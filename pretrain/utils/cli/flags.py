@@ -49,7 +49,7 @@ def make_parser(description: str | None, amp: str, trains: bool = False) -> argp
 def check_early(args: argparse.Namespace, script: str) -> None:
     """Read the configuration for its mistakes alone, before PyTorch is loaded. Of several processes each reads it only after
     they have met, so that a mistake is reported once and ends all of them."""
-    if from_environment('WORLD_SIZE', default=1) == 1:
+    if from_environment('WORLD_SIZE', default=1) == 1 and getattr(args, 'world_size', 1) <= 1:
         create_config(args.config_env, args.config_exp, script)
 
 

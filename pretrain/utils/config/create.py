@@ -9,8 +9,8 @@ from easydict import EasyDict
 from data.util.mypath import Path as MyPath
 from utils.config import keys as config_keys
 from utils.config.keys import ENV_KEYS, KEYS, REQUIRED, Key
-from utils.config.values import checked_value, nearest_name
-from utils.errors import UserError
+from utils.config.values import checked_value
+from utils.errors import UserError, nearest_name
 
 
 def create_config(env_file: str | Path, exp_file: str | Path, script: str | None = None) -> EasyDict:
@@ -39,6 +39,8 @@ def create_config(env_file: str | Path, exp_file: str | Path, script: str | None
         _check_pretraining(p, exp_file)
     if script in config_keys.CLUSTERED and not p.kmeans_eval:
         raise UserError(f'{exp_file}: {script} needs kmeans_eval: True, which selects the pre-training network')
+    if script in config_keys.CLUSTERED:
+        _check_masks(p, script, exp_file)
     if script in config_keys.PROBES and p.kmeans_eval:
         raise UserError(f'{exp_file}: {script} needs the linear network: remove kmeans_eval: True')
     return p
@@ -93,8 +95,7 @@ def _read_yaml(path: str | Path):
 
 
 def _script_of(exp: Mapping[str, Any]) -> str:
-    """The script that an experiment is for, from the keys that only its kind of file has. exp: the file's content, or what
-    `create_config` made of it."""
+    """The script that an experiment is for, from the keys that only its kind of file has. exp: the file's content."""
     if 'moco_kwargs' in exp:
         return config_keys.PRETRAIN
     if 'retrieval_kwargs' in exp:
@@ -152,6 +153,20 @@ def _check_backbone(p: EasyDict, given: dict[str, Any], file: str | Path):
     if features is not None and features not in valid:
         raise UserError(f"{file}: kmeans_kwargs.features must be one of {', '.join(valid)}, not '{features}' "
                         f"(nearest: '{nearest_name(features, valid, cutoff=0)}')")
+
+
+def _check_masks(p: EasyDict, script: str, file: str | Path):
+    """Where the network has no saliency head, or the masks' images are changed by them, the masks must be the data set's."""
+    keys = ['val_db_kwargs.saliency', *(['retrieval_kwargs.saliency'] if script == config_keys.RETRIEVAL else [])]
+    for key in keys:
+        group, _, inner = key.partition('.')
+        if not p[group][inner] and (p.head == 'none' or not p.model_kwargs.use_classification_head):
+            raise UserError(f'{file}: without a saliency head (head: none, or model_kwargs.use_classification_head: False) '
+                            f"{key} must name the data set's masks")
+    if script == config_keys.KMEANS and not p.val_db_kwargs.saliency and (
+            p.val_db_kwargs.hide_background or p.kmeans_kwargs.features != config_keys.EMBEDDING):
+        raise UserError(f'{file}: val_db_kwargs.hide_background and kmeans_kwargs.features need masks: name them as '
+                        'val_db_kwargs.saliency')
 
 
 def _check_training(p: EasyDict, file: str | Path):

@@ -1,21 +1,12 @@
 """The value of one key: converted to its type and checked against its range."""
-import difflib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from utils.config.keys import Key
-from utils.errors import UserError
+from utils.errors import UserError, nearest_name
 
 TREE = Path(__file__).resolve().parents[2]  # the script tree: relative paths in YAML files start here
-
-
-def nearest_name(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The valid name most like `name`, whatever the case, or None where nothing is as like as `cutoff`."""
-    names = {item.lower(): item for item in valid}
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
-    return names[near[0]] if near else None
 
 
 def checked_value(key: Key, value: Any, file: str | Path) -> Any:

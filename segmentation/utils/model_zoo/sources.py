@@ -1,12 +1,10 @@
-"""Where the weights that an experiment names are: files, `zoo://` names, and torchvision's own."""
+"""Where the weights that an experiment names are: files, `zoo://` names, and what is published with a backbone."""
 from pathlib import Path
 
 from easydict import EasyDict
 
 from utils.errors import UserError
-from utils.model_zoo.zoo import local_file
-
-TORCHVISION = 'torchvision://'  # torchvision://resnet50-IMAGENET1K_V1, say, which torchvision keeps in a folder of its own
+from utils.model_zoo.zoo import is_zoo, local_file
 
 
 def require_files(p: EasyDict, file: str | Path, *keys: str) -> None:
@@ -18,7 +16,7 @@ def require_files(p: EasyDict, file: str | Path, *keys: str) -> None:
     for key in keys:
         group, _, inner = key.rpartition('.')
         values = p[group] if group else p
-        if not values[inner] or values[inner].startswith(TORCHVISION):
+        if not values[inner] or '://' in values[inner] and not is_zoo(values[inner]):  # published with a backbone
             continue
         values[inner] = path = local_file(values[inner], p.root_dir)
         if not Path(path).is_file():

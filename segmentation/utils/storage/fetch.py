@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.storage.atomic import atomic_file
 
 TIMEOUT = 60  # seconds without a byte; gdown's own default waits for ever
@@ -56,11 +56,6 @@ def fetch(url: str, path: Path, starts: tuple[bytes, ...], kind: str, room: str,
 def by_hand(url: str, path: Path) -> str:
     """What a user can do when a program can't."""
     return f'open {url} in a browser, save the file as {path} and run again'
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message in one line."""
-    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def _is_quota(text: str):
