@@ -48,8 +48,10 @@ def mask_prototypes(grid: Tensor, mask: Tensor) -> Tensor:
     """
     inside, matrices, sums = mask.bool(), _matrices(grid, mask), []
     for group in _image_groups(mask, grid.shape[1]):
-        pixels = F.normalize(_upsample(grid[group], *matrices), dim=3, eps=EPS)             # I x H x W x D
-        sums.append((pixels * inside[group].unsqueeze(3)).sum((1, 2)))
+        weight = inside[group] / _upsample(grid[group], *matrices).norm(dim=3).clamp_min(EPS)   # I x H x W
+        weight = resize_transpose(weight.unsqueeze(3), *matrices).squeeze(3)                # I x h x w: back to the grid
+        cells = grid[group].flatten(2).contiguous()                     # in one order, whatever the layout
+        sums.append(torch.bmm(cells, weight.flatten(1).unsqueeze(2)).squeeze(2))
     return F.normalize(torch.cat(sums), dim=1, eps=EPS)
 
 

@@ -12,7 +12,6 @@ from utils.errors import UserError
 from utils.parallel.preemption import SIGNALS
 from utils.parallel.ranks import local_world_size, per_process, rank, world_size
 from utils.parallel.workers import end_on_lost_batch, end_with_parent, obey_only_parent
-from utils.training.device import keep_freed_memory
 
 SHARED_MEMORY = Path('/dev/shm')  # of Linux, through which workers hand over tensors
 PREFETCHED = 2  # batches that each worker prepares, as PyTorch has it
@@ -118,5 +117,4 @@ def _start_worker(_: int):
     obey_only_parent(SIGNALS)  # before there are threads, which would not
     end_with_parent()
     end_on_lost_batch()
-    keep_freed_memory()
     cv2.setNumThreads(0)  # workers are the parallelism: OpenCV's threads would only fight for the cores (torch sets its own)

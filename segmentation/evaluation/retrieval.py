@@ -5,7 +5,7 @@ Axes: M images of a split, N of the database, Q queries, D embedding, C classes.
 import numpy as np
 
 NO_CLASS = -1
-CHUNK = 64  # queries at a time, whose products the caches hold longer
+CHUNK = 64  # queries at a time, whose products are held at once
 
 
 def mask_classes(histograms: np.ndarray, background: int | None) -> np.ndarray:
@@ -28,15 +28,6 @@ def nearest_neighbours(queries: np.ndarray, database: np.ndarray, count: int) ->
     """
     found, columns = [], database.astype(np.float64).T
     for first in range(0, len(queries), CHUNK):
-        products = queries[first:first + CHUNK].astype(np.float64) @ columns
-        found.append(_largest(products.astype(np.float32), min(count, len(database))))
+        products = (queries[first:first + CHUNK].astype(np.float64) @ columns).astype(np.float32)
+        found.append(np.argsort(-products, axis=1, kind='stable')[:, :count])
     return np.concatenate(found)
-
-
-def _largest(values: np.ndarray, count: int):
-    """Indices of the `count` largest values of each row, largest first, of equal ones the lower index first: Q x count."""
-    least = np.partition(values, -count, axis=1)[:, -count, None]
-    rows, columns = np.nonzero(values >= least)                         # in each row `count`, or more if some are equal
-    order = np.lexsort((columns, -values[rows, columns], rows))
-    starts = np.searchsorted(rows, np.arange(len(values)))
-    return columns[order][starts[:, None] + np.arange(count)]

@@ -19,7 +19,7 @@ sys.path.insert(0, {str(MAIN.parent)!r})
 import torch
 from main import main
 if __name__ == '__main__':
-    torch.cuda.device_count = lambda: 2
+    torch.cuda.device_count, torch.cuda.is_available = lambda: 2, lambda: True
     main(sys.argv[1:])
 """
 # Two processes, of which the second has a loss that is not finite in its fifth step.
