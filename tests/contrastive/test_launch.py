@@ -146,3 +146,20 @@ def test_flags_that_do_not_fit_together(experiment, user_error, monkeypatch, fla
     for name in ('MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.delenv(name, raising=False)
     assert problem in user_error(lambda: main([*experiment(), *flags]))
+
+
+def test_flags_under_torchrun_are_refused(experiment, user_error, monkeypatch):
+    """torchrun says who is who: what was typed is not ignored without a word."""
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    flags = ['--world-size', '2', '--rank', '1', '--dist-url', 'tcp://127.0.0.1:29500']
+    assert 'torchrun says which process this is' in user_error(lambda: main([*experiment(), *flags]))
+
+
+@pytest.mark.slow
+def test_what_was_typed_wins_over_what_another_launcher_left(experiment, monkeypatch, tmp_path):
+    for name, value in (('LOCAL_RANK', '3'), ('LOCAL_WORLD_SIZE', '4'), ('WORLD_SIZE', '4'), ('RANK', '3')):
+        monkeypatch.setenv(name, value)
+    main([*experiment({'epochs': 1}), '--world-size', '1'])
+    assert load(tmp_path / 'output' / 'small' / 'checkpoint.pth.tar')['epoch'] == 1
+    monkeypatch.delenv('MASKCONTRAST_LAUNCHED', raising=False)
