@@ -41,6 +41,8 @@ def results_of(root: str | Path, run: str, script: str) -> dict[str, Any]:
         if results['script'] != script:
             raise ValueError
         return results
+    except FileNotFoundError:
+        raise UserError(f'{path} is not there: run `make demo`, which makes it') from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path} is not what {script} leaves: run `make demo`, which makes it first') from error
 
