@@ -1,4 +1,4 @@
-"""Index copies from host to device don't wait for the device (the meta device stands for it: it records, and computes nothing)."""
+"""Index copies from host to device don't wait for the device; the meta device, which computes nothing, stands for it."""
 import pytest
 import torch
 from torch import distributed as dist
