@@ -12,6 +12,7 @@ from pathlib import Path
 
 CGROUPS, OWN_GROUPS = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
 
+
 def cores() -> int:
     """How many cores this process may use: those of its affinity, and no more than its control group's quota, which
     `docker run --cpus` sets, is worth."""
