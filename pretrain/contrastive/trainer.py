@@ -49,17 +49,17 @@ class ContrastiveTrainer(Trainer):
 
 def train(trainer: ContrastiveTrainer, p: EasyDict, output: Path) -> None:
     """The epochs that are left. p: configuration with the schedule. output: folder for metrics.jsonl and tensorboard."""
-    with MetricsWriter(output, trainer.epoch, view_figure) as record, deferred():
+    with MetricsWriter(output, trainer.epoch, view_figure) as record, deferred(), trainer.writer:
         while trainer.epoch < p.epochs:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(trainer.optimizer, lr)
             epoch = trainer.epoch + 1
             numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
             record.scalars(epoch, {'lr': lr, **numbers})
-            trainer.end_epoch()
-            log.info('Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
-                     '%.1f images/s', epoch, p.epochs, numbers['loss'], numbers['contrastive_loss'],
-                     numbers['saliency_loss'], numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second'])
+            trainer.end_epoch(then=functools.partial(
+                log.info, 'Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
+                '%.1f images/s', epoch, p.epochs, numbers['loss'], numbers['contrastive_loss'], numbers['saliency_loss'],
+                numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second']))
 
 
 def view_figure(batch: dict[str, Any], pairs: int = 4) -> np.ndarray:

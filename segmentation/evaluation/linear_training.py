@@ -66,6 +66,7 @@ class LinearTrainer(Trainer):
     def score(self, validation: FeatureCache, classes: int) -> float:
         """Online mIoU in percent. validation: `FeatureCache`. It may take long, and a request to stop doesn't wait."""
         self.save()
+        self.writer.finish()
         if not validation.keep:
             distributed.broadcast_state(self.model)  # batch norms that are not frozen have seen different images
         with preemption.at_once():
@@ -80,6 +81,7 @@ class LinearTrainer(Trainer):
         if better:
             self.best_epoch, self.best_iou = self.epoch, iou
         self.end_epoch()
+        self.writer.finish()
         if better:
             self._save_best()
             distributed.barrier()
@@ -96,7 +98,7 @@ def train(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: 
         return
     with FeatureCache(trainer.model, val_loader, trainer.device, trainer.precision, p.transformation_kwargs.resolution,
                             output, keep) as validation, \
-            MetricsWriter(output, trainer.epoch, functools.partial(view_figure, space)) as record, deferred():
+            MetricsWriter(output, trainer.epoch, functools.partial(view_figure, space)) as record, deferred(), trainer.writer:
         while trainer.epoch < p.epochs:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(trainer.optimizer, lr)

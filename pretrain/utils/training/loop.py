@@ -1,4 +1,5 @@
 """The training loop: steps, their numbers, and checkpoints from which a run goes on as if it had never stopped."""
+import functools
 import logging
 import math
 import time
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from utils.checkpoint import load_exactly, save_checkpoint
+from utils.checkpoint import BackgroundWriter, load_exactly, save_checkpoint, snapshot
 from utils.cli.log import warn_once
 from utils.errors import UserError
 from utils.parallel import distributed, preemption, ranks
@@ -51,7 +52,8 @@ class Trainer:
     checkpoint: path that is written every `checkpoint_every` steps (None: at the end of epochs only). extra: values that every
     checkpoint carries (seed, precision, configuration).
 
-    Of several processes each has its share of every batch; rank 0 alone writes.
+    Of several processes each has its share of every batch; rank 0 alone writes. It does so in the background, one file after
+    the other: train inside the context of `writer`, at whose end all is on disk.
     """
     PREFIX = ''                           # of the model's keys in checkpoints
     NUMBERS: tuple[str, ...] = ('loss',)  # what a step reports
@@ -64,6 +66,7 @@ class Trainer:
         self.streams = streams
         self.precision, self.checkpoint, self.checkpoint_every = precision, checkpoint, checkpoint_every
         self.extra = extra or {}
+        self.writer = BackgroundWriter()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         self.epoch = self.step = self.skipped = 0
         self.totals = dict.fromkeys(self.NUMBERS, 0.0)
@@ -115,29 +118,33 @@ class Trainer:
                       'numbers are not those of a run that was never stopped (simulate_processes: %d would keep them)',
                       len(states), here * ranks.world_size(), len(states))
 
-    def save(self) -> None:
-        """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True. All processes call it, and
-        return when it is written.
+    def save(self, then: Callable[[], object] | None = None) -> None:
+        """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True. All processes call it. It is
+        on disk when the next one begins, at the latest at the end of the epoch or of the context of `writer`. then: what rank 0
+        calls as soon as it sees that.
 
-        Raises `UserError`, and leaves the one before, when the weights are not finite any more.
+        Raises `UserError`, and leaves the one before, when the weights are not finite any more, and when the file before this
+        could not be written; `run_epoch` and the end of the context raise it, too.
         """
         with distributed.watched():
             parts = distributed.gather_objects((self.streams.get(), self.skipped))
             if parts is not None:  # on rank 0
-                self._write([state for states, _ in parts for state in states], sum(skipped for _, skipped in parts))
-            distributed.barrier()
+                self._write([state for states, _ in parts for state in states], sum(skipped for _, skipped in parts), then)
 
-    def _write(self, random: list[dict[str, torch.Tensor]], skipped: int):
+    def _write(self, random: list[dict[str, torch.Tensor]], skipped: int, then: Callable[[], object] | None):
         if not torch.isfinite(torch.nn.utils.get_total_norm(self.model.parameters())):
             raise UserError(f'the weights are not finite after epoch {self.epoch}, step {self.step}: '
                             f'{self._what_to_do()}')
-        save_checkpoint({
+        self.writer.finish()  # before the copy: there is one at a time
+        state = snapshot({
             'model': {self.PREFIX + key: value for key, value in self.model.state_dict().items()},
             'optimizer': self.optimizer.state_dict(), 'scaler': self.scaler.state_dict(),
             'epoch': self.epoch, 'step': self.step, 'totals': self.totals, 'skipped': skipped, 'random': random,
-            **self.own_state(), **self.extra}, self.checkpoint)
+            **self.own_state(), **self.extra})
+        self.writer.start(functools.partial(save_checkpoint, state, self.checkpoint), then)
 
     def _what_to_do(self):
+        self.writer.wait()
         exists = Path(self.checkpoint).exists()
         kept = f'{self.checkpoint} holds the state before' if exists else 'no checkpoint was written yet'
         return f'lower optimizer_kwargs.lr, or try --amp none ({kept})'
@@ -177,17 +184,20 @@ class Trainer:
                 stop = self._asked_to_stop()
                 if stop and unread:
                     self._read(unread)
+                self.writer.check()
                 if saves or stop:
                     self.save()
                 if stop:
+                    self.writer.finish()
                     raise preemption.Preempted(stop, agreed=True)
+            self.writer.finish()  # before the numbers of another epoch are written
         images = (self.step - first_step) * sampler.batch_size
         return self._epoch_report(images / max(time.perf_counter() - started, 1e-9))
 
-    def end_epoch(self) -> None:
-        """Go on to the next epoch, and write the checkpoint."""
+    def end_epoch(self, then: Callable[[], object] | None = None) -> None:
+        """Go on to the next epoch, and write the checkpoint, as `save` does."""
         self.epoch, self.step, self.skipped, self.totals = self.epoch + 1, 0, 0, dict.fromkeys(self.NUMBERS, 0.0)
-        self.save()
+        self.save(then)
 
     def _note_step(self, in_step: bool):
         distributed.note(f'epoch {self.epoch + 1}, step {self.step + 1}', in_step)
