@@ -3,7 +3,7 @@
 Axes: B images of this process, D embedding, K queue, H W the input's size, h w the network's grid.
 """
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from contrastive import fused_losses, losses
+from contrastive import fused_losses, gathered_losses, losses
 from models.factory import get_model
 from models.networks import PretrainingNetwork
 from utils.parallel import distributed, ranks
 
-LOSSES = {'fused': fused_losses, 'plain': losses}
+LOSSES = {'fused': fused_losses, 'plain': losses, 'gathered': gathered_losses}
 
 
 class ContrastiveModel(nn.Module):
@@ -50,11 +50,14 @@ class ContrastiveModel(nn.Module):
         self.register_buffer('queue', F.normalize(torch.randn(ndim, self.K), dim=0))
         self.register_buffer('queue_ptr', torch.zeros(1, dtype=torch.long))
 
-    def forward(self, im_q: Tensor, im_k: Tensor, sal_q: Tensor, sal_k: Tensor) -> dict[str, Tensor]:
+    def forward(self, im_q: Tensor, im_k: Tensor, sal_q: Tensor, sal_k: Tensor,
+                object_pixels: Sequence[int] | None = None) -> dict[str, Tensor]:
         """One step in train mode: losses and accuracies; updates the key network and the queue.
 
         im_q, im_k: B x 3 x H x W normalised float images, the query and the key view.
         sal_q, sal_k: B x H x W integer masks, nonzero = object (B x h x w without `upsample`).
+        object_pixels: how many pixels of each mask of `sal_q` are not zero, B numbers on the host, which only the losses
+        `gathered` look at; None: not known.
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
         Raises ValueError for masks of another size, and when K is no multiple of the global batch.
         """
@@ -65,7 +68,7 @@ class ContrastiveModel(nn.Module):
             self.update_key_network()                                   # by the weights before this step's SGD update
             k = self._key_grid(im_k)                                    # B x D x h x w
         prototypes = self.prototypes(k, sal_k)                          # B x D
-        output = self.step_losses(q, saliency, sal_q, prototypes)
+        output = self.step_losses(q, saliency, sal_q, prototypes, object_pixels)
         self.enqueue(prototypes)
         return output
 
@@ -79,13 +82,17 @@ class ContrastiveModel(nn.Module):
         with torch.autocast(k.device.type, enabled=False):
             return self.losses.mask_prototypes(_at_least_float32(k), mask)
 
-    def step_losses(self, q: Tensor, saliency: Tensor | None, mask: Tensor, prototypes: Tensor) -> dict[str, Tensor]:
+    def step_losses(self, q: Tensor, saliency: Tensor | None, mask: Tensor, prototypes: Tensor,
+                    object_pixels: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Losses and accuracies of one process's share of the batch, in float32.
 
-        q: B x D x h x w. saliency: B x h x w logits, or None without a saliency head. mask: of the query views."""
+        q: B x D x h x w. saliency: B x h x w logits, or None without a saliency head. mask: of the query views.
+        object_pixels: as for `forward`."""
+        counted = {'object_pixels': object_pixels} if self.losses is gathered_losses else {}
         with torch.autocast(q.device.type, enabled=False):
             queue = self.queue.clone()                                  # D x K: it moves on before the backward pass
-            contrastive, acc1, acc5 = self.losses.contrastive_loss(_at_least_float32(q), mask, prototypes, queue, self.T)
+            contrastive, acc1, acc5 = self.losses.contrastive_loss(_at_least_float32(q), mask, prototypes, queue, self.T,
+                                                                    **counted)
             balanced = (torch.zeros_like(contrastive) if saliency is None
                         else self.losses.saliency_loss(_at_least_float32(saliency), mask))
         return {'loss': contrastive + balanced, 'contrastive_loss': contrastive, 'saliency_loss': balanced,

@@ -46,9 +46,9 @@ def mask_prototypes(grid: Tensor, mask: Tensor) -> Tensor:
     grid: B x D x h x w before upsampling and normalisation. mask: B x H x W, nonzero = object.
     Returns B x D; a row of zeros for an empty mask.
     """
-    inside, matrices, sums = mask.bool(), _matrices(grid, mask), []
+    inside, matrices, sums = mask.bool(), interpolation(grid, mask), []
     for group in _image_groups(mask, grid.shape[1]):
-        weight = inside[group] / _upsample(grid[group], *matrices).norm(dim=3).clamp_min(EPS)   # I x H x W
+        weight = inside[group] / upsample(grid[group], *matrices).norm(dim=3).clamp_min(EPS)   # I x H x W
         weight = resize_transpose(weight.unsqueeze(3), *matrices).squeeze(3)                # I x h x w: back to the grid
         cells = grid[group].flatten(2).contiguous()                     # in one order, whatever the layout
         sums.append(torch.bmm(cells, weight.flatten(1).unsqueeze(2)).squeeze(2))
@@ -58,13 +58,13 @@ def mask_prototypes(grid: Tensor, mask: Tensor) -> Tensor:
 class _ContrastiveLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grid: Tensor, mask: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        target_weight = _target_weights(mask, grid.dtype)
+        target_weight = target_weights(mask, grid.dtype)
         loss, top1, top5 = grid.new_zeros(3).unbind()
         grid_gradient = torch.empty_like(grid)
         budget = CHUNK_ELEMENTS if grid.device.type == 'cpu' else GPU_ELEMENTS
-        matrices = _matrices(grid, mask)
+        matrices = interpolation(grid, mask)
         for group in _image_groups(mask, max(columns.shape[1], grid.shape[1])):
-            upsampled = _upsample(grid[group], *matrices)
+            upsampled = upsample(grid[group], *matrices)
             pixels, inside, gradient = upsampled.flatten(1, 2), mask[group].flatten(1), torch.zeros_like(upsampled)
             for index in _chunks(inside, max(1, budget // (len(pixels) * columns.shape[1]))):
                 part = _chunk(pixels[:, index], inside[:, index], target_weight[group], group, columns)
@@ -86,7 +86,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         return grid_gradient * loss_gradient, None, None
 
 
-def _target_weights(mask: Tensor, dtype: torch.dtype):
+def target_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What each pixel of image i counts in the weighted mean: c_i / sum over pixels of c, with c_i the ENet weight.
 
     All pixels of an image share their target, so class frequencies follow from the masks' areas. B, `dtype`.
@@ -135,12 +135,12 @@ def _image_groups(mask: Tensor, values: int):
     return [slice(start, min(start + images, len(mask))) for start in range(0, len(mask), images)]
 
 
-def _matrices(grid: Tensor, mask: Tensor):
+def interpolation(grid: Tensor, mask: Tensor) -> list[Tensor]:
     """The interpolation from the grid to the masks, by rows and by columns."""
     return [interpolation_matrix(*sizes, grid) for sizes in zip(grid.shape[-2:], mask.shape[-2:], strict=True)]
 
 
-def _upsample(grid: Tensor, down: Tensor, across: Tensor):
+def upsample(grid: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """Bilinear upsampling as two matrix products: B x D x h x w -> B x H x W x D. down: H x h. across: W x w."""
     wide = across @ grid.contiguous().permute(0, 2, 3, 1)               # B x h x W x D, in one order whatever the layout
     return (down @ wide.flatten(2)).unflatten(2, wide.shape[2:])

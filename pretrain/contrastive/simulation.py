@@ -3,7 +3,7 @@
 The published runs had 2 processes, each with its own batch-norm statistics, in-batch prototypes and weights of the losses.
 """
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ class SimulatedProcesses(nn.Module):
         super().__init__()
         self.model, self.streams, self.processes = model, streams, len(streams.states)
 
-    def forward(self, im_q: Tensor, im_k: Tensor, sal_q: Tensor, sal_k: Tensor) -> dict[str, Tensor]:
+    def forward(self, im_q: Tensor, im_k: Tensor, sal_q: Tensor, sal_k: Tensor,
+                object_pixels: Sequence[int] | None = None) -> dict[str, Tensor]:
         """As `ContrastiveModel.forward`; B is the images of all P processes, and a ValueError says so where P doesn't divide
         it."""
         model, count = self.model, self.processes
@@ -36,8 +37,10 @@ class SimulatedProcesses(nn.Module):
             model.update_key_network()
             k = on_shuffled_batch(im_k, lambda images: torch.cat([grid for grid, _ in self._grids(model.model_k, images)]))
         prototypes = model.prototypes(k, sal_k)                         # B x D
-        shares = zip(queries, sal_q.chunk(count), prototypes.chunk(count), strict=True)
-        outputs = [model.step_losses(q, saliency, mask, own) for (q, saliency), mask, own in shares]
+        size = len(im_q) // count
+        pixels = [object_pixels and object_pixels[first:first + size] for first in range(0, len(im_q), size)]
+        shares = zip(queries, sal_q.chunk(count), prototypes.chunk(count), pixels, strict=True)
+        outputs = [model.step_losses(q, saliency, mask, own, counts) for (q, saliency), mask, own, counts in shares]
         model.enqueue(prototypes)
         return {name: torch.stack([output[name] for output in outputs]).mean() for name in outputs[0]}
 

@@ -39,7 +39,7 @@ class ContrastiveTrainer(Trainer):
         images = [to_images(batch[view], self.device, normalization) for view in ('query', 'key')]
         masks = [batch[view].to(self.device, non_blocking=True) for view in ('query_mask', 'key_mask')]
         with autocast(self.device, self.precision):
-            output = self.parallel(*images, *masks)
+            output = self.parallel(*images, *masks, batch['object_pixels'])
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(output['loss']).backward()
         self.scaler.step(self.optimizer)

@@ -25,7 +25,8 @@ class ViewPairs(torch.utils.data.Dataset):
     skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
 
     Item (epoch, index) is a dict: `query`, `key` (size x size x 3 uint8 tensors, RGB), `query_mask`, `key_mask` (uint8, 1 =
-    object), `id` of the image, `skipped` (lines about files that were passed over). It depends on nothing else, neither
+    object), `object_pixels` (how many of the query mask's are), `id` of the image, `skipped` (lines about files that were
+    passed over). It depends on nothing else, neither
     on the worker nor on what was drawn before.
     Raises `UserError` when no view of 50 other images passes, or a file is unreadable.
     """
@@ -73,7 +74,8 @@ class ViewPairs(torch.utils.data.Dataset):
     def _item(name: str, pair: Sequence[tuple[np.ndarray, np.ndarray]], skipped: list[str]) -> dict[str, Any]:
         (key, key_mask), (query, query_mask) = pair
         item = {'query': query, 'key': key, 'query_mask': query_mask, 'key_mask': key_mask}
-        return {**{part: torch.from_numpy(array) for part, array in item.items()}, 'id': name, 'skipped': skipped}
+        return {**{part: torch.from_numpy(array) for part, array in item.items()},
+                'object_pixels': cv2.countNonZero(query_mask), 'id': name, 'skipped': skipped}
 
     def _no_view_passes(self, tried: set[str], skipped: list[str]):
         if not tried:

@@ -1,4 +1,4 @@
-"""Checkpoints are written while the training goes on: in order, as they were when they were taken, and their errors are seen."""
+"""Checkpoints are written while the training goes on: in order, as the state was at the time, and errors are seen."""
 import collections
 import threading
 

@@ -85,7 +85,7 @@ KEYS = (
     Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
     Key('moco_kwargs.m', 'float', REQUIRED, (PRETRAIN,), minimum=0, maximum=1),
     Key('moco_kwargs.K', 'int', REQUIRED, (PRETRAIN,), minimum=1),
-    Key('moco_kwargs.loss', 'str', 'fused', (PRETRAIN,), choices=('fused', 'plain')),
+    Key('moco_kwargs.loss', 'str', 'fused', (PRETRAIN,), choices=('fused', 'plain', 'gathered')),
     Key('epochs', 'int', REQUIRED, TRAINED, minimum=1),
     Key('optimizer', 'str', 'sgd', TRAINED, choices=('sgd', 'adam')),
     Key('optimizer_kwargs.lr', 'float', REQUIRED, TRAINED, above=0),

@@ -1,0 +1,36 @@
+"""Functions that `torch.compile` turns into fewer kernels, where it can."""
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+log = logging.getLogger('maskcontrast')
+
+
+class Compiled:
+    """`function` as `torch.compile` makes it on the first call. Where that fails, for want of a compiler say, it is `function`
+    itself from then on, and the log has one line about it.
+
+    function: of tensors, without effects. what: in words, for the log. options: of `torch.compile`.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str, **options: Any):
+        self.function, self.what, self.options = function, what, {'dynamic': False, **options}
+        self._way: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._way is None:  # here, as its import takes seconds
+            self._way = torch.compile(self.function, **self.options)
+        if self._way is self.function:
+            return self.function(*arguments)
+        try:
+            return self._way(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = ' '.join(str(error).splitlines()[:2])  # the first says who failed, the second why
+            log.warning('torch.compile could not compile %s, which are computed without it (%s: %s)', self.what,
+                        type(error).__name__, reason)
+            self._way = self.function
+            return self.function(*arguments)
