@@ -20,7 +20,7 @@ from measure import json_of, peak_resident, ratio, take_turns
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
-from contrastive import fused_losses, losses  # noqa: E402
+from contrastive import fused_losses, gathered_losses, losses  # noqa: E402
 from pretrain_step import NDIM, T  # noqa: E402
 
 
@@ -41,6 +41,7 @@ class Losses:
     def __init__(self, batch, grid, size, queue, device='cpu'):
         torch.manual_seed(0)
         self.masks = draw_views(batch, size, device)[1]
+        self.object_pixels = self.masks[0].flatten(1).sum(1).tolist()
         self.q, self.k = torch.randn(2, batch, NDIM, grid, grid, device=device)
         self.saliency = torch.randn(batch, grid, grid, device=device, requires_grad=True)
         self.queue = F.normalize(torch.randn(NDIM, queue, device=device), dim=0)
@@ -52,9 +53,12 @@ class Losses:
     def plain(self):
         return self._backward(losses)
 
-    def _backward(self, way):
+    def gathered(self):
+        return self._backward(gathered_losses, object_pixels=self.object_pixels)
+
+    def _backward(self, way, **counted):
         prototypes = way.mask_prototypes(self.k, self.masks[1])
-        loss = way.contrastive_loss(self.q, self.masks[0], prototypes, self.queue, T)[0]
+        loss = way.contrastive_loss(self.q, self.masks[0], prototypes, self.queue, T, **counted)[0]
         loss = loss + way.saliency_loss(self.saliency, self.masks[0])
         self.q.grad = self.saliency.grad = None
         loss.backward()

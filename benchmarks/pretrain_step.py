@@ -56,10 +56,11 @@ class Steps:
         self.optimizer = get_optimizer(self.model.parameters(), 'sgd', lr=0.004, weight_decay=1e-4, momentum=0.9)
         images, self.masks = draw_views(batch, size, self.device)
         self.images = [view.contiguous(memory_format=layout) for view in images]
+        self.object_pixels = self.masks[0].flatten(1).sum(1).tolist()
 
     def whole(self):
         with autocast(self.device, self.precision):
-            loss = self.model(*self.images, *self.masks)['loss']
+            loss = self.model(*self.images, *self.masks, self.object_pixels)['loss']
         self._update(loss)
 
     def bare(self):

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     from utils.parallel.random_streams import RandomStreams
     from utils.parallel.ranks import is_main, rank, world_size
     from utils.storage.atomic import make_folder, remove_temporaries
-    from utils.training.device import join_processes, on_device
+    from utils.training.device import join_processes, on_device, time_convolutions
     from utils.training.loop import batches_text, check_batch_size
     from utils.training.optimizer import get_optimizer
     from utils.training.resume import earlier_state, resolve_start, start_run
@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     with main_first():  # which may fetch weights
         model = ContrastiveModel(settings)
     model = on_device(model, device)
+    time_convolutions(device)
     optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
     here = processes // world_size()  # computed by this process
     streams = RandomStreams(start.seed, rank() * here, here, device)

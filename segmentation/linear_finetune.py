@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from utils.parallel.random_streams import RandomStreams
     from utils.parallel.ranks import is_main, rank, world_size
     from utils.storage.atomic import make_folder, remove_temporaries
-    from utils.training.device import on_device
+    from utils.training.device import on_device, time_convolutions
     from utils.training.loop import batches_text, check_batch_size
     from utils.training.optimizer import get_optimizer
     from utils.training.resume import earlier_state, resolve_start, start_run
@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     # Model
     torch.manual_seed(start.seed)
     network = on_device(probe_network(p, len(space)), run.device)
+    time_convolutions(device)
     optimizer = get_optimizer(network.parameters(), p.optimizer, **p.optimizer_kwargs)
     trainer = LinearTrainer(network, optimizer, loader, RandomStreams(start.seed, rank(), 1, device), start.precision,
                             p.checkpoint, p.checkpoint_every,

@@ -19,6 +19,11 @@ class Compiled:
         self.function, self.what, self.options = function, what, {'dynamic': False, **options}
         self._way: Callable[..., Any] | None = None
 
+    @property
+    def compiled(self) -> bool:
+        """Whether it has been compiled."""
+        return self._way not in (None, self.function)
+
     def __call__(self, *arguments: Any) -> Any:
         if self._way is None:  # here, as its import takes seconds
             self._way = torch.compile(self.function, **self.options)

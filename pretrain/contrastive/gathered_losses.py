@@ -68,7 +68,7 @@ def _loss_and_gradient(grid: Tensor, mask: Tensor, columns: Tensor, counts: Sequ
     weight, matrices, sums = target_weights(mask, grid.dtype), fused_losses.interpolation(grid, mask), grid.new_zeros(3)
     gradient, pixels = torch.empty_like(grid), mask[0].numel()
     images = min(len(mask), max(1, GROUP_ELEMENTS // (grid.shape[1] * pixels)))
-    rows = max(1, min(CHUNK_ELEMENTS // columns.shape[1], images * pixels // 8))    # whatever the counts: compiled for one shape
+    rows = max(1, min(CHUNK_ELEMENTS // columns.shape[1], images * pixels // 8))    # whatever the counts: one shape to compile
     for start in range(0, len(mask), images):
         group = slice(start, start + images)
         upsampled = fused_losses.upsample(grid[group], *matrices)       # I x H x W x D

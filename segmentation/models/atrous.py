@@ -9,7 +9,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LIVE_SHARE = 0.6  # of the taps, below which the weight's gradient is faster tap by tap
+LIVE_SHARE = 0.6  # of the taps, below which the weight's gradient is faster tap by tap on a CPU
+GPU_FORM = 'convolution'  # a name in FORMS. benchmarks/gpu times them all: change this when a GPU has shown a faster one
 
 
 class AtrousConv2d(nn.Conv2d):
@@ -30,12 +31,17 @@ class AtrousConv2d(nn.Conv2d):
         dilation = self.dilation[0]
         if dilation >= max(x.shape[-2:]):  # the others reach beyond the map from everywhere
             return F.conv2d(x, self.weight[:, :, 1:2, 1:2])
+        form = self._cpu_form(x) if x.device.type == 'cpu' else GPU_FORM
+        if form == 'convolution':
+            return super().forward(x)
+        casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+        dtype = torch.get_autocast_dtype(x.device.type) if casts else x.dtype
+        return FORMS[form](x.to(dtype), self.weight.to(dtype), dilation)
+
+    def _cpu_form(self, x: torch.Tensor):
         learns = torch.is_grad_enabled() and self.weight.requires_grad
-        if learns and x.device.type == 'cpu' and _live(x.shape[-2], dilation) * _live(x.shape[-1], dilation) < LIVE_SHARE:
-            casts = torch.is_autocast_enabled('cpu') and x.dtype != torch.float64
-            dtype = torch.get_autocast_dtype('cpu') if casts else x.dtype
-            return _TapByTap.apply(x.to(dtype), self.weight.to(dtype), dilation)
-        return super().forward(x)
+        live = _live(x.shape[-2], self.dilation[0]) * _live(x.shape[-1], self.dilation[0])
+        return 'weight by taps' if learns and live < LIVE_SHARE else 'convolution'
 
 
 class _TapByTap(torch.autograd.Function):
@@ -67,6 +73,26 @@ class _TapByTap(torch.autograd.Function):
                 outputs, inputs = gradient[:, out_rows, out_columns], pixels[:, in_rows, in_columns]
                 weight_gradient[:, :, i, j] = outputs.flatten(0, 2).t() @ inputs.flatten(0, 2)
         return x_gradient, weight_gradient, None
+
+
+def convolution(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
+    """The library's convolution. B x I x h x w, O x I x 3 x 3 -> B x O x h x w."""
+    return F.conv2d(x, weight, padding=dilation, dilation=dilation)
+
+
+def by_taps(x: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
+    """The same as one matrix product a tap, over the pixels that it sees, also for both gradients."""
+    pixels = x.permute(0, 2, 3, 1)                                                      # B x h x w x I
+    output = x.new_zeros(*pixels.shape[:3], len(weight))                                # B x h x w x O
+    for i in range(3):
+        out_rows, in_rows = _overlap(x.shape[2], (i - 1) * dilation)
+        for j in range(3):
+            out_columns, in_columns = _overlap(x.shape[3], (j - 1) * dilation)
+            output[:, out_rows, out_columns] += pixels[:, in_rows, in_columns] @ weight[:, :, i, j].t()
+    return output.permute(0, 3, 1, 2)
+
+
+FORMS = {'convolution': convolution, 'weight by taps': _TapByTap.apply, 'by taps': by_taps}
 
 
 def _overlap(length: int, offset: int):

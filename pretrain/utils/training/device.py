@@ -77,6 +77,13 @@ def be_deterministic() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def time_convolutions(device: torch.device) -> None:
+    """Have cuDNN try its algorithms on each shape of a convolution once and keep the fastest, for work whose shapes stay the
+    same. Nothing happens without CUDA, nor after `be_deterministic`, since the choice may differ from run to run."""
+    if device.type == 'cuda' and not torch.are_deterministic_algorithms_enabled():
+        torch.backends.cudnn.benchmark = True
+
+
 def on_device(network: Network, device: torch.device) -> Network:
     """`network` where it is computed, in the memory format that convolutions are fast in."""
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stubs lack this form

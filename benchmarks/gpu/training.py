@@ -1,0 +1,42 @@
+"""A training that is killed goes on from its checkpoint, to the end of one that was never disturbed."""
+import signal
+import tempfile
+import time
+
+from gpu.common import report
+from gpu.shapes import PRETRAINING, Runs, difference
+
+FAR = 1e-3  # relative: on a GPU some sums have another order each time
+PRECISIONS = ('none', 'auto')
+
+
+def kill_at_first_checkpoint(runs, command, path):
+    process = runs.start(*command)
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        raise RuntimeError(f'main.py ended with {process.returncode} before it could be killed')
+
+
+def run(settings):
+    device = settings.device.type
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(folder, device)
+        for precision in PRECISIONS if settings.on_gpu else PRECISIONS[:1]:
+            flags = '--world-size', '1', '--amp', precision, *(['--deterministic'] if settings.on_gpu else [])
+            whole, killed = f'whole_{precision}', f'killed_{precision}'
+            runs.run(*runs.command('pretrain/main.py', whole, PRETRAINING, *flags))
+            command = runs.command('pretrain/main.py', killed, {**PRETRAINING, 'checkpoint_every': 1}, *flags)
+            kill_at_first_checkpoint(runs, command, runs.output(killed) / 'checkpoint.pth.tar')
+            said = runs.run(*command)
+            want, got = runs.checkpoint(whole), runs.checkpoint(killed)
+            off = difference(got['model'], want['model'])
+            went_on = 'Going on from' in said and got['epoch'] == want['epoch'] == PRETRAINING['epochs']
+            report(f'killed and resumed, --amp {precision}', ok=went_on and off <= (FAR if settings.on_gpu else 0),
+                   detail='equal bit for bit' if off == 0 else f'weights off by {off:.1e}')
+        runs.run(*runs.command('pretrain/main.py', 'gathered', {**PRETRAINING, 'moco_kwargs': {
+            **PRETRAINING['moco_kwargs'], 'loss': 'gathered'}}, '--world-size', '1', '--amp', 'none'))
+        off = difference(runs.checkpoint('gathered')['model'], runs.checkpoint('whole_none')['model'])
+        report('trained with gathered losses', ok=off < 0.05, detail=f'weights off those of the fused ones by {off:.1e}')
