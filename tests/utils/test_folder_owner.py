@@ -23,7 +23,7 @@ MAINS = {'main.py': (pretraining.main, PRETRAINING), 'linear_finetune.py': (line
          'retrieval.py': (retrieval.main, TOYS_RETRIEVAL)}
 
 
-@pytest.mark.parametrize('owner, script', itertools.product(SCRIPTS, SCRIPTS))
+@pytest.mark.parametrize('owner, script', list(itertools.product(SCRIPTS, SCRIPTS)))
 def test_all_pairs(tmp_path, owner, script):
     folder = tmp_path / 'output' / 'small'
     folder.mkdir(parents=True)
