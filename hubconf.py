@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch.hub takes every public function and class here for a 
     from collections.abc import Callable, Sequence
 
     import numpy as np
+    from PIL import Image
 
 dependencies = ['torch', 'torchvision', 'cv2', 'easydict', 'gdown', 'numpy', 'PIL', 'requests', 'scipy', 'sklearn', 'termcolor',
                 'tqdm', 'yaml']  # as requirements.txt installs them
@@ -48,16 +49,43 @@ def maskcontrast(weights: str | Path, output_stride: int | None = None, backbone
 
 
 def preprocessing(size: Sequence[int] = (512, 512),
-                  network: torch.nn.Module | None = None) -> Callable[[np.ndarray], torch.Tensor]:
-    """A function from an image, H x W x 3 uint8 in RGB, to what a network takes: 1 x 3 x height x width float32, resized as in
-    the evaluations (OpenCV bicubic, aspect not kept) and normalised. size: (height, width). network: of `maskcontrast`, whose
-    backbone says mean and deviation; without it they are ImageNet's."""
+                  network: torch.nn.Module | None = None) -> Callable[[np.ndarray | Image.Image], torch.Tensor]:
+    """A function from an image to what a network takes: 1 x 3 x height x width float32, resized as in the evaluations (OpenCV
+    bicubic, aspect not kept) and normalised. An image is a PIL image, or a uint8 array: H x W x 3 RGB, H x W x 4 RGBA, of which
+    the alpha is left out, H x W or H x W x 1 gray. size: (height, width). network: of `maskcontrast`, whose backbone says mean
+    and deviation; without it they are ImageNet's. Raises ValueError for other images and sizes."""
     with _own_modules():
         from data.normalization import to_images
         from evaluation.evaluation_images import resize_image
         from models.backbones import IMAGENET
+    if not hasattr(size, '__len__') or len(size) != 2 or not all(hasattr(side, '__index__') and side > 0 for side in size):
+        raise ValueError(f'size must be (height, width), two positive numbers of pixels, not {size!r}')
     normalization = network.backbone.normalization if network else IMAGENET
-    return lambda image: to_images(torch.from_numpy(resize_image(image, tuple(size)))[None], torch.device('cpu'), normalization)
+
+    def prepare(image: np.ndarray | Image.Image) -> torch.Tensor:
+        pixels = torch.from_numpy(resize_image(_pixels(image), tuple(size)))
+        return to_images(pixels[None], torch.device('cpu'), normalization)
+    return prepare
+
+
+def _pixels(image: np.ndarray | Image.Image):
+    """H x W x 3 uint8 RGB of an image in one of the forms that `preprocessing` names."""
+    import numpy as np
+    from PIL import Image
+    if isinstance(image, Image.Image):
+        if image.mode[:1] in 'IF':  # more than 8 bits
+            raise ValueError(f'a PIL image of mode {image.mode} has no 8-bit colours: scale it to 0..255 and convert it')
+        return np.array(image.convert('RGB'))
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise ValueError(f'an image must be a uint8 array of values from 0 to 255, or a PIL image, not {array.dtype} of shape '
+                         f'{array.shape}')
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise ValueError('an image must be H x W x 3 (RGB), H x W x 4 (RGBA) or H x W (gray), one at a time, not of shape '
+                         f'{np.shape(image)}')
+    return np.ascontiguousarray(array.repeat(3, 2) if array.shape[2] == 1 else array[..., :3])
 
 
 _modules: dict[str, object] = {}  # this repository's, between two calls

@@ -5,6 +5,9 @@
 Leaves images/, SegmentationClass/, SegmentationClassAug/, sets/, classes.txt and conversion.json (counts, sources, warnings)
 in the folder --out, which appears only when it is whole.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import json
 import os

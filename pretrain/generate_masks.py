@@ -7,6 +7,9 @@ sets/trainaug.txt. Given again, the command goes on where it stopped, and makes 
 images/ of the data set --out itself, only masks are added. tokencut and the ONNX networks (u2net, isnet-general-use,
 birefnet-general, or your own with --onnx) need requirements-optional.txt.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import json
 import os

@@ -5,6 +5,9 @@
 It uses all GPUs of this machine; torchrun or the flags below spread it over several machines.
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import copy
 import logging
@@ -15,7 +18,7 @@ from utils.cli.command import parallel_command
 from utils.cli.flags import check_early, make_parser
 from utils.config import create_config, plain
 from utils.config.keys import PRETRAIN
-from utils.config.snapshot import write_config
+from utils.config.snapshot import require_own_folder, write_config
 
 log = logging.getLogger('maskcontrast')
 
@@ -60,6 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     p = create_config(args.config_env, args.config_exp, PRETRAIN)
     processes = number_of_processes(p.simulate_processes, args.config_exp)
     output = Path(p.output_dir)
+    if is_main():
+        require_own_folder(output, PRETRAIN, args.config_exp)
     if p.image_cache:
         make_folder(p.image_cache)  # a mistake there ends the run before any work
     start_run(output, args.fresh)

@@ -6,6 +6,9 @@ Makes the data set <db_root>/<name> (see generate_masks.py) and the experiment <
 it. Given again, it goes on where it stopped; where photographs have been added or changed, the training starts over, and the
 earlier run's folder is renamed. `make mine` runs this and then own_clusters.py in segmentation/.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import re
 from collections.abc import Sequence
@@ -24,6 +27,8 @@ from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
 from utils.cli.log import start_log
 from utils.config import read_env
+from utils.config.keys import PRETRAIN
+from utils.config.snapshot import require_own_folder
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 from utils.storage.run_folder import set_aside
@@ -54,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = choose_device(args.device)
     folder, output = Path(env.db_root) / args.name, Path(env.root_dir) / args.name
+    require_own_folder(output, PRETRAIN, output / f'{args.name}.yml')
     photographs = len(ImageFolder(args.images, without=folder))
     if args.clusters is not None and not 1 <= args.clusters <= min(photographs, 254):
         raise UserError(f'--clusters must be from 1 to 254, and no more than there are images ({photographs}), not '

@@ -4,6 +4,9 @@
 
 Reads results.json of the runs named in RUNS below <root_dir>, and the predictions of K-means with the trained network.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -7,6 +7,9 @@ PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or the z
 python -m utils.model_zoo). Results are under
 <root_dir>/<experiment file's name>/eval/<PATH's file name>/, with _crf at its end where the CRF is used.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import logging
 from pathlib import Path

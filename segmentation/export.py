@@ -7,6 +7,9 @@ are printed: those of ImageNet for ResNets. That of a linear network gives `logi
 pre-training checkpoint `embeddings`, B x D x height x width, not normalised, and `saliency` logits, B x height x width. It is
 run and compared with the network before it is written. Needs requirements-optional.txt.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import logging
 from pathlib import Path

@@ -5,6 +5,9 @@
 Results are under <root_dir>/<experiment file's name>/: results.json, and of the first seed predictions/, visualization/ and
 clusters.png. Without labels nothing is scored, and these are of the seed with the most compact clusters.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import logging
 

@@ -5,6 +5,9 @@
 
 A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import logging
 from pathlib import Path

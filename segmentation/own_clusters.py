@@ -5,6 +5,9 @@
 Comes after own_images.py in pretrain/ (`make mine` runs both), reads what that left in <root_dir>/<name>/, writes the
 experiment <root_dir>/<name>_clusters/<name>_clusters.yml and runs kmeans.py on it.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +20,9 @@ from evaluation.own_images_config import MOST_CLUSTERS, clustering_settings, clu
 from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
 from utils.cli.log import start_log
-from utils.config import read_env
+from utils.config import path_text, read_env
+from utils.config.keys import KMEANS
+from utils.config.snapshot import require_own_folder
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
@@ -40,15 +45,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         p = yaml.safe_load((trained / 'config.yml').read_text(encoding='utf-8'))
         folder, saliency = Path(env.db_root) / p['train_db_name'], p['train_db_kwargs']['saliency']
         images = len(SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True))
-        settings, why = clustering_settings(p, str(trained / 'checkpoint.pth.tar'), images,
+        settings, why = clustering_settings(p, path_text(trained / 'checkpoint.pth.tar'), images,
                                             args.clusters or clusters_for(images))
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f'{trained / "config.yml"} could not be read ({error}): run own_images.py --name {args.name} '
                         'first') from error
 
     output = Path(env.root_dir) / f'{args.name}_clusters'
-    start_log(output / 'log_file.txt').info('%s', why)
     experiment = output / f'{output.name}.yml'
+    require_own_folder(output, KMEANS, experiment)
+    start_log(output / 'log_file.txt').info('%s', why)
     with atomic_file(experiment, 'w') as file:
         file.write('# Made by own_clusters.py\n')
         yaml.safe_dump(settings, file, sort_keys=False)

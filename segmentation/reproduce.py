@@ -5,6 +5,9 @@
 Weights come from the model zoo or, by the zoo's names, from files of one's own. Each row's results are under
 <root_dir>/reproduce_<row>/, the table's under <root_dir>/reproduce/.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import json
 import os
@@ -22,7 +25,7 @@ from data.label_space import VOC
 from utils.cli.command import command
 from utils.cli.flags import make_env_parser
 from utils.cli.log import start_log
-from utils.config import read_env
+from utils.config import path_text, read_env
 from utils.errors import UserError
 from utils.model_zoo.zoo import ZOO, local_file, zoo_file
 from utils.storage.atomic import atomic_file
@@ -153,7 +156,7 @@ def run(name: str, row: Row, env: EasyDict, own: Mapping[str, str], args: argpar
     experiment = Path(env.root_dir) / 'reproduce' / f'reproduce_{name}.yml'
     content = yaml.safe_load((TREE / 'configs' / row.config).read_text())
     with atomic_file(experiment, 'w') as file:
-        yaml.safe_dump({**content, 'pretraining': weights}, file, sort_keys=False)
+        yaml.safe_dump({**content, 'pretraining': path_text(weights)}, file, sort_keys=False)
     words = [sys.executable, str(TREE / row.script), '--config_env', args.config_env, '--config_exp', str(experiment)]
     folder = Path(env.root_dir) / experiment.stem
     if row.script == 'eval.py':

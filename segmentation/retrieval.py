@@ -6,6 +6,9 @@ section 4).
 
 Results are under <root_dir>/<experiment file's name>/: results.json, and pictures of queries with their neighbours.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import logging
 

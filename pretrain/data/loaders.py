@@ -15,6 +15,8 @@ from utils.parallel.workers import end_on_lost_batch, end_with_parent, obey_only
 
 SHARED_MEMORY = Path('/dev/shm')  # of Linux, through which workers hand over tensors
 PREFETCHED = 2  # batches that each worker prepares, as PyTorch has it
+IN_USE = 2  # batches besides: the one that is computed on, and the one that is handed over
+TENSORS, PAGE = 4, 4096  # of a batch; a tensor takes whole pages of so many bytes
 
 
 class Items(Protocol):
@@ -74,22 +76,23 @@ def make_loader(dataset: Items, num_workers: int, device: torch.device, **option
     sampler = options.get('batch_sampler')
     items: Any = options.get('batch_size') or getattr(sampler, 'share', 0) or getattr(sampler, 'batch_size', 1)
     _check_shared_memory(getattr(dataset, 'item_bytes', 0) * items, num_workers)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='This DataLoader will create')
-        # PyTorch's annotation wants its own class `Dataset`, though any with these two methods will do.
-        return torch.utils.data.DataLoader(dataset, num_workers=num_workers,  # type: ignore[arg-type]
-                                           pin_memory=device.type == 'cuda', worker_init_fn=_start_worker,
-                                           generator=torch.Generator(), collate_fn=_collate, **options)
+    warnings.filterwarnings('ignore', message='This DataLoader will create')  # which comes when it starts them, too
+    # PyTorch's annotation wants its own class `Dataset`, though any with these two methods will do.
+    return torch.utils.data.DataLoader(dataset, num_workers=num_workers,  # type: ignore[arg-type]
+                                       pin_memory=device.type == 'cuda', worker_init_fn=_start_worker,
+                                       generator=torch.Generator(), collate_fn=_collate, **options)
 
 
 def _check_shared_memory(batch_bytes: int, workers: int, folder: Path = SHARED_MEMORY):
     """Raise a `UserError` where the batches that the workers of this machine's processes prepare don't fit into the folder."""
-    if not workers or not folder.is_dir():
+    if not workers or not batch_bytes or not folder.is_dir():
         return
-    needed, free = batch_bytes * workers * PREFETCHED * local_world_size(), shutil.disk_usage(folder).free
+    batches = (workers * PREFETCHED + IN_USE) * local_world_size()
+    needed, free = batches * (batch_bytes + TENSORS * PAGE), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f'{folder} has {free >> 20} MiB free, but num_workers: {workers} need up to {-(-needed >> 20)} MiB '
-                        'there for their batches: give the container more (docker run --shm-size), or lower num_workers')
+                        'there for their batches: give the container more (docker run --shm-size), or lower num_workers or the '
+                        'batch size')
 
 
 def epoch_loader(dataset: Items, batch_size: int, seed: int, num_workers: int,

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from models.backbones import find_backbone
-from utils.checkpoint import load_exactly, load_file
+from models.backbones import build_backbone, find_backbone
+from utils.checkpoint import load_exactly, load_file, unwrapped
 from utils.errors import UserError
 
-MOCO_PREFIX = 'module.encoder_q.'
+MOCO_PREFIX, QUERY_PREFIX = 'encoder_q.', 'model_q.'  # of MoCo's and this project's networks, as `unwrapped` leaves them
 
 
 def load_initial_weights(backbone: nn.Module, name: str, pretraining: str | None = None,
@@ -27,12 +27,12 @@ def load_initial_weights(backbone: nn.Module, name: str, pretraining: str | None
             raise UserError('pretraining: imagenet_moco needs backbone_kwargs.moco_state_dict, a MoCo v2 checkpoint')
         weights, source = _moco(load_file(moco_state_dict), moco_state_dict), str(moco_state_dict)
     elif state_dict:
-        weights, source = load_file(state_dict), str(state_dict)
+        weights, source = _plain(load_file(state_dict), state_dict), str(state_dict)
     elif pretraining == 'imagenet_classification':
         weights, source = _published(find_backbone(name).imagenet, name)
     else:
         return None
-    load_exactly(backbone, _without_classifier(weights, source), source)
+    load_exactly(backbone, _without_classifier(weights), source)
     return source
 
 
@@ -45,28 +45,34 @@ def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
     if '://' in str(source):
         weights = _published(str(source), name)[0]
     else:
-        weights = load_file(source)
-        if isinstance(weights, dict) and isinstance(weights.get('state_dict'), dict):
-            weights = _moco(weights, source)
-        elif isinstance(weights, dict) and isinstance(weights.get('model'), dict):
+        content = load_file(source)
+        weights = _plain(content, source)
+        foreign = 'state_dict' in content and not set(weights) & set(build_backbone(name, {}).state_dict())
+        if foreign or any(key.startswith(MOCO_PREFIX) for key in weights):
+            weights = _moco(content, source)
+        elif any(key.startswith(QUERY_PREFIX) for key in weights):
             raise UserError(f'{source}: a checkpoint of this project, which head: deeplab reads; head: none takes a MoCo v2 '
                             'checkpoint or a plain state dict')
-    return _without_classifier(weights, source)
+    return _without_classifier(weights)
 
 
-def _without_classifier(weights: Any, source: str | Path) -> dict[str, Any]:
-    if not isinstance(weights, dict):
-        raise UserError(f'{source}: expected a state dict (names and tensors), found {type(weights).__name__}')
-    return {key: value for key, value in weights.items() if not str(key).startswith('fc.')}
+def _plain(content: Any, source: str | Path) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f'{source}: expected a state dict (names and tensors), found {type(content).__name__}')
+    return unwrapped(content, source)
+
+
+def _without_classifier(weights: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in weights.items() if not key.startswith('fc.')}
 
 
 def _moco(content: Any, path: str | Path) -> dict[str, Any]:
-    state = content.get('state_dict') if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: not a MoCo v2 checkpoint: it has no 'state_dict'")
+    state = unwrapped(content, path) if isinstance(content, dict) else {}
     weights = {key.removeprefix(MOCO_PREFIX): value for key, value in state.items() if key.startswith(MOCO_PREFIX)}
     if not weights:
-        raise UserError(f"{path}: not a MoCo v2 checkpoint: no key of its state_dict starts with '{MOCO_PREFIX}'")
+        reason = ("it has no 'state_dict'" if not isinstance(content, dict) or 'state_dict' not in content else
+                  f"no key of its state_dict starts with 'module.{MOCO_PREFIX}'")
+        raise UserError(f'{path}: not a MoCo v2 checkpoint: {reason}')
     return weights
 
 

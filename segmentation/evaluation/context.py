@@ -19,7 +19,7 @@ from evaluation.splits import data_folders
 from utils.cli.log import start_log
 from utils.config import create_config
 from utils.config.keys import TRAINED
-from utils.config.snapshot import write_config
+from utils.config.snapshot import require_own_folder, write_config
 from utils.model_zoo.sources import require_files
 from utils.parallel.distributed import main_first
 from utils.parallel.ranks import is_main
@@ -40,6 +40,8 @@ class EvaluationContext:
         self.p = create_config(args.config_env, args.config_exp, script)
         self.precision = 'none' if script in TRAINED else choose_precision(args.amp, self.device)
         self.output = Path(self.p.output_dir)
+        if is_main():
+            require_own_folder(self.output, script, args.config_exp)
 
     def fetch_files(self, *keys: str) -> None:
         """Have the files that these keys name, fetched if need be. Raises `UserError` for one that is not there."""

@@ -12,12 +12,12 @@ from models.backbone_weights import backbone_weights
 from models.backbones import backbone_names, grid_kwargs, matching_backbones
 from models.factory import get_model
 from models.networks import BackboneNetwork, LinearNetwork, PretrainingNetwork
-from utils.checkpoint import load_exactly, load_file
+from utils.checkpoint import load_exactly, load_file, unwrapped
 from utils.cli.log import warn_once
 from utils.errors import UserError
 from utils.model_zoo.zoo import is_zoo, zoo_file
 
-PREFIX = 'module.model_q.'
+QUERY = 'model_q.'  # the prefix of the query network, as `unwrapped` leaves it
 CLASSIFIER = {'deeplab': ('decoder.4.weight', 'decoder.4.bias'),  # all that the linear classifier trains, by `head`
               'none': ('linear.weight', 'linear.bias')}
 HEADS = ('head.weight', 'head.bias')                 # of the pre-training network, and with them:
@@ -26,16 +26,19 @@ DEVIATION = 0.01  # of the classifier's initial weights
 
 
 def query_weights(path: str | Path) -> dict[str, Any]:
-    """State dict of the query network in a pre-training checkpoint: the dict with `model`, or a bare dict of
-    `module.model_q.*`. Raises `UserError` when the file is missing, damaged, or holds no such network."""
+    """State dict of the query network in a file: a pre-training checkpoint, the weights in one, or those of the query network
+    alone, with whatever `unwrapped` takes away. Raises `UserError` when the file is missing, damaged, or holds no such
+    network."""
     weights = _query_part(_state(path))
     if not weights:
-        raise UserError(f"{path}: not a pre-training checkpoint: none of its keys starts with '{PREFIX}'")
+        raise UserError(f"{path}: not a pre-training checkpoint: none of its keys starts with 'module.{QUERY}'")
     return weights
 
 
 def _query_part(state: Mapping[str, Any]):
-    return {key.removeprefix(PREFIX): value for key, value in state.items() if str(key).startswith(PREFIX)}
+    """Of a pre-training network's state dict; empty for that of others."""
+    query = {key.removeprefix(QUERY): value for key, value in state.items() if key.startswith(QUERY)}
+    return query or ({**state} if set(HEADS) <= set(state) else {})
 
 
 def embedding_network(p: EasyDict, path: str | Path | None) -> PretrainingNetwork | BackboneNetwork:
@@ -110,10 +113,10 @@ def load_frozen_weights(network: LinearNetwork, p: EasyDict) -> None:
 
 
 def finetuned_network(p: EasyDict, classes: int, path: str | Path) -> LinearNetwork:
-    """A `LinearNetwork` with the weights at `path`: a plain state dict (best_model.pth.tar), or a checkpoint of
-    linear_finetune.py. Raises `UserError` for others, and for weights of another class count or backbone."""
+    """A `LinearNetwork` with the weights at `path`: a state dict (best_model.pth.tar), or a checkpoint of linear_finetune.py,
+    with whatever `unwrapped` takes away. Raises `UserError` for others, and for weights of another class count or backbone."""
     state = _state(path)
-    if any(str(key).startswith(PREFIX) for key in state):
+    if any(key.startswith(QUERY) for key in state):
         raise UserError(f'{path}: a pre-training checkpoint has no classifier: train one with linear_finetune.py first')
     bias = state.get(CLASSIFIER[p.head][1])
     if getattr(bias, 'ndim', 0) == 1 and len(bias) != classes:
@@ -134,7 +137,7 @@ def stored_network(path: str | Path, backbone: str | None = None,
     Raises `UserError` for files that hold no such network, and where the backbone stays unclear.
     """
     content = load_file(path)
-    state = _state_of(content, path)
+    state = unwrapped(content, path)
     query = _query_part(state)
     pretraining = bool(query)
     if pretraining:
@@ -198,15 +201,7 @@ def refuse_other_weights(state: Mapping[str, Any], p: EasyDict, source: str | Pa
 
 
 def _state(path: str | Path):
-    return _state_of(load_file(path), path)
-
-
-def _state_of(content: Any, path: str | Path):
-    """The state dict in a file's content."""
-    state = content.get('model', content) if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise UserError(f'{path}: not a file of weights: it holds no state dict (names and tensors)')
-    return state
+    return unwrapped(load_file(path), path)
 
 
 def _warn_of_random_weights():

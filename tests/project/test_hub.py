@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.stored import NETWORKS, weights_of
+from PIL import Image
 
 from data.normalization import to_images
 from evaluation.evaluation_images import resize_image
@@ -66,6 +67,43 @@ def test_preprocessing_is_the_evaluations():
     plain = cv2.resize(image, (48, 32), interpolation=cv2.INTER_CUBIC) / 255
     plain = (plain - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     assert np.abs(given[0].numpy() - plain.transpose(2, 0, 1)).max() < 1e-5
+
+
+def test_images_in_other_forms():
+    rgb = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    prepare = load('preprocessing', size=(32, 48))
+    want, gray = prepare(rgb), rgb[..., 0]
+    for same in (Image.fromarray(rgb), np.dstack([rgb, gray]), Image.fromarray(np.dstack([rgb, gray])), rgb[::-1][::-1],
+                 np.asfortranarray(rgb), rgb[..., ::-1][..., ::-1], torch.from_numpy(rgb)):
+        assert torch.equal(prepare(same), want)
+    want = prepare(np.dstack([gray] * 3))
+    for same in (gray, gray[..., None], Image.fromarray(gray), Image.fromarray(np.dstack([gray, gray]))):  # the last: LA
+        assert torch.equal(prepare(same), want)
+    palette = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4), 'P')
+    palette.putpalette(rgb.ravel()[:36].tolist())
+    assert torch.equal(prepare(palette), prepare(rgb.ravel()[:36].reshape(3, 4, 3)))
+    bits = np.eye(9, dtype=bool)
+    assert torch.equal(prepare(Image.fromarray(bits)), prepare(bits.astype(np.uint8) * 255))
+
+
+@pytest.mark.parametrize('image', [
+    np.zeros((8, 8, 3)), np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint16), np.zeros((8, 8), bool),
+    np.zeros((8, 8, 3), np.int64), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((8, 8, 2), np.uint8),
+    np.zeros((3, 8, 8), np.uint8),
+    np.zeros((0, 8, 3), np.uint8), np.zeros(8, np.uint8), Image.new('I', (8, 8)), Image.new('F', (8, 8)),
+    Image.new('I;16', (8, 8)), 'photo.jpg', None, torch.zeros(3, 8, 8)],
+    ids=lambda image: f'{type(image).__name__} {getattr(image, "dtype", getattr(image, "mode", ""))} '
+                      f'{tuple(getattr(image, "shape", ()))}')
+def test_images_in_no_known_form(image):
+    with pytest.raises(ValueError, match='image') as caught:
+        load('preprocessing')(image)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('size', [512, (512,), (0, 8), (8.0, 8), 'ab', (8, 8, 3)])
+def test_sizes_that_are_none(size):
+    with pytest.raises(ValueError, match=r'size must be \(height, width\)'):
+        load('preprocessing', size=size)
 
 
 def test_published_ones_are_kept_in_the_hubs_folder(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checks import refusal
-from helpers.experiments import LINEAR
+from helpers.experiments import KMEANS, LINEAR
 from helpers.processes import MAIN, ONE_THREAD, wait_for
 
 from data.loaders import _check_shared_memory
@@ -33,7 +33,8 @@ def with_shared_memory(size, *words, **options):
 @pytest.mark.parametrize('script, base, changes, size', [
     ('pretrain/main.py', None, {'num_workers': 4, 'transformation_kwargs.crop_size': 224}, '8m'),
     ('segmentation/linear_finetune.py', LINEAR, {'num_workers': 4, 'pretraining': None,
-                                                 'transformation_kwargs': {'resolution': [512, 512]}}, '8m')])
+                                                 'transformation_kwargs': {'resolution': [512, 512]}}, '8m'),
+    ('segmentation/kmeans.py', KMEANS, {'num_workers': 2, 'transformation_kwargs': {'resolution': [512, 512]}}, '16m')])
 def test_too_little_shared_memory_is_said_before_the_first_batch(experiment, tmp_path, script, base, changes, size):
     arguments = experiment(changes, **({'base': base} if base else {}))
     process = with_shared_memory(size, sys.executable, ROOT / script, *arguments)
@@ -47,8 +48,8 @@ def test_too_little_shared_memory_is_said_before_the_first_batch(experiment, tmp
 def test_the_need_is_that_of_all_workers_and_processes(tmp_path, monkeypatch):
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '1')
     free = shutil.disk_usage(tmp_path).free
-    _check_shared_memory(free // 8, 3, tmp_path)  # two batches of each are under way
-    line = refusal(_check_shared_memory, free // 4, 3, tmp_path)
+    _check_shared_memory(free // 9, 3, tmp_path)  # two batches of each are under way, and two more
+    line = refusal(_check_shared_memory, free // 7, 3, tmp_path)
     assert line.startswith(f'{tmp_path} has ') and 'num_workers: 3' in line
     _check_shared_memory(free, 0, tmp_path)
     _check_shared_memory(free, 4, tmp_path / 'none')
@@ -140,6 +141,54 @@ def test_sigterm_works_while_a_batch_never_comes(experiment, shapes_root, tmp_pa
         assert process.returncode == 75 and 'Traceback' not in errors
     finally:
         process.kill()
+
+
+# A run whose end waits for ever, as for a worker that hangs: in its own clean-up, or when all is decided
+STUCK = f'''
+import sys, threading
+sys.path.insert(0, {str(MAIN.parent)!r})
+import utils.cli.command
+from utils.errors import UserError
+from utils.parallel import preemption
+preemption.PATIENCE, preemption.ECHO = map(float, sys.argv[1:3])
+
+def wait(*_):
+    print('waiting', flush=True)
+    threading.Event().wait(600)
+
+@utils.cli.command.command
+def main(argv=None):
+    if sys.argv[3] == 'decided':
+        utils.cli.command.log_error = wait
+        raise UserError('a mistake')
+    try:
+        wait()
+    finally:
+        wait()
+main([])
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('patience, echo', [(1, 100), (100, 0.2)])
+@pytest.mark.parametrize('where, lines', [('clean-up', 2), ('decided', 1)])
+def test_sigterm_works_while_the_end_itself_waits(tmp_path, patience, echo, where, lines):
+    script = tmp_path / 'stuck.py'
+    script.write_text(STUCK)
+    process = subprocess.Popen([sys.executable, script, str(patience), str(echo), where], text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=ONE_THREAD)
+    try:
+        assert process.stdout.readline() == 'waiting\n'
+        process.send_signal(signal.SIGTERM)
+        if lines == 2:
+            assert process.stdout.readline() == 'waiting\n'
+        if echo < 1:
+            time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 75
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # Threads

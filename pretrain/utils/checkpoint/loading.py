@@ -3,13 +3,21 @@ import pickle
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from utils.checkpoint.numpy_data import STAND_INS
 from utils.errors import UserError
 
 SHOWN = 5  # keys in a message
+
+
+def load_data(file: str | Path | IO[bytes], **options: Any) -> Any:
+    """The content of a file of torch.save, on the CPU: tensors, plain values, and NumPy's numbers and arrays. Nothing else is
+    accepted, nor is code run. options: of torch.load. Raises what that raises, which may be any exception."""
+    with torch.serialization.safe_globals(list(STAND_INS)):
+        return torch.load(file, map_location='cpu', weights_only=True, **options)
 
 
 def load_file(path: str | Path, check: bool = False) -> Any:
@@ -24,7 +32,7 @@ def load_file(path: str | Path, check: bool = False) -> Any:
     try:
         if check:
             _check_sums(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return load_data(path)
     except Exception as error:  # damaged bytes make the unpickler raise anything
         if isinstance(error, pickle.UnpicklingError) and 'weights_only' in str(error) and 'GLOBAL' in str(error):
             raise UserError(f'{path}: refused, since loading it would run code that it carries: '

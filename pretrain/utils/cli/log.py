@@ -29,6 +29,8 @@ class _Console(logging.Handler):
         if record.levelno in COLOURS:
             text = colored(text, COLOURS[record.levelno])
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
+        encoding = getattr(stream, 'encoding', None) or 'utf-8'  # ascii, say, where nobody has set a language
+        text = text.encode(encoding, 'backslashreplace').decode(encoding)
         try:
             tqdm.write(text, file=stream)
             stream.flush()

@@ -1,8 +1,16 @@
-"""Packages that only some parts of the project need."""
+"""Packages of others. Imported first by every script, so that one that is missing ends it in a line, whoever needs it."""
 import importlib
-from types import ModuleType
+import sys
+from pathlib import Path
+from types import ModuleType, TracebackType
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+
+TREE = Path(__file__).resolve().parents[2]
+# What requirements.txt calls a package otherwise than an import does
+NAMES = {'cv2': 'opencv-python-headless', 'PIL': 'pillow', 'pydensecrf': 'pydensecrf2', 'skimage': 'scikit-image',
+         'sklearn': 'scikit-learn', 'yaml': 'pyyaml'}
+OPTIONAL = ('onnx', 'onnxruntime', 'onnxscript', 'rembg', 'timm')  # of requirements-optional.txt
 
 
 def require(package: str, what: str) -> ModuleType:
@@ -12,5 +20,30 @@ def require(package: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        reason = '' if error.name == package else f' ({" ".join(str(error).split())})'
+        reason = '' if error.name == package else f' ({one_line(error)})'
         raise UserError(f'{what} needs the package {package}{reason}: pip install -r requirements-optional.txt') from error
+
+
+def missing_package(error: ImportError) -> str | None:
+    """What to say of an import that failed because a package of others is missing or broken; None for other reasons."""
+    package = (error.name or '').partition('.')[0]
+    own = (TREE / package).is_dir() or (TREE / f'{package}.py').is_file()
+    if not package or own or package in sys.stdlib_module_names:
+        return None
+    called = f' ({NAMES[package]})' if package in NAMES else ''
+    reason = '' if isinstance(error, ModuleNotFoundError) else f', which can not be imported ({one_line(error)})'
+    file = 'requirements-optional.txt' if package in OPTIONAL else 'requirements.txt'
+    return f'this script needs the package {package}{called}{reason}: pip install -r {file}'
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None):
+    """Ends a script that fails before its `main`, with the exit code of a user's error."""
+    line = missing_package(error) if isinstance(error, ImportError) else None
+    if line is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f'error: {line}', file=sys.stderr)
+    raise SystemExit(2)
+
+
+sys.excepthook = _report

@@ -1,4 +1,5 @@
-"""config.yml: the configuration as run, with versions and revision."""
+"""config.yml: the configuration as run, with versions and revision. It says whose folder it is in."""
+import json
 import platform
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 import yaml
 
 from utils.config.create import plain
+from utils.config.keys import EVAL, PROBES
 from utils.config.values import TREE
+from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn', 'pydensecrf2')
@@ -23,6 +26,28 @@ def write_config(path: str | Path, p: Mapping[str, Any], **resolved: Any) -> Non
               'git_revision': _revision()}
     with atomic_file(path, 'w') as file:
         yaml.safe_dump(record, file, sort_keys=False)
+
+
+def require_own_folder(folder: str | Path, script: str, exp_file: str | Path) -> None:
+    """Raise a `UserError` where `folder`, the output of an experiment, has results of another script: both would write their
+    log, configuration and results there. eval.py, which writes below it, may share that of the training."""
+    owner = folder_owner(folder)
+    if owner not in (None, script) and not (EVAL in (owner, script) and {owner, script} <= set(PROBES)):
+        raise UserError(f'{folder}: this folder belongs to {owner}, and {exp_file} is for {script}: give the file another '
+                        'name, as results go to a folder of that name')
+
+
+def folder_owner(folder: str | Path) -> str | None:
+    """The script whose results are in a folder, or None where there are none."""
+    folder = Path(folder)
+    for name, read in (('config.yml', yaml.safe_load), ('results.json', json.loads)):
+        try:
+            script = read((folder / name).read_text(encoding='utf-8'))['script']
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            continue
+        if isinstance(script, str):
+            return script
+    return EVAL if (folder / 'eval').is_dir() else None
 
 
 def _threads():

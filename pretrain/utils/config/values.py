@@ -1,5 +1,7 @@
 """The value of one key: converted to its type and checked against its range."""
+import datetime
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ from utils.config.keys import Key
 from utils.errors import UserError, nearest_name
 
 TREE = Path(__file__).resolve().parents[2]  # the script tree: relative paths in YAML files start here
+VARIABLE = re.compile(r'\$(?:\$|(\w+)|\{([^}]*)\})')  # $$ is a $
+NULL = 'None'  # Python's word; that of YAML is null
 
 
 def checked_value(key: Key, value: Any, file: str | Path) -> Any:
@@ -17,9 +21,11 @@ def checked_value(key: Key, value: Any, file: str | Path) -> Any:
         if key.default is None or key.nullable:
             return None
         raise UserError(f'{file}: {key.name} needs a value ({_TYPE_NAMES[key.type]})')
-    converted = _CONVERT[key.type](value)
+    if value == NULL and (key.default is None or key.nullable):
+        raise UserError(f'{file}: {key.name}: write null instead of {NULL}, which YAML takes for a name')
+    converted = _path(value, f'{file}: {key.name}') if key.type == 'path' else _CONVERT[key.type](value)
     if converted is None:
-        raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}')
+        raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}{_hint(key.type, value)}')
     choices = key.choices() if callable(key.choices) else key.choices
     if choices and converted not in choices:
         valid = [*choices, *(['null'] if key.default is None else [])]
@@ -37,6 +43,8 @@ def checked_value(key: Key, value: Any, file: str | Path) -> Any:
 def _float(value: Any):
     """YAML 1.1 reads `1e-3` as a string: numbers written so are numbers. Infinity and not-a-number are not."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str) and re.match(r'\s*[-+]?0[\d_]', value):  # octal or decimal? YAML takes 08 for a string
         return None
     try:
         number = float(value)
@@ -65,15 +73,44 @@ def _strs(value: Any):
     return list(value) if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) else None
 
 
-def _path(value: Any):
-    """Absolute, from the script tree; `scheme://...` names are not files and stay as they are."""
+def path_text(path: str | Path) -> str:
+    """How a path is written into a YAML file, where `$` begins the name of a variable."""
+    return str(path).replace('$', '$$')
+
+
+def _path(value: Any, where: str):
+    """Absolute, from the script tree, with `~` and environment variables replaced; `scheme://...` names are not files and stay
+    as they are. where: file and key, for messages."""
     if not isinstance(value, str) or not value:
         return None
-    return value if '://' in value else str((TREE / os.path.expanduser(value)).resolve())
+
+    def content(found: re.Match[str]):
+        name = found[1] if found[2] is None else found[2]
+        if found[0] == '$$':
+            return '$'
+        if not os.environ.get(name):
+            raise UserError(f'{where}: {value} names the environment variable {name}, which is '
+                            f'{"empty" if name in os.environ else "not set"}: set it, or write the path itself ($$ for a $)')
+        return os.environ[name]
+    path = VARIABLE.sub(content, os.path.expanduser(value))
+    if '://' in path:
+        return path
+    if path.startswith('~'):
+        raise UserError(f'{where}: {value}: there is no user {path[1:].partition("/")[0]} on this machine (write ./~ for '
+                        'a name that begins so)')
+    return str((TREE / path).resolve())
+
+
+def _hint(kind: str, value: Any):
+    """For a name that YAML takes for something else."""
+    taken = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, (bool, datetime.date))]
+    if taken and kind in ('str', 'strs', 'path'):
+        return ': YAML reads yes, no, on, off and dates so; put quotes around a name like these'
+    return ''
 
 
 _CONVERT = {
-    'int': _int, 'float': _float, 'ints': _ints, 'size': _size, 'strs': _strs, 'path': _path,
+    'int': _int, 'float': _float, 'ints': _ints, 'size': _size, 'strs': _strs,
     'bool': lambda value: value if isinstance(value, bool) else None,
     'str': lambda value: value if isinstance(value, str) and value else None,
 }

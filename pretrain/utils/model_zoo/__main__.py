@@ -4,6 +4,9 @@
 
 Both trees have this command, as both take such weights.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 from utils.cli.command import command
 from utils.cli.flags import make_env_parser
 from utils.config import TREE, read_env

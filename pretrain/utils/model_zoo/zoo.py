@@ -98,10 +98,10 @@ def _opened(file: str | Path):
 def _whole(stream: io.BufferedReader | io.BufferedRandom, words: str):
     """Raise a `UserError` of these words for a file that PyTorch can't load: only once, before its hash is taken for the right
     one, as servers break off, and browsers save web pages."""
-    import torch  # here, since those who only list the zoo need no PyTorch
+    from utils.checkpoint import load_data  # here, since those who only list the zoo need no PyTorch
     stream.seek(0)
     try:
-        torch.load(stream, map_location='cpu', weights_only=True)
+        load_data(stream)
     except Exception as error:  # damaged bytes make the unpickler raise anything
         raise UserError(words) from error
 

@@ -2,6 +2,7 @@
 import fcntl
 import ipaddress
 import os
+import re
 import socket
 import struct
 import sys
@@ -10,6 +11,21 @@ from urllib.parse import urlsplit
 
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 IF_INET6 = Path('/proc/net/if_inet6')
+
+
+def check_url(url: str) -> str:
+    """A meeting point as it was given. Raises ValueError, with the form that is probably meant, for one that PyTorch would not
+    understand."""
+    if url == 'env://' or url.startswith('env://?') or re.fullmatch('file://.+', url):
+        return url
+    given = re.fullmatch(r'tcp://(?:[^\s/:\[\]@]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})/?', url)
+    if given and 0 < int(given[1]) < 2 ** 16:
+        return url
+    found = re.fullmatch(r'(?:\w*:?/+)?(?:\w+:(?=[^:]*:))?([\w.-]+|\[[0-9a-fA-F:.]+\])(?::(\w*))?/?', url)
+    host, port = (found[1], found[2] or '') if found else ('HOST', '')
+    port = port if port.isdecimal() and 0 < int(port) < 2 ** 16 else '29500'
+    raise ValueError(f"must be tcp://HOST:PORT, as in tcp://{host}:{port}, or env:// (MASTER_ADDR and MASTER_PORT), not "
+                     f"'{url}'")
 
 
 def meeting_point(url: str) -> str | None:

@@ -68,7 +68,8 @@ def at_once() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """From here on, requests change nothing: the run is ending anyway."""
+    """From here on, requests change nothing, as the run is ending anyway; but if it has not ended after PATIENCE, or at the
+    next signal after ECHO, the process ends on the spot."""
     _state['deferred'] = 'for good'
 
 
@@ -85,18 +86,19 @@ def check() -> None:
 
 def _handle(number: int, _: FrameType | None):
     name, now = signal.Signals(number).name, time.monotonic()
-    first = _state['requested'] is None
+    if _state['requested'] is None:  # nobody may ever look, where the main thread waits for what never comes
+        _state['since'] = now
+        threading.Thread(target=_repeat, args=(number, PATIENCE, now), daemon=True).start()
     _state['requested'] = name
     check()
-    if first:  # nobody may ever look, where the main thread waits for what never comes
-        _state['since'] = now
-        threading.Thread(target=_repeat, args=(number, PATIENCE), daemon=True).start()
-    elif _state['deferred'] == 'until looked at' and now - _state['since'] > ECHO:
+    if now - _state['since'] > ECHO:
+        if _state['deferred'] == 'for good':  # the end itself waits, for a worker that hangs, say
+            os._exit(EXIT_PREEMPTED)
         raise Preempted(name)
 
 
-def _repeat(number: int, seconds: float):
+def _repeat(number: int, seconds: float, since: float):
     time.sleep(seconds)
-    if _state['deferred'] == 'until looked at' and _state['requested']:
+    if _state['since'] == since:  # still in there
         _state['since'] = -math.inf  # what comes now is no echo
         os.kill(os.getpid(), number)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from easydict import EasyDict
 
-from utils.checkpoint import load_file, previous_checkpoint
+from utils.checkpoint import load_data, load_file, previous_checkpoint
 from utils.cli.log import start_log, warn_once
 from utils.config import differing_keys
 from utils.errors import UserError
@@ -72,7 +72,7 @@ def earlier_state(path: str | Path) -> dict[str, Any] | None:
 def _position(path: Path):
     """(epoch, step) of the checkpoint at `path`, without reading its tensors; None where there is no readable one."""
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        state = load_data(path, mmap=True)
         return (int(state['epoch']), int(state.get('step', 0))) if isinstance(state, dict) else None
     except Exception:  # missing or damaged: `earlier_state` says so of the one that counts
         return None

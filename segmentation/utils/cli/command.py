@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from utils.cli.log import log_error, start_log, stop_log
-from utils.errors import UserError
+from utils.cli.packages import missing_package
+from utils.errors import UserError, one_line
 from utils.parallel import preemption, watchdog
 from utils.parallel.ranks import is_main
 from utils.parallel.workers import prepare_threads
@@ -16,7 +17,9 @@ from utils.storage.run_folder import release_folders
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # as shells have it
 EXIT_BUG = 1  # as Python has it
-LOST_WORKER = 'DataLoader worker'  # how PyTorch's message about a worker process begins that was killed
+# How PyTorch's messages begin about a worker process that was killed, and about more open files than the system allows
+LOST_WORKER, MANY_FILES = 'DataLoader worker', 'Too many open files'
+ALLOCATOR = "can't allocate memory"  # in PyTorch's message of memory on a CPU that has run out
 
 log = logging.getLogger('maskcontrast')
 
@@ -83,15 +86,33 @@ def _run_to_its_end(main: Callable[..., T], *arguments: Any):
         result = main(*arguments)
         _leave_group()
         return result
-    except RuntimeError as error:
+    except Exception as error:
         preemption.ignore()
-        if str(error).startswith(LOST_WORKER):
-            raise UserError(f'{" ".join(str(error).split())}: memory has probably run out: lower num_workers or the batch '
-                            'size, or make room (docker run: --memory, --shm-size)') from error
+        line = _mistake(error)
+        if line:
+            raise UserError(line) from error
         raise
     except BaseException:
         preemption.ignore()  # a second signal would cut short what is done about this one
         raise
+
+
+def _mistake(error: Exception):
+    """What to say of an error of Python or PyTorch that only the user can mend; None for others."""
+    text = one_line(error)
+    if isinstance(error, ImportError):
+        return missing_package(error)
+    if isinstance(error, RuntimeError) and text.startswith(LOST_WORKER):
+        what = text.partition(' Details are lost')[0].partition(' It is possible')[0].rstrip('. ')
+        return (f'{what}: memory has probably run out, or the room in /dev/shm: lower num_workers or the batch size, or make '
+                'room (docker run: --memory, --shm-size)')
+    if isinstance(error, RuntimeError) and text.startswith(MANY_FILES):
+        return 'too many open files for the workers: lower num_workers, or raise the limit (ulimit -n)'
+    if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError' or ALLOCATOR in text:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        words = lines[-1 if lines[0].startswith('Caught ') else 0]  # below a worker's traceback, or above one of C++
+        return f'memory has run out ({words}): lower the batch size or num_workers, or take a machine with more'
+    return None
 
 
 def _leave_group():

@@ -3,13 +3,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from easydict import EasyDict
 
 from data.util.mypath import Path as MyPath
 from utils.config import keys as config_keys
 from utils.config.keys import ENV_KEYS, KEYS, REQUIRED, Key
 from utils.config.values import checked_value
+from utils.config.yaml_files import read_yaml
 from utils.errors import UserError, nearest_name
 
 
@@ -23,7 +23,7 @@ def create_config(env_file: str | Path, exp_file: str | Path, script: str | None
     missing key, a wrong type or an impossible value.
     """
     env = read_env(env_file)
-    exp = _read_yaml(exp_file)
+    exp = read_yaml(exp_file)
     script = script or _script_of(exp)
     p = EasyDict(_checked(exp, KEYS, exp_file, script))
     p.update(env)
@@ -49,7 +49,7 @@ def create_config(env_file: str | Path, exp_file: str | Path, script: str | None
 def read_env(file: str | Path) -> EasyDict:
     """Read and check env.yml: an EasyDict of absolute paths, `root_dir`, `db_root` and `image_cache` (or None).
     Raises as `create_config` does."""
-    env = EasyDict(_checked(_read_yaml(file), ENV_KEYS, file, config_keys.SCRIPTS[0]))  # all scripts read all of it
+    env = EasyDict(_checked(read_yaml(file), ENV_KEYS, file, config_keys.SCRIPTS[0]))  # all scripts read all of it
     if env.db_root is None:
         env.db_root = MyPath.db_root_dir()
     return env
@@ -75,23 +75,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
-
-
-def _read_yaml(path: str | Path):
-    try:
-        text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not a text file'
-        raise UserError(f'{path}: the configuration file could not be read ({reason})') from error
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2020-13-45`, say, is a ValueError
-        mark = getattr(error, 'problem_mark', None)
-        where = f' in line {mark.line + 1}' if mark else ''
-        raise UserError(f'{path}: not valid YAML{where}: {getattr(error, "problem", None) or error}') from error
-    if not isinstance(content, dict):
-        raise UserError(f'{path}: expected a YAML mapping of keys to values')
-    return content
 
 
 def _script_of(exp: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -52,9 +53,19 @@ def join(device_type: str, backend: str | None = None, url: str = 'env://', pati
                                     timeout=FOREVER)
             barrier()
     except (ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).splitlines() or [''])[0]
-        raise UserError(f'the processes of this run could not meet at {url} ({reason}): start all of them, with the same '
-                        'address and number of processes') from error
+        raise UserError(_no_meeting(url, error)) from error
+
+
+def _no_meeting(url: str, error: Exception):
+    """What to say of processes that could not meet at `url`."""
+    reason = (str(error).splitlines() or [''])[0]
+    port = re.search(r'port: (\d+)', reason)
+    for name, words in (('EADDRINUSE', 'is in use on this machine'), ('EACCES', 'may not be opened by you')):
+        if name in reason and port:
+            return (f'port {port[1]}, at which the processes of this run should meet ({url}), {words}: use another port, '
+                    'from 1024 to 65535, the same one for all')
+    return (f'the processes of this run could not meet at {url} ({reason}): start all of them, with the same address and number '
+            'of processes')
 
 
 def _find_each_other(store: dist.Store, number: int, size: int, host: str | None):
