@@ -11,6 +11,7 @@ from utils.config import keys as config_keys
 from utils.config.keys import ENV_KEYS, KEYS, REQUIRED, Key
 from utils.config.values import checked_value
 from utils.errors import UserError, nearest_name
+from utils.storage.text import read_text
 
 
 def create_config(env_file: str | Path, exp_file: str | Path, script: str | None = None) -> EasyDict:
@@ -79,7 +80,7 @@ def plain(value: Any) -> Any:
 
 def _read_yaml(path: str | Path):
     try:
-        text = Path(path).read_text(encoding='utf-8')
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'not a text file'
         raise UserError(f'{path}: the configuration file could not be read ({reason})') from error
