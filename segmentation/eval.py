@@ -61,13 +61,13 @@ def main(argv: list[str] | None = None) -> None:
         weights = Path(local_file(args.state_dict, p.root_dir)).resolve()
     if not weights.is_file():
         raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
-    given = ImageFolder(args.images, without=p.root_dir) if args.images is not None else None
+    given = ImageFolder(args.images, without=p.root_dir, max_pixels=p.max_image_pixels) if args.images is not None else None
 
     # Data
     only_names = given and p.val_db_name == VOC  # whose class names are known without fetching it
     with main_first():
         folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
-    dataset = given or evaluation_split(folder, p.val_db_kwargs.split)
+    dataset = given or evaluation_split(folder, p.val_db_kwargs.split, max_pixels=p.max_image_pixels)
     space = label_space(folder)
 
     # Model

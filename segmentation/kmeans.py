@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import torch
 
+    from data.contents import report
     from data.dataset import dataset_folder
     from data.label_space import label_space
     from evaluation.clustering import check_clusters, cluster_all, distances, most_compact, seed_scores, whiten
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     # Data
     with main_first():
         folder = dataset_folder(p.db_root, p.val_db_name)
-    dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency)
+    dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency, p.max_image_pixels)
     space = label_space(folder) if dataset.labels else None
     classes = len(space) if space else 0
     has_background = space is None or space.background is not None
@@ -89,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
                                hide_background=p.val_db_kwargs.hide_background)
     if found is None:  # all are on rank 0
         return
+    report(found.contents, dataset, dataset.split, space, predicted=not dataset.masks)
     seeds = range(first_seed, first_seed + args.num_seeds)
     vectors = whiten(found.prototypes) if p.kmeans_kwargs.whiten else found.prototypes
     clusterings = cluster_all(vectors, found.histograms, n_clusters, seeds, has_background)

@@ -76,13 +76,14 @@ def main(argv: list[str] | None = None) -> None:
 
     # Data
     folder, val_folder, space = run.data_folders()
-    dataset = SegmentationDataset(folder, p.train_db_kwargs.split, labels=True, cache=p.image_cache)
+    dataset = SegmentationDataset(folder, p.train_db_kwargs.split, labels=True, cache=p.image_cache,
+                                  max_pixels=p.max_image_pixels)
     batch_size, resolution = p.train_db_kwargs.batch_size, p.transformation_kwargs.resolution
     require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
     check_batch_size(f'{args.config_exp}: train_db_kwargs.batch_size', batch_size, dataset, world_size())
     views = TrainingViews(dataset, space, start.seed, resolution, p.on_bad_image == 'skip')
     loader = epoch_loader(views, batch_size, start.seed, p.num_workers, device)
-    validation = SegmentationDataset(val_folder, 'val', labels=True)
+    validation = SegmentationDataset(val_folder, 'val', labels=True, max_pixels=p.max_image_pixels)
     val_loader = run.loader(validation, len(space))
     log.info('%s: %d images, %d steps an epoch; %d validation images, %d classes', folder, len(dataset),
              len(views) // batch_size, len(validation), len(space))

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
     import torch
 
+    from data.contents import report
     from data.dataset import SegmentationDataset
     from evaluation.context import EvaluationContext
     from evaluation.extraction import extract_prototypes
@@ -63,9 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     folder, val_folder, space = run.data_folders()
     ignored = ignored_classes(names, space, args.config_exp)
     splits = {'database': SegmentationDataset(folder, p.retrieval_kwargs.train_split, p.retrieval_kwargs.saliency, labels=True,
-                                              ignored=ignored),
+                                              ignored=ignored, max_pixels=p.max_image_pixels),
               'queries': SegmentationDataset(val_folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency, labels=True,
-                                             ignored=ignored)}
+                                             ignored=ignored, max_pixels=p.max_image_pixels)}
     log.info('%s: database of %d images (%s), %d validation images, %d classes, %d ignored; weights: %s', folder,
              len(splits['database']), p.retrieval_kwargs.train_split, len(splits['queries']), len(space), len(ignored),
              p.pretraining)
@@ -82,6 +83,9 @@ def main(argv: list[str] | None = None) -> None:
                                             at_resolution=True) for dataset in splits.values())
     if database is None or queries is None:  # all are on rank 0
         return
+
+    for (part, dataset), segments in zip(splits.items(), (database, queries), strict=True):
+        report(segments.contents, dataset, f'{part}, {dataset.split}', space, not dataset.masks, ignored)
 
     # Neighbours
     assert database.histograms is not None and queries.histograms is not None  # both have labels

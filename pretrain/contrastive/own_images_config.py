@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data.dataset import SegmentationDataset
+from data.files import MASK
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,5 +117,5 @@ def fingerprint(dataset: SegmentationDataset) -> str:
     assert dataset.masks is not None
     digest = hashlib.sha256()
     for name in dataset.ids:
-        digest.update(name.encode() + b'\0' + (dataset.masks / f'{name}.png').read_bytes())
+        digest.update(name.encode() + b'\0' + dataset.path_of(MASK, name).read_bytes())
     return digest.hexdigest()

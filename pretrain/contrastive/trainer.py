@@ -1,6 +1,7 @@
 """The training loop of a pre-training: its step, its epochs, and a picture of what it sees."""
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from easydict import EasyDict
 
 from contrastive.builder import ContrastiveModel
 from contrastive.simulation import SimulatedProcesses
+from data import contents
+from data.dataset import SegmentationDataset
 from data.normalization import to_images
 from utils.parallel import distributed
 from utils.parallel.preemption import deferred
@@ -32,6 +35,11 @@ class ContrastiveTrainer(Trainer):
         super().__init__(model, *arguments, **named)
         step = model if len(self.streams.states) == 1 else SimulatedProcesses(model, self.streams)
         self.parallel = distributed.data_parallel(step, self.device)
+
+    def report_seen(self, seen: Sequence[contents.Contents | None]) -> None:
+        pairs: Any = self.loader.dataset  # `ViewPairs`
+        dataset: SegmentationDataset = pairs.dataset
+        contents.report(contents.merged(seen), dataset, dataset.split)
 
     def train_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """One step of paper section 3."""

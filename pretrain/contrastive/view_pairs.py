@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from contrastive.augmentations import render, sample_view
+from data.contents import Contents
 from data.dataset import SegmentationDataset
-from data.decoding import read_gray
+from data.files import empty_masks
 from data.loaders import item_rng
 from utils.errors import UserError
 
@@ -26,8 +27,8 @@ class ViewPairs(torch.utils.data.Dataset):
 
     Item (epoch, index) is a dict: `query`, `key` (size x size x 3 uint8 tensors, RGB), `query_mask`, `key_mask` (uint8, 1 =
     object), `object_pixels` (how many of the query mask's are), `id` of the image, `skipped` (lines about files that were
-    passed over). It depends on nothing else, neither
-    on the worker nor on what was drawn before.
+    passed over), `contents` (a `Contents` of what was read for it). It depends on nothing else, neither on the worker nor on
+    what was drawn before.
     Raises `UserError` when no view of 50 other images passes, or a file is unreadable.
     """
 
@@ -47,7 +48,7 @@ class ViewPairs(torch.utils.data.Dataset):
         epoch, index = key
         name = self.dataset.ids[index]
         rng = item_rng(self.seed, epoch, name)
-        skipped, tried, tries = [], set(), TRIES
+        skipped, seen, tries = [], Contents(), TRIES
         for _ in range(REPLACEMENTS + 1):
             try:
                 sample = self.dataset[index]
@@ -57,13 +58,13 @@ class ViewPairs(torch.utils.data.Dataset):
                 skipped.append(error.line())
                 tries = 0
             else:
-                tried.add(sample['id'])
+                seen.add(Contents.of(sample))
             for _ in range(tries):
                 pair = [self._view(rng, sample) for _ in range(2)]
                 if all(COVER[0] < cv2.countNonZero(mask) / mask.size < COVER[1] for _, mask in pair):
-                    return self._item(sample['id'], pair, skipped)
+                    return {**self._item(sample['id'], pair), 'skipped': skipped, 'contents': seen}
             index, tries = int(rng.integers(len(self.dataset))), 1  # a replacement gets one try
-        raise UserError(self._no_view_passes(tried, skipped))
+        raise UserError(self._no_view_passes(seen, skipped))
 
     def _view(self, rng: np.random.Generator, sample: Mapping[str, Any]):
         image, mask = sample['image'], sample['saliency']
@@ -71,17 +72,15 @@ class ViewPairs(torch.utils.data.Dataset):
         return image, np.ascontiguousarray(mask[::self.mask_stride, ::self.mask_stride])
 
     @staticmethod
-    def _item(name: str, pair: Sequence[tuple[np.ndarray, np.ndarray]], skipped: list[str]) -> dict[str, Any]:
+    def _item(name: str, pair: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
         (key, key_mask), (query, query_mask) = pair
         item = {'query': query, 'key': key, 'query_mask': query_mask, 'key_mask': key_mask}
         return {**{part: torch.from_numpy(array) for part, array in item.items()},
-                'object_pixels': cv2.countNonZero(query_mask), 'id': name, 'skipped': skipped}
+                'object_pixels': cv2.countNonZero(query_mask), 'id': name}
 
-    def _no_view_passes(self, tried: set[str], skipped: list[str]):
-        if not tried:
+    def _no_view_passes(self, seen: Contents, skipped: list[str]):
+        if not seen.images:
             return f'{len(skipped)} images in a row could not be read, beginning with: {skipped[0]}'
         assert self.dataset.masks is not None
-        largest = max(read_gray(self.dataset.masks / f'{name}.png').max() for name in tried)
         return (f'{self.dataset.masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and '
-                f'less than 99% of it (the largest value in these masks is {largest}; object pixels must be '
-                '255)')
+                f'less than 99% of it ({empty_masks(self.dataset.masks, sorted(seen.masks))})')

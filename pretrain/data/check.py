@@ -9,17 +9,20 @@ none. Nothing is fetched, drawn or changed.
 import dataclasses
 import json
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from easydict import EasyDict
 
-from data.dataset import SegmentationDataset, size_text
-from data.decoding import read_gray, read_image, read_labels
-from data.label_space import VOC, LabelSpace, label_space
+from data import contents, files
+from data.contents import Contents
+from data.dataset import SegmentationDataset
+from data.decoding import HALF, LOSSY, OBJECT, THRESHOLDED, exif_turn, read_gray
+from data.files import IMAGE, LABEL, MASK, Fault, size_text
+from data.label_space import VOC, VOID, LabelSpace, label_space
 from utils.cli.command import EXIT_USER_ERROR, command
 from utils.cli.flags import make_env_parser
 from utils.cli.progress import progress
@@ -30,8 +33,8 @@ from utils.storage.atomic import atomic_file
 
 Part = tuple[str, str, str | None, bool | None]  # data set, split, saliency, labels
 
-OBJECT = 255
-NOTES = ('id in both splits', 'empty mask', 'full mask', 'label of another size')
+NOTES = ('id in both splits', 'empty mask', 'full mask', 'label of another size', 'JPEG mask', 'turned image',
+         'class that never occurs')
 
 log = logging.getLogger('maskcontrast')
 
@@ -65,61 +68,112 @@ class FileChecks:
         return len(self.ids)
 
     def __getitem__(self, index: int):
-        name = self.ids[index]
+        name, seen = self.ids[index], Contents()
         return {'findings': [Finding(self.split, name, kind, str(file), f'{file}{words}', kind in NOTES)
-                             for kind, file, words in self._findings(name)]}
+                             for kind, file, words in self._findings(name, seen)], 'contents': seen}
 
-    def _findings(self, name: str):
-        """Yield kind, file, and what the line says after the file's name."""
-        data = self.dataset
+    def _findings(self, name: str, seen: Contents):
+        """Yield kind, file, and what the line says after the file's name. What is read is added to `seen`."""
+        data, sample = self.dataset, {'id': name}
         if self.listed[name] > 1:
             yield 'repeated id', data.split_file, f': {name} is listed {self.listed[name]} times: keep one of the lines'
         if name in self.training:
             yield 'id in both splits', data.split_file, f': {name} is in the training split, too'
-        image = yield from self._read('image', read_image, data.images / f'{name}.jpg', name)
-        for what, reader, folder, look in (('mask', read_gray, data.masks, _mask_findings),
-                                           ('label', read_labels, data.labels, self._label_findings)):
+        image_path = data.path_of(IMAGE, name)
+        image = yield from self._read(IMAGE, image_path, name)
+        turn = 1 if image is None else exif_turn(image_path)
+        if turn != 1:
+            yield 'turned image', image_path, (f' has EXIF orientation {turn}, which viewers apply: it is read as it is stored, and '
+                                               'masks and labels must be of the stored pixels')
+        for part, folder, look in ((MASK, data.masks, self._mask_findings), (LABEL, data.labels, self._label_findings)):
             if folder:
-                path = folder / f'{name}.png'
-                values = yield from self._read(what, reader, path, name)
-                for kind, words in () if values is None else look(values, image):
-                    yield kind, path, words
+                path = data.path_of(part, name)
+                values = yield from self._read(part, path, name)
+                if values is not None:
+                    yield from look(values, path, sample)
+                    yield from self._size_findings(part, path, values, image_path, image)
+        seen.add(Contents.of(sample))
 
-    def _read(self, what: str, reader: Callable[[Path], np.ndarray], path: Path, name: str):
-        """The array that `reader` gives, or None after a finding."""
-        if not os.path.exists(path):
-            yield f'missing {what}', path, f' is missing: put it there, or take {name} out of {self.dataset.split_file}'
+    def _read(self, part: str, path: Path, name: str):
+        """The array of a file, or None after a finding."""
+        if not files.is_there(path):
+            yield (f'missing {part}', path, f' is missing: put it there, or take {name} out of {self.dataset.split_file}'
+                   f'{files.nearest(path, self.dataset.folder_of(part))}')
             return None
         try:
-            return reader(path)
-        except UserError as error:
-            yield f'unusable {what}', path, str(error).removeprefix(str(path)).replace('\n', ' ')
+            return self.dataset.read(part, path)
+        except Fault as error:
+            yield error.kind, path, str(error).removeprefix(str(path)).replace('\n', ' ')
             return None
 
-    def _label_findings(self, labels: np.ndarray, image: np.ndarray | None):
-        """labels: H x W uint8 as stored. image: H x W x 3, or None if it can't be read."""
-        wrong = self.space.wrong_values(labels) if self.space else []
-        if self.space and wrong:
+    def _size_findings(self, part: str, path: Path, values: np.ndarray, image_path: Path, image: np.ndarray | None):
+        """image: H x W x 3, or None if it can't be read."""
+        try:
+            if image is not None:
+                files.check_size(part, path, values, image_path, image)
+                if values.shape != image.shape[:2]:
+                    yield ('label of another size', path,
+                           f' is {size_text(values)}, but its image is {size_text(image)}: it is resized when it is read')
+        except Fault as error:
+            yield error.kind, path, str(error).removeprefix(str(path))
+
+    def _label_findings(self, labels: np.ndarray, path: Path, sample: dict[str, Any]):
+        """labels: H x W uint8 as stored."""
+        if self.space is None:
+            return
+        sample['labels'] = self.space.lookup[labels]
+        wrong = self.space.wrong_values(labels)
+        if wrong:
             shown = ', '.join(map(str, wrong[:5])) + (', ...' if len(wrong) > 5 else '')
-            yield 'label that is no class', (f': label {shown} in its labels, but there are only {len(self.space)} classes '
-                                             f'({self.space.values_text()}): correct the file, or {self.space.source}')
-        if image is not None and labels.shape != image.shape[:2]:
-            yield ('label of another size',
-                   f' is {size_text(labels)}, but its image is {size_text(image)}: it is resized when it is read')
+            yield 'label that is no class', path, (
+                f': label {shown} in its labels, but there are only {len(self.space)} classes ({self.space.values_text()}): '
+                f'correct the file, or {self.space.source}')
+
+    def _mask_findings(self, mask: np.ndarray, path: Path, sample: dict[str, Any]):
+        """mask: H x W uint8, of `read_mask`."""
+        inside = sample['saliency'] = mask & 1
+        cover = np.mean(inside)
+        if mask[0, 0] & THRESHOLDED:
+            yield 'JPEG mask', path, f' is a JPEG, which is not exact: values from {HALF} on count as object'
+        if mask[0, 0] & LOSSY:
+            other = np.mean((read_gray(path) != 0) & (inside == 0))
+            yield 'lossy mask', path, (
+                f': {100 * other:.3g}% of the pixels are neither 0 nor {OBJECT}, and only {OBJECT} counts as object: store masks as '
+                f'PNG with the values 0 and {OBJECT}, or say in dataset.yml which values are object')
+        if cover in (0, 1):
+            yield f'{"full" if cover else "empty"} mask', path, (
+                f': {"every" if cover else "no"} pixel is {OBJECT} (object), so none of its views passes in pre-training')
 
 
-def _mask_findings(mask: np.ndarray, image: np.ndarray | None):
-    """mask: H x W uint8 as stored. image: H x W x 3, or None if it can't be read."""
-    if image is not None and mask.shape != image.shape[:2]:
-        yield ('mask of another size',
-               f' is {size_text(mask)}, but its image is {size_text(image)}: make the mask again at the size of the image')
-    cover, other = np.mean(mask == OBJECT), np.mean((mask != 0) & (mask != OBJECT))
-    if other:
-        yield 'lossy mask', (f': {100 * other:.3g}% of the pixels are neither 0 nor {OBJECT}, and only {OBJECT} counts as '
-                             f'object: store masks as PNG with the values 0 and {OBJECT}')
-    if cover in (0, 1):
-        yield f'{"full" if cover else "empty"} mask', (
-            f': {"every" if cover else "no"} pixel is {OBJECT} (object), so none of its views passes in pre-training')
+def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int | None) -> Iterator[Finding]:
+    """What is wrong with a split as a whole. seen: of all its files. needed: images that it must have, None for any number."""
+    data, split = checks.dataset, checks.split
+    if seen.masks and seen.masks == seen.empty:
+        yield Finding(split, None, 'no object in any mask', str(data.masks), contents.all_empty(data, split, seen.masks, False),
+                      False)
+    if seen.labels is not None and checks.space is not None:
+        if not seen.labels[:VOID].any():
+            yield Finding(split, None, 'no labelled pixel', str(data.labels), contents.no_label(data, split), False)
+        else:
+            names = p.retrieval_kwargs.ignore_classes or () if p.script == RETRIEVAL else ()
+            for name in contents.absent_classes(seen.labels, checks.space):
+                if name not in names:
+                    yield Finding(split, None, 'class that never occurs', str(data.labels),
+                                  f'{data.labels}: no pixel in the labels of {split} is of the class {name}', True)
+    usable = len(seen.masks if data.masks and p.script == PRETRAIN else checks.ids)
+    if needed and usable < needed:
+        yield Finding(split, None, 'too few images', str(data.split_file),
+                      f'{data.split_file} has only {usable} usable images, and {p.script} needs {needed}', False)
+
+
+def images_needed(p: EasyDict, part: Part, space: LabelSpace | None) -> int | None:
+    """How many images a split must have for the script of a configuration: a batch, or one for each cluster of objects."""
+    if p.script == PRETRAIN:
+        return p.train_batch_size
+    if p.script == LINEAR and part[:2] == (p.train_db_name, p.train_db_kwargs.split):
+        return p.train_db_kwargs.batch_size
+    clusters = p.kmeans_kwargs.n_clusters or (space.n_clusters if space else None) if p.script == KMEANS else None
+    return clusters and clusters - 1
 
 
 def splits_read(p: EasyDict) -> list[Part]:
@@ -161,9 +215,11 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
         name, split, saliency, labels = part
         folder = Path(p.db_root) / name
         try:
-            dataset = SegmentationDataset(folder, split, saliency, labels)
+            dataset = SegmentationDataset(folder, split, saliency, labels, max_pixels=p.max_image_pixels)
+            dataset.check_description()
         except UserError as error:
-            yield Finding(split, None, 'unusable split', str(folder), f'{error.line()}; the split {split} was not read', False)
+            file = getattr(error, 'path', '') or folder
+            yield Finding(split, None, 'unusable split', str(file), f'{error.line()}; the split {split} was not read', False)
             continue
         if (dataset.labels or p.script == EVAL) and name not in spaces:
             try:
@@ -171,11 +227,18 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
             except UserError as error:
                 spaces[name] = None
                 yield Finding(None, None, 'unusable classes.txt', str(folder / 'classes.txt'), error.line(), False)
-        checks = FileChecks(dataset, split, spaces.get(name), training if name == parts[0][0] else ())
+        checks, seen = FileChecks(dataset, split, spaces.get(name), training if name == parts[0][0] else ()), Contents()
         for batch in progress(make_loader(checks, p.num_workers, torch.device('cpu')), f'Reading {split}'):
             yield from batch['findings'][0]
+            seen.add(batch['contents'][0])
+        yield from split_findings(checks, seen, p, images_needed(p, part, spaces.get(name)))
         read.append(f'{len(checks)} ids of {split}')
         training = checks.ids if part is parts[0] else training
+    if len(parts) > 1 and len({id(space) for space in spaces.values()}) > 1 and None not in spaces.values():
+        first, second = list(spaces.items())[:2]
+        if first[1] != second[1]:
+            yield Finding(None, None, 'different classes', str(Path(p.db_root) / second[0]),
+                          f'{Path(p.db_root) / second[0]} does not have the same classes as {first[0]}', False)
 
 
 @command

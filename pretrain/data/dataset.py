@@ -1,17 +1,18 @@
 """One dataset class for the folder layout of PASCAL VOC with saliency masks."""
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from data import files
 from data.decoded_cache import DecodedCache
-from data.decoding import read_image, read_labels, read_saliency
+from data.decoding import MAX_PIXELS, read_image, read_labels, read_mask
 from data.download import fetch_voc
-from data.label_space import VOC, VOID, is_described, label_space, read_text
+from data.files import IMAGE, LABEL, MASK
+from data.label_space import VOC, VOID, colour_table, is_described, label_space, object_values
 from data.synthetic_shapes import draw_shapes
 from utils.errors import UserError
 
@@ -45,15 +46,19 @@ class SegmentationDataset:
     ignored: class indices that become void in the labels.
     drop_missing: leave out the ids that lack their image or mask (pre-training), instead of failing when they are read.
     cache: a folder in which decoded files are kept, for those who read images more than once, or None.
+    max_pixels: of one image; a larger one is an error.
 
-    Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object; with labels
-    `labels`, H x W uint8, class indices and VOID as `data.label_space` has them, resized to the image if their size differs.
-    Raises `UserError` for missing folders, files and an empty split.
+    Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object, and `mask_marks`, the
+    bits THRESHOLDED and LOSSY of `read_mask`, where there are any; with labels `labels`, H x W uint8, class indices and VOID as
+    `data.label_space` has them, resized to the image if their size differs.
+    Raises `UserError` for missing folders, and for a split that is empty or has no image; `Fault`, as `data.files` has it, for a
+    file.
     """
 
     def __init__(self, folder: str | Path, split: str, saliency: str | None = None, labels: bool | None = False,
-                 drop_missing: bool = False, ignored: Iterable[int] = (), cache: str | Path | None = None):
-        self.folder = Path(folder)
+                 drop_missing: bool = False, ignored: Iterable[int] = (), cache: str | Path | None = None,
+                 max_pixels: int = MAX_PIXELS):
+        self.folder, self.split = Path(folder), split
         self.images = self.folder / 'images'
         self.masks = self.folder / f'saliency_{saliency}' if saliency else None
         labels_name = 'SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass'
@@ -62,63 +67,88 @@ class SegmentationDataset:
         self.labels = self.folder / labels_name if labels else None
         for part in (self.images, self.masks, self.labels):
             if part and not part.is_dir():
-                raise UserError(f'{part}: the folder is missing from the data set')
-        self.ignored = list(ignored)
+                raise files.missing_folder(part)
+        self.ignored, self.max_pixels = list(ignored), max_pixels
         self.cache = DecodedCache(cache) if cache else None
         self.split_file = self.folder / 'sets' / f'{split}.txt'
-        self.ids = [line.strip() for line in read_text(self.split_file).splitlines() if line.strip()]
-        listed = len(self.ids)
+        self.ids = listed = files.read_ids(self.split_file)
+        self.first_dropped: str | None = None
         if drop_missing:
-            self._drop_missing()
-        self.dropped = listed - len(self.ids)
-        if not self.ids:
-            raise UserError(f'{self.split_file}: none of its {listed} ids has an image in {self.images}'
-                            + (f' and a mask in {self.masks}' if self.masks else ''))
+            images, masks = (files.present(folder, listed, part) if folder else set(listed)
+                             for folder, part in ((self.images, IMAGE), (self.masks, MASK)))
+            self.ids = [name for name in listed if name in images and name in masks]
+            self.first_dropped = next((name for name in listed if name not in images or name not in masks), None)
+        self.dropped = len(listed) - len(self.ids)
+        if not self.ids or not any(files.is_there(self.path_of(IMAGE, name)) for name in self.ids):
+            raise files.no_image(self.split_file, listed, self.images, self.masks)
 
     def __len__(self):
         return len(self.ids)
 
     def __getitem__(self, index: int):
         name = self.ids[index]
-        sample = {'id': name, 'image': self._read(read_image, self.images / f'{name}.jpg')}
+        image_path = self.path_of(IMAGE, name)
+        sample = {'id': name, 'image': self.read(IMAGE, image_path)}
         size = sample['image'].shape[:2]
         if self.masks:
-            path = self.masks / f'{name}.png'
-            sample['saliency'] = self._read(read_saliency, path)
-            if sample['saliency'].shape != size:
-                raise UserError(f'{path} is {size_text(sample["saliency"])}, but its image is {size_text(sample["image"])}: '
-                                'make the mask again at the size of the image')
+            path = self.path_of(MASK, name)
+            mask = self.read(MASK, path)
+            files.check_size(MASK, path, mask, image_path, sample['image'])
+            marks = int(mask[0, 0]) & ~1
+            if marks:
+                mask, sample['mask_marks'] = mask & 1, marks
+            sample['saliency'] = mask
         if self.labels:
-            labels = self._lookup[self._read(read_labels, self.labels / f'{name}.png')]
+            path = self.path_of(LABEL, name)
+            labels = self._lookup[self.read(LABEL, path)]
             if labels.shape != size:
+                files.check_size(LABEL, path, labels, image_path, sample['image'])
                 labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
             sample['labels'] = labels
         return sample
+
+    def path_of(self, part: str, name: str) -> Path:
+        """The file of an id. part: IMAGE, MASK or LABEL, of those that the data set has."""
+        return files.find(self.folder_of(part), name, part)
+
+    def read(self, part: str, path: Path) -> np.ndarray:
+        """The file's array: of an image H x W x 3, of a mask as `read_mask` has it, of labels the stored values. Raises `Fault`."""
+        decode, kind = self._decoders[part]
+        cached = functools.partial(self.cache.read, decode, kind=kind) if self.cache else decode
+        return files.read(part, cached, path, self.folder_of(part))
+
+    def folder_of(self, part: str) -> Path:
+        """The folder of a part's files."""
+        folder = {IMAGE: self.images, MASK: self.masks, LABEL: self.labels}[part]
+        assert folder is not None
+        return folder
+
+    def why_dropped(self) -> str:
+        """What the first of the ids lacks that were left out, in words."""
+        name = self.first_dropped
+        if name is None:
+            return 'none'
+        part = next((part for part in (IMAGE, MASK) if not files.is_there(self.path_of(part, name))), IMAGE)
+        path = self.path_of(part, name)
+        return f'{path} is not there{files.nearest(path, self.folder_of(part))}'
+
+    def check_description(self) -> None:
+        """Raise `UserError` where the data set's own files, which are read with the first item, say something impossible."""
+        if self.masks:
+            object_values(self.folder)
+
+    @functools.cached_property
+    def _decoders(self) -> dict[str, tuple[Callable[[Path], np.ndarray], str]]:
+        """For each part a function of its path, and what the function is called in the cache, with all that its result depends
+        on."""
+        values = object_values(self.folder) if self.masks else None
+        colours = colour_table(self.folder) if self.labels else None
+        return {IMAGE: (functools.partial(read_image, limit=self.max_pixels), read_image.__name__),
+                MASK: (functools.partial(read_mask, object_values=values, limit=self.max_pixels), f'{read_mask.__name__} {values}'),
+                LABEL: (functools.partial(read_labels, colours=colours, limit=self.max_pixels), f'{read_labels.__name__} {colours}')}
 
     @functools.cached_property
     def _lookup(self):
         """The class index of each stored value, VOID for void: 256 uint8."""
         lookup = label_space(self.folder).lookup if is_described(self.folder) else np.arange(256, dtype=np.uint8)
         return np.where(np.isin(lookup, self.ignored), np.uint8(VOID), lookup)
-
-    def _read(self, decode: Callable[[Path], np.ndarray], path: Path):
-        return self.cache.read(decode, path) if self.cache else decode(path)
-
-    def _drop_missing(self):
-        images = _stems(self.images, '.jpg')
-        masks = _stems(self.masks, '.png') if self.masks else images
-        self.ids = [name for name in self.ids if name in images and name in masks]
-
-
-def _stems(folder: Path, suffix: str):
-    """Names of the files in `folder`, and in its sub-folders as `sub/name`, without `suffix`: one listing, no stat each."""
-    found: set[str] = set()
-    for root, _, files in os.walk(folder):
-        prefix = os.path.relpath(root, folder).replace(os.sep, '/') + '/'
-        found.update((prefix + file).removeprefix('./').removesuffix(suffix) for file in files if file.endswith(suffix))
-    return found
-
-
-def size_text(array: np.ndarray) -> str:
-    """Width and height of an image, for messages."""
-    return f'{array.shape[1]} x {array.shape[0]}'

@@ -29,13 +29,14 @@ class DecodedCache:
         self.writes = True
         make_folder(self.folder)
 
-    def read(self, decode: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
-        """decode(path), an array, or the one that an earlier call has kept. decode: a function of `data.decoding`."""
+    def read(self, decode: Callable[[Path], np.ndarray], path: Path, kind: str = '') -> np.ndarray:
+        """decode(path), an array, or the one that an earlier call has kept. decode: a function of `data.decoding`. kind: what else
+        its results depend on, with its name; else they are kept by its name."""
         try:
             source = os.stat(path)
         except OSError:
             return decode(path)  # which says what is wrong
-        kept = self._place(decode.__name__, os.path.abspath(path), source.st_size, source.st_mtime_ns)
+        kept = self._place(kind or decode.__name__, os.path.abspath(path), source.st_size, source.st_mtime_ns)
         array = _loaded(kept)
         if array is None:
             array = decode(path)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.decoding import read_photograph
+from data.decoding import MAX_PIXELS, read_photograph
 from utils.errors import UserError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
@@ -17,14 +17,15 @@ class ImageFolder:
     Item i is a dict: `id` and `image`, H x W x 3 uint8 RGB as `read_photograph` has it. An id is the path below the folder
     without suffix (`holiday/beach 1`), so that it can name files of results. What can't stand in a list of ids (line breaks,
     spaces at an end) becomes `_`; images that would share an id have their suffix in it (`a_jpg`, `a_png`).
-    without: a folder to leave out. others: files by suffix that are no images. labels: none, as a `SegmentationDataset` says.
+    without: a folder to leave out. max_pixels: of one image. others: files by suffix that are no images. labels: none, as a `SegmentationDataset` says.
     Raises `UserError` when the folder is missing or holds no image.
     """
 
     labels = None
 
-    def __init__(self, folder: str | Path, without: str | Path | None = None):
+    def __init__(self, folder: str | Path, without: str | Path | None = None, max_pixels: int = MAX_PIXELS):
         folder = os.path.expanduser(folder or 'an empty name')
+        self.max_pixels = max_pixels
         self.folder = Path(os.path.realpath(folder))  # Path.resolve() fails on a loop of links
         if not self.folder.is_dir():
             raise UserError(f'{self.folder} is no folder of images')
@@ -41,7 +42,7 @@ class ImageFolder:
         return len(self.ids)
 
     def __getitem__(self, index: int):
-        return {'id': self.ids[index], 'image': read_photograph(self.paths[index])}
+        return {'id': self.ids[index], 'image': read_photograph(self.paths[index], self.max_pixels)}
 
     def _files(self, without: str | Path | None):
         """Paths of the images below the folder, as text."""

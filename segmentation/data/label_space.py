@@ -1,16 +1,19 @@
 """What the labels of a data set mean: its classes, which of them is background, what is void, and their colours.
 
-All of it is said in the data set's folder: by classes.txt (a class a line, background first), or by dataset.yml, whose keys,
-all optional, are
+All of it is said in the data set's folder: by classes.txt (a class a line, background first; with `name #rrggbb` or `name r g b`
+in all lines the colours of the labels too), or by dataset.yml, whose keys, all optional, are
 
     classes: [road, car, tree]   # instead of classes.txt
     background: null             # the name of the background class (default: the first); null: there is none
     void: [0, 255]               # stored values that count as void (default: 255)
     reduce_zero_label: True      # stored labels begin at 1, and 0 is void
-    colours: {road: [128, 64, 128]}    # RGB, of pictures and predictions (default: PASCAL VOC's)
+    colours: {road: [128, 64, 128]}    # RGB, of labels, pictures and predictions (default: PASCAL VOC's)
+    labels: indices              # or colours: what counts where a file could be read as either
+    object: 255                  # stored values of masks that are object; `nonzero`: all but 0
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +22,21 @@ from typing import Any
 import numpy as np
 import yaml
 
+from data.label_colours import COLOURS, INDICES, Colour, ColourTable, voc_values
 from data.palette import VOC_COLOURS
 from utils.errors import UserError, nearest_name
+from utils.storage import text
 
 VOC = 'VOCSegmentation'
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',
                'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
 VOID = 255  # in labels as the program has them, whatever the files hold
 DESCRIPTION, CLASSES = 'dataset.yml', 'classes.txt'
-KEYS = ('classes', 'background', 'void', 'reduce_zero_label', 'colours')
+KEYS = ('classes', 'background', 'void', 'reduce_zero_label', 'colours', 'labels', 'object')
+VOID_NAME, NONZERO = 'void', 'nonzero'
+BEFORE = re.compile(r'(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(?P<name>.*\S)')  # r g b name
+BEHIND = re.compile(r'(?P<name>.*?\S)[\s,:=]+[(\[]?\s*(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})\s*[)\]]?')
+HEX = re.compile(r'(?P<name>.*?\S)[\s,:=]+#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})')
 
 
 @dataclass(frozen=True)
@@ -83,27 +92,97 @@ def label_space(folder: str | Path) -> LabelSpace:
     Raises `UserError` for a file that is missing, unreadable, or says something impossible.
     """
     folder = Path(folder)
-    described = _description(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
-    file = folder / (DESCRIPTION if 'classes' in described else CLASSES)
-    names = described.get('classes')
-    if names is None:
-        if not file.is_file():
-            if folder.name != VOC:
-                raise UserError(f'{file} is missing: name the classes, one a line, background first')
-            names = VOC_CLASSES
-        else:
-            names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    described, names, coloured, file = _described(folder)
     if len(names) < 2 or len(set(names)) < len(names) or len(names) > VOID:
         raise UserError(f'{file} must name 2 to {VOID} different classes, one a line, background first')
-    names = tuple(map(str, names))
+    colours = VOC_COLOURS.copy()
+    for name, colour in coloured.items():
+        if name in names:
+            colours[names.index(name)] = colour
     return LabelSpace(names, _background(described, names, folder / DESCRIPTION), DESCRIPTION if described else CLASSES,
-                      _lookup(described, folder / DESCRIPTION), _colours(described, names, folder / DESCRIPTION))
+                      _lookup(described, folder / DESCRIPTION), colours)
+
+
+def colour_table(folder: str | Path) -> ColourTable:
+    """The stored value of each colour that labels of the data set in `folder` may have: of its classes and `void` where it says
+    colours, else PASCAL VOC's of as many classes. Raises as `label_space` does; a data set that names no classes has VOC's."""
+    folder = Path(folder)
+    if not is_described(folder):
+        return ColourTable(voc_values())
+    described, names, coloured, file = _described(folder)
+    if not coloured:
+        given, source = voc_values(len(names)), "PASCAL VOC's colours"
+    else:
+        given = {colour: VOID if name == VOID_NAME and name not in names else names.index(name)
+                 for name, colour in coloured.items()}
+        source = f'the colours in {file.name}'
+        if len(given) < len(coloured):
+            raise UserError(f'{file}: two classes have the same colour, which tells no labels apart')
+    lookup = _lookup(described, folder / DESCRIPTION)
+    stored = {int(index): value for value, index in reversed(list(enumerate(lookup)))}
+    return ColourTable({colour: stored[index] for colour, index in given.items() if index in stored}, described.get('labels'),
+                       source)
+
+
+def object_values(folder: str | Path) -> tuple[int, ...] | None:
+    """The stored values of masks that are object, as the data set in `folder` says: () for all but 0; None for 255."""
+    file = Path(folder) / DESCRIPTION
+    given = _description(file).get('object', 255) if file.is_file() else 255
+    if given == NONZERO:
+        return ()
+    values = given if isinstance(given, list) else [given]
+    if not values or not all(isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 65535 for value in values):
+        raise UserError(f'{file}: object must be {NONZERO}, or stored values of masks from 1 to 65535, not {given!r}')
+    return None if values == [255] else tuple(values)
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Colour], Path]:
+    """What dataset.yml holds, the class names, the colours that are said, by name (`void` may be one), and where all this is."""
+    described = _description(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
+    file, names = folder / (DESCRIPTION if 'classes' in described else CLASSES), described.get('classes')
+    coloured: dict[str, Colour] = {}
+    if names is None:
+        if file.is_file():
+            names, coloured = _class_lines(file)
+        elif folder.name == VOC:
+            names = VOC_CLASSES
+        else:
+            raise UserError(f'{file} is missing: name the classes, one a line, background first')
+    names = tuple(map(str, names))
+    return described, names, coloured | _colours(described, names, folder / DESCRIPTION), file
+
+
+def _class_lines(file: Path) -> tuple[list[str], dict[str, Colour]]:
+    """The names in classes.txt, and their colours where all lines have one."""
+    lines = [line.strip() for line in read_text(file).split('\n') if line.strip()]
+    for pattern, base in ((HEX, 16), (BEHIND, 10), (BEFORE, 10)):
+        found = [pattern.fullmatch(line) for line in lines]
+        if lines and all(found):
+            break
+    else:
+        if any(HEX.fullmatch(line) for line in lines):
+            raise UserError(f'{file}: some lines have a colour and some have none: give one to all, or to none')
+        return lines, {}
+    coloured: dict[str, Colour] = {}
+    names = []
+    for line, match in zip(lines, found, strict=True):
+        assert match is not None
+        name = match['name'].strip()
+        values = [int(match[group], base) for group in range(1, 5) if group != match.re.groupindex['name']]
+        if max(values) > 255:
+            raise UserError(f'{file}: `{line}`: a colour has three values from 0 to 255')
+        coloured[name] = (values[0], values[1], values[2])
+        if name.lower() != VOID_NAME:
+            names.append(name)
+        elif name != VOID_NAME:
+            coloured[VOID_NAME] = coloured.pop(name)
+    return names, coloured
 
 
 def read_text(path: Path) -> str:
     """The content of a text file. Raises `UserError` that names it."""
     try:
-        return path.read_text(encoding='utf-8')
+        return text.read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or 'not a text file'
         raise UserError(f'{path} could not be read ({reason})') from error
@@ -122,6 +201,8 @@ def _description(file: Path) -> dict[str, Any]:
     names = content.get('classes', [])
     if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
         raise UserError(f'{file}: classes must be a list of names')
+    if content.get('labels') not in (None, INDICES, COLOURS):
+        raise UserError(f'{file}: labels must be {INDICES} or {COLOURS}, not {content["labels"]!r}')
     if not isinstance(content.get('reduce_zero_label', False), bool):
         raise UserError(f'{file}: reduce_zero_label must be True or False, not {content["reduce_zero_label"]!r}')
     return content
@@ -151,14 +232,14 @@ def _lookup(described: Mapping[str, Any], file: Path):
 
 
 def _colours(described: Mapping[str, Any], names: tuple[str, ...], file: Path):
-    colours, given = VOC_COLOURS.copy(), described.get('colours') or {}
+    given, colours = described.get('colours') or {}, {}
     if not isinstance(given, dict):
         raise UserError(f'{file}: colours must map names of classes to [red, green, blue]')
     for name, colour in given.items():
-        if str(name) not in names:
+        if str(name) not in (*names, VOID_NAME):
             raise UserError(f"{file}: colours: no class is called '{name}' (nearest: "
                             f"'{nearest_name(str(name), names, cutoff=0)}')")
         if not (isinstance(colour, list) and len(colour) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in colour)):
             raise UserError(f'{file}: colours: {name} must be [red, green, blue] from 0 to 255, not {colour!r}')
-        colours[names.index(str(name))] = colour
+        colours[str(name)] = (colour[0], colour[1], colour[2])
     return colours

@@ -7,8 +7,11 @@ import cv2
 import numpy as np
 import torch
 
+from data.contents import Contents
 from data.dataset import SegmentationDataset
+from data.files import LABEL
 from data.image_folder import ImageFolder
+from data.label_space import VOID
 from evaluation.metrics import check_labels
 
 
@@ -16,7 +19,7 @@ class EvaluationImages(torch.utils.data.Dataset):
     """The images of a `SegmentationDataset` or an `ImageFolder` at one resolution, in the order of its ids.
 
     resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
-    (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; and, where the data set reads them,
+    (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; `contents`, a `Contents`; and, where the data set reads them,
     `labels` (uint8 array at the image's own size) and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
     classes: how many there are. Raises `UserError` for unreadable files, and for labels that are no class.
     """
@@ -34,11 +37,13 @@ class EvaluationImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        item = {'id': sample['id'], 'size': sample['image'].shape[:2],
+        seen = Contents.of(sample)
+        item = {'id': sample['id'], 'size': sample['image'].shape[:2], 'contents': seen,
                 'image': torch.from_numpy(resize_image(sample['image'], self.resolution))}
         if 'labels' in sample:
-            assert self.dataset.labels is not None
-            check_labels(sample['labels'], self.classes, self.dataset.labels / f'{sample["id"]}.png')
+            assert isinstance(self.dataset, SegmentationDataset) and seen.labels is not None
+            if seen.labels[self.classes:VOID].any():
+                check_labels(sample['labels'], self.classes, self.dataset.path_of(LABEL, sample['id']))
             item['labels'] = sample['labels']
         if 'saliency' in sample:
             item['saliency'] = resize_labels(sample['saliency'], self.resolution)

@@ -4,12 +4,13 @@ Axes: M images, D embedding, C classes. What is kept of an image does not grow w
 compressed.
 """
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from data.contents import Contents, merged
 from data.normalization import to_images
 from evaluation.evaluation_images import resize_labels
 from evaluation.metrics import confusion_matrix
@@ -25,11 +26,12 @@ from utils.training.precision import autocast
 class ImagePrototypes:
     """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s.
     histograms: M x 2 x C int64, pixels outside and inside the mask by label, or None without labels. Masks and histograms are
-    at the images' size, or at the network's resolution."""
+    at the images' size, or at the network's resolution. contents: what was seen of the images, with these masks."""
     ids: list[str]
     prototypes: np.ndarray
     masks: list[CompressedMask]
     histograms: np.ndarray | None
+    contents: Contents = field(default_factory=Contents)
 
 
 @torch.no_grad()
@@ -50,17 +52,20 @@ def extract_prototypes(network: PretrainingNetwork | BackboneNetwork, loader: Da
                                                        hide_background))
     if parts is None:
         return None
-    ids, vectors, masks, histograms = (list(itertools.chain.from_iterable(lists)) for lists in zip(*parts, strict=True))
-    return ImagePrototypes(ids, np.concatenate(vectors), masks, np.stack(histograms) if histograms else None)
+    *lists, seen = zip(*parts, strict=True)
+    ids, vectors, masks, histograms = (list(itertools.chain.from_iterable(each)) for each in lists)
+    return ImagePrototypes(ids, np.concatenate(vectors), masks, np.stack(histograms) if histograms else None, merged(seen))
 
 
 def _embed_part(network: PretrainingNetwork | BackboneNetwork, loader: DataLoader, device: torch.device, precision: str,
                 classes: int, at_resolution: bool, hide_background: bool):
-    """Lists of ids, B x D arrays, masks and histograms, as in `ImagePrototypes`, of this process's part of the images."""
+    """Lists of ids, B x D arrays, masks and histograms, and contents, as in `ImagePrototypes`, of this process's part of the
+    images."""
     ids: list[str] = []
     vectors: list[np.ndarray] = []
     masks: list[CompressedMask] = []
     histograms: list[np.ndarray] = []
+    seen = Contents()
     for batch in progress(loader, 'Embedding'):
         distributed.note(f'embedding, image {batch["id"][0]}')
         images = to_images(batch['image'], device, network.backbone.normalization)
@@ -77,12 +82,14 @@ def _embed_part(network: PretrainingNetwork | BackboneNetwork, loader: DataLoade
             raise UserError(f'the network gives no finite embedding for {batch["id"][int(np.argmin(finite))]}: try --amp none, '
                             'or another checkpoint')
         given_labels = batch.get('labels', [None] * len(inside))
-        for name, size, mask, labels in zip(batch['id'], batch['size'], inside.to(torch.uint8).cpu().numpy(), given_labels,
-                                            strict=True):
+        for name, size, mask, labels, counted in zip(batch['id'], batch['size'], inside.to(torch.uint8).cpu().numpy(),
+                                                     given_labels, batch['contents'], strict=True):
+            counted.add_mask(name, not mask.any())
+            seen.add(counted)
             if not at_resolution:
                 mask = resize_labels(mask, size)
             masks.append(CompressedMask(mask))
             if labels is not None:
                 histograms.append(confusion_matrix(mask, resize_labels(labels, mask.shape), classes, name, ids=2))
         ids += batch['id']
-    return ids, vectors, masks, histograms
+    return ids, vectors, masks, histograms, seen

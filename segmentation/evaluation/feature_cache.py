@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from data.contents import Contents
 from evaluation.evaluation_images import resize_labels
 from evaluation.linear_probe import frozen_features
 from models.networks import LinearNetwork
@@ -39,6 +40,7 @@ class FeatureCache:
         self.network, self.loader, self.device, self.precision = network, loader, device, precision
         self.resolution, self.folder, self.keep = tuple(resolution), folder, keep
         self.file: IO[bytes] | None = None
+        self.seen = Contents()  # of this process's images
         self.batches: list[tuple[list[str], tuple[int, ...]]] = []  # ids, and shape of the features as B x h x w x 256
 
     def __enter__(self) -> Self:
@@ -66,8 +68,11 @@ class FeatureCache:
 
     def _compute(self):
         self.network.eval()
+        first = not self.seen.images  # passes see the same again
         for batch in progress(self.loader, 'Validation'):
             features = frozen_features(self.network, batch['image'], self.device, self.precision)
+            for contents in batch['contents'] if first else ():
+                self.seen.add(contents)
             yield batch['id'], features, np.stack([resize_labels(labels, self.resolution) for labels in batch['labels']])
 
     def _fill(self):

@@ -1,7 +1,8 @@
 """Segmentations of a split by a `LinearNetwork`, with or without CRF, and their score (paper section 4)."""
 import contextlib
+import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
+from data.contents import Contents, merged, report
+from data.dataset import SegmentationDataset
+from data.image_folder import ImageFolder
 from data.label_space import LabelSpace
 from evaluation.crf import CrfPool
 from evaluation.evaluation_images import EvaluationImages, resize_labels
@@ -16,39 +20,74 @@ from evaluation.linear_probe import class_logits, frozen_features, predicted_cla
 from evaluation.predictions import write_predictions
 from models.networks import LinearNetwork
 from utils.cli.progress import progress
+from utils.errors import UserError
 from utils.parallel import distributed
+
+log = logging.getLogger('maskcontrast')
+
+ONLY_BACKGROUND = ('Every pixel of all %d predictions is background. Usually the classifier was trained too short or with a learning '
+                   'rate that is too low or too high, its labels are nearly all background, or the frozen weights below it are '
+                   'not those that it was trained on')
 
 
 def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, output: str | Path, device: torch.device,
-             precision: str, crf: bool = False, pictures: int | None = None) -> np.ndarray | None:
+             precision: str, crf: bool = False, pictures: int | None = None, told: bool = False) -> np.ndarray | None:
     """Segment images, write predictions/, visualization/ and contact_sheet.png below `output`, and score.
 
     loader: `split_loader` of `EvaluationImages`; all processes call this, each for its part. space: of the labels. pictures:
-    how many (None: all). Returns the C x C confusion matrix of all images at their own size, or None where they have no
+    how many (None: all). told: whether it was logged before what the images hold. Returns the C x C confusion matrix of all images at their own size, or None where they have no
     labels.
-    Raises `UserError` for unreadable files, labels that are no class, and a folder that can't be written.
+    Raises `UserError` for unreadable files, labels that are no class or all void, and a folder that can't be written.
     """
     network.eval()
     dataset, part = _images_of(loader).dataset, _part_of(loader)
     with CrfPool(dataset) if crf else contextlib.nullcontext() as pool, distributed.watched():
         # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
         ahead = 2 * pool.processes if pool and device.type != 'cpu' else 0
-        predictions = segment(network, loader, device, precision, pool, ahead)
-        return write_predictions(output, dataset, progress(predictions, 'CRF' if crf else 'Evaluation', len(part)),
-                                 space, pictures, part=part)
+        seen, found = Contents(), _Found()
+        predictions = found.look(segment(network, loader, device, precision, pool, ahead, seen), space)
+        confusion = write_predictions(output, dataset, progress(predictions, 'CRF' if crf else 'Evaluation', len(part)),
+                                      space, pictures, part=part)
+        parts = distributed.gather_objects((seen, found.objects))
+    if parts is not None:  # on rank 0
+        seen = merged(part for part, _ in parts)
+        if not told:
+            _report(seen, dataset, space)
+        if not any(objects for _, objects in parts) and space.background is not None:
+            log.warning(ONLY_BACKGROUND, len(seen.images))
+    return confusion
+
+
+class _Found:
+    """Whether predictions that went by had any object."""
+    objects = False
+
+    def look(self, predictions: Iterable[np.ndarray], space: LabelSpace):
+        for prediction in predictions:
+            self.objects = self.objects or bool((prediction != space.outside).any())
+            yield prediction
+
+
+def _report(seen: Contents, dataset: SegmentationDataset | ImageFolder, space: LabelSpace):
+    if isinstance(dataset, SegmentationDataset):
+        report(seen, dataset, dataset.split, space)
+    else:
+        log.info('%s: %s', dataset.folder, seen.line())
 
 
 def segment(network: LinearNetwork, loader: DataLoader, device: torch.device, precision: str, pool: CrfPool | None = None,
-            ahead: int = 0) -> Iterator[np.ndarray]:
+            ahead: int = 0, seen: Contents | None = None) -> Iterator[np.ndarray]:
     """Predictions at the images' own size, H x W uint8 each, of this process's images in order.
 
     Without a `pool`: argmax at the network's resolution, then OpenCV nearest. With one, a `CrfPool`: CRF at the image's size;
-    when the network goes on to the next batch, at most `ahead` images are still unfinished.
+    when the network goes on to the next batch, at most `ahead` images are still unfinished. What is read is added to `seen`.
     """
     pending: deque[Future[np.ndarray]] = deque()
     index = _part_of(loader).start
     for batch in loader:
         distributed.note(f'evaluation, image {batch["id"][0]}')
+        for contents in batch['contents'] if seen is not None else ():
+            seen.add(contents)
         grid = class_logits(network.classifier, frozen_features(network, batch['image'], device, precision), batch['id'])
         resolution = tuple(batch['image'].shape[1:3])
         if not pool:

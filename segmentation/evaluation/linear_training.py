@@ -2,7 +2,7 @@
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from easydict import EasyDict
 from torch.utils.data import DataLoader
 
+from data import contents
+from data.dataset import SegmentationDataset
 from data.label_space import LabelSpace
 from evaluation.feature_cache import FeatureCache
 from evaluation.inference import evaluate
@@ -53,6 +55,10 @@ class LinearTrainer(Trainer):
         self.best_epoch, self.best_iou = state.get('best_epoch', 0), state.get('best_iou', 0.0)
         if self.step == 0 and self.best_iou and self.best_epoch == self.epoch - 1:
             self._save_best()  # it may have been killed just before that
+
+    def report_seen(self, seen: Sequence[contents.Contents | None]) -> None:
+        views: Any = self.loader.dataset  # `TrainingViews`
+        contents.report(contents.merged(seen), views.dataset, views.dataset.split, views.space)
 
     def train_step(self, batch: dict[str, Any]) -> torch.Tensor:
         features = frozen_features(self.model, batch['image'], self.device, self.precision)
@@ -99,16 +105,29 @@ def train(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: 
     with FeatureCache(trainer.model, val_loader, trainer.device, trainer.precision, p.transformation_kwargs.resolution,
                             output, keep) as validation, \
             MetricsWriter(output, trainer.epoch, functools.partial(view_figure, space)) as record, deferred(), trainer.writer:
+        reported = keep and _report_validation(validation, space)
         while trainer.epoch < p.epochs:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(trainer.optimizer, lr)
             epoch = trainer.epoch + 1
             numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
             numbers['mIoU'] = trainer.score(validation, len(space))
+            reported = reported or _report_validation(validation, space)
             record.scalars(epoch, {'lr': lr, **numbers})
             trainer.save_epoch(numbers['mIoU'])
             log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', epoch, p.epochs,
                      numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
+
+
+def _report_validation(validation: FeatureCache, space: LabelSpace):
+    """Say what the validation images held, before a classifier is trained for them if that is known. Returns True."""
+    images: Any = validation.loader.dataset  # `EvaluationImages`
+    dataset: SegmentationDataset = images.dataset
+    with distributed.watched():
+        parts = distributed.gather_objects(validation.seen)
+        if parts is not None and any(part.images for part in parts):  # on rank 0
+            contents.report(contents.merged(parts), dataset, dataset.split, space)
+    return True
 
 
 def final_evaluation(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: EasyDict, output: Path,
@@ -117,7 +136,8 @@ def final_evaluation(trainer: LinearTrainer, val_loader: DataLoader, space: Labe
     log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution%s', trainer.best_iou,
              trainer.best_epoch + 1, ', with CRF' if crf else '')
     network = on_device(finetuned_network(p, len(space), p.best_model), trainer.device)
-    confusion = evaluate(network, val_loader, space, output, trainer.device, trainer.precision, crf, pictures=0)
+    confusion = evaluate(network, val_loader, space, output, trainer.device, trainer.precision, crf, pictures=0,
+                         told=trainer.reported)
     if not is_main() or confusion is None:
         return
     iou = class_iou(confusion) * 100

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
-from data.dataset import size_text
+from data.files import size_text
 from data.label_space import VOID
 from utils.errors import UserError
 

@@ -3,15 +3,17 @@ import contextlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from data.contents import no_label
 from data.dataset import SegmentationDataset
+from data.files import size_text
 from data.image_folder import ImageFolder
 from data.label_space import LabelSpace
 from evaluation.metrics import confusion_matrix
@@ -41,7 +43,7 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
     space: of these classes. score: whether to count. part: the range of the images that `predictions` are of, where all
     processes call this, each for its part; None: this process alone writes all.
     Returns the C x C int64 confusion matrix of all images, or None.
-    Raises `UserError` as `confusion_matrix` does, and when something can't be read or written.
+    Raises `UserError` as `confusion_matrix` does, where all labels are void, and when something can't be read or written.
     """
     pictures = len(dataset) if pictures is None else pictures
     counted = score and dataset.labels
@@ -54,6 +56,7 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
         if not (drawn or score):
             return None, None
         sample = dataset[index]
+        check_unchanged(sample, prediction)
         labels = sample.get('labels')
         if labels is not None and score:
             counts = confusion_matrix(prediction, labels, len(space), name)
@@ -74,8 +77,18 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
             if counted:
                 distributed.all_reduce(torch.from_numpy(confusion))
             thumbnails = sum(distributed.gather_objects(thumbnails) or [], [])
+        if confusion is not None and not confusion.any():
+            assert isinstance(dataset, SegmentationDataset)
+            raise UserError(no_label(dataset, dataset.split))
         save_contact_sheet(folder, thumbnails)
     return confusion
+
+
+def check_unchanged(sample: Mapping[str, Any], mask: np.ndarray) -> None:
+    """Raise a `UserError` where an image, an item of a data set, is not of the size any more that `mask`, made of it before, has."""
+    if sample['image'].shape[:2] != mask.shape:
+        raise UserError(f'the image {sample["id"]} is {size_text(sample["image"])} now and was {size_text(mask)} before: it was '
+                        'replaced while it was in use; start again when the files no longer change')
 
 
 def write_pictures(output: str | Path, ids: Sequence[str], draw: Callable[[int], np.ndarray],

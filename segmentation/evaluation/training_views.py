@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 import torch
 
+from data.contents import Contents
 from data.dataset import SegmentationDataset
-from data.label_space import LabelSpace
+from data.files import LABEL
+from data.label_space import VOID, LabelSpace
 from data.loaders import item_rng
 from evaluation.evaluation_images import resize_image, resize_labels
 from evaluation.metrics import check_labels
@@ -61,7 +63,7 @@ class TrainingViews(torch.utils.data.Dataset):
     skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
 
     Item (epoch, index) is a dict: `image` (H x W x 3 uint8 tensor, RGB), `labels` (H x W uint8 tensor, void as VOID), `id`,
-    `skipped` (lines about files that were passed over).
+    `skipped` (lines about files that were passed over), `contents` (a `Contents` of the image).
     Raises `UserError` for unreadable files, and for labels that are no class.
     """
 
@@ -84,7 +86,7 @@ class TrainingViews(torch.utils.data.Dataset):
         skipped: list[str] = []
         while len(skipped) <= REPLACEMENTS:
             try:
-                sample = self._read(index)
+                sample, seen = self._read(index)
             except UserError as error:
                 if not self.skip_unreadable:
                     raise
@@ -93,14 +95,15 @@ class TrainingViews(torch.utils.data.Dataset):
             else:
                 image, labels = render(sample['image'], sample['labels'], sample_view(rng), self.resolution, self.space.outside)
                 return {'image': torch.from_numpy(image), 'labels': torch.from_numpy(labels), 'id': sample['id'],
-                        'skipped': skipped}
+                        'skipped': skipped, 'contents': seen}
         raise UserError(f'{len(skipped)} images in a row could not be used, beginning with: {skipped[0]}')
 
     def _read(self, index: int):
         sample = self.dataset[index]
-        assert self.dataset.labels is not None
-        check_labels(sample['labels'], len(self.space), self.dataset.labels / f'{sample["id"]}.png')
-        return sample
+        seen = Contents.of(sample)
+        if seen.labels is not None and seen.labels[len(self.space):VOID].any():
+            check_labels(sample['labels'], len(self.space), self.dataset.path_of(LABEL, sample['id']))
+        return sample, seen
 
 
 def view_figure(space: LabelSpace, batch: Mapping[str, Any], views: int = 4) -> np.ndarray:

@@ -61,6 +61,7 @@ KEYS = (
     Key('num_workers', 'int', 4, SCRIPTS, minimum=0),
     Key('transformation_kwargs.crop_size', 'int', 224, (PRETRAIN,), minimum=16),
     Key('transformation_kwargs.resolution', 'size', (512, 512), EVALUATIONS),
+    Key('max_image_pixels', 'int', 178_956_970, SCRIPTS, minimum=1),
     Key('on_bad_image', 'str', 'stop', TRAINED, choices=('stop', 'skip')),
     # Network
     Key('backbone', 'str', REQUIRED, SCRIPTS, choices=_backbones),

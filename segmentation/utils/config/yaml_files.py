@@ -8,6 +8,7 @@ import yaml
 from yaml.nodes import MappingNode, ScalarNode
 
 from utils.errors import UserError, one_line
+from utils.storage.text import read_text
 
 MERGE, INT, FLOAT = (f'tag:yaml.org,2002:{kind}' for kind in ('merge', 'int', 'float'))
 LEADING_ZERO = re.compile(r'[-+]?0[0-9_]+')
@@ -54,7 +55,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     """The mapping in a YAML file. Raises `UserError` with file and line for one that can't be read, is no mapping, or where
     something looks like something else than it is."""
     try:
-        text = Path(path).read_text(encoding='utf-8-sig')
+        text = read_text(path)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or 'not a text file'
         raise UserError(f'{path}: the configuration file could not be read ({reason})') from error

@@ -28,6 +28,12 @@ class _Split(Protocol):
     def __len__(self) -> int: ...
 
 
+class _Contents(Protocol):
+    """What is asked of `data.contents.Contents` here."""
+
+    def add(self, other: Any, /) -> None: ...
+
+
 def check_batch_size(name: str, batch_size: int, dataset: _Split, processes: int) -> None:
     """Raise a `UserError` for a global batch that `dataset` can't fill, or that can't be divided over so many processes. name:
     of the key, with its file."""
@@ -47,8 +53,8 @@ def batches_text(batch_size: int, processes: int) -> str:
 class Trainer:
     """Runs epochs of one model, optimiser and loader. What a step computes is the subclass's: it defines `train_step`.
 
-    model: on its device. loader: of `EpochBatchSampler` and a data set whose items have `id` and `skipped` (a list of lines
-    about files that were passed over). streams: the `RandomStreams` of this process. precision: 'none', 'bf16' or 'fp16'.
+    model: on its device. loader: of `EpochBatchSampler` and a data set whose items have `id`, `skipped` (a list of lines
+    about files that were passed over) and `contents` (what was read for it, a `_Contents`). streams: the `RandomStreams` of this process. precision: 'none', 'bf16' or 'fp16'.
     checkpoint: path that is written every `checkpoint_every` steps (None: at the end of epochs only). extra: values that every
     checkpoint carries (seed, precision, configuration).
 
@@ -69,6 +75,8 @@ class Trainer:
         self.writer = BackgroundWriter()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         self.epoch = self.step = self.skipped = 0
+        self.seen: _Contents | None = None  # of the images, in the first epoch that this process runs
+        self.reported = False
         self.totals = dict.fromkeys(self.NUMBERS, 0.0)
 
     def train_step(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -78,6 +86,9 @@ class Trainer:
     def own_state(self) -> dict[str, Any]:
         """What a subclass's checkpoints hold besides, as a dict."""
         return {}
+
+    def report_seen(self, seen: Sequence[Any]) -> None:
+        """Say what the images held that the first epoch has seen. seen: a `_Contents` of each process; on rank 0 alone."""
 
     def resume(self, state: Mapping[str, Any], source: str | Path, same_optimizer: bool = True,
                same_batches: bool = True) -> None:
@@ -171,6 +182,7 @@ class Trainer:
                 numbers = self.train_step(batch)
                 unread.append((self.step, batch['id'], numbers))
                 self._report_skipped(batch['skipped'])
+                self._look(batch)
                 self.step += 1
                 self._note_step(in_step=False)
                 saves = self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < len(sampler)
@@ -191,6 +203,7 @@ class Trainer:
                     self.writer.finish()
                     raise preemption.Preempted(stop, agreed=True)
             self.writer.finish()  # before the numbers of another epoch are written
+            self._report_seen()
         images = (self.step - first_step) * sampler.batch_size
         return self._epoch_report(images / max(time.perf_counter() - started, 1e-9))
 
@@ -237,6 +250,21 @@ class Trainer:
             for line in lines:
                 log.warning('skipped: %s', line)
             self.skipped += len(lines)
+
+    def _look(self, batch: dict[str, Any]):
+        for contents in () if self.reported else batch.get('contents', ()):
+            if self.seen is None:
+                self.seen = contents
+            else:
+                self.seen.add(contents)
+
+    def _report_seen(self):
+        if self.reported:
+            return
+        parts = distributed.gather_objects(self.seen)
+        self.reported, self.seen = True, None
+        if parts is not None and any(part is not None for part in parts):  # on rank 0
+            self.report_seen(parts)
 
     def _epoch_report(self, images_per_second: float):
         means = {name: total / self.step for name, total in self.totals.items()}

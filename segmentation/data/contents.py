@@ -1,0 +1,129 @@
+"""What a run saw of its data, in one line, and what is odd about it: empty masks, classes that never occur, nothing but void."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data import files
+from data.dataset import SegmentationDataset
+from data.decoding import HALF, LOSSY, THRESHOLDED
+from data.label_space import VOID, LabelSpace
+from utils.errors import UserError
+
+log = logging.getLogger('maskcontrast')
+
+SHOWN = 12  # values, and names of classes, at most
+
+
+@dataclass
+class Contents:
+    """Of some items of a data set, ids: `images`; `masks`, with those that are `empty`, were `thresholded` as JPEGs, or are
+    `lossy`: hold other values besides. labels: 256 int64, pixels of each class index and of VOID, or None without labels."""
+    images: set[str] = field(default_factory=set)
+    masks: set[str] = field(default_factory=set)
+    empty: set[str] = field(default_factory=set)
+    thresholded: set[str] = field(default_factory=set)
+    lossy: set[str] = field(default_factory=set)
+    labels: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, sample: Mapping[str, Any]) -> Contents:
+        """Of an item of a `SegmentationDataset` or an `ImageFolder`."""
+        name, marks = sample['id'], sample.get('mask_marks', 0)
+        result = cls({name})
+        if 'saliency' in sample:
+            result.add_mask(name, not cv2.countNonZero(sample['saliency']))
+        if marks & THRESHOLDED:
+            result.thresholded.add(name)
+        if marks & LOSSY:
+            result.lossy.add(name)
+        if 'labels' in sample:
+            result.labels = cv2.calcHist([sample['labels']], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+        return result
+
+    def add_mask(self, name: str, empty: bool) -> None:
+        """Count the mask of an image, given or predicted."""
+        self.masks.add(name)
+        if empty:
+            self.empty.add(name)
+
+    def add(self, other: Contents) -> None:
+        """Count what `other` has seen, too. Of one image twice its labels count twice."""
+        for mine, others in ((self.images, other.images), (self.masks, other.masks), (self.empty, other.empty),
+                             (self.thresholded, other.thresholded), (self.lossy, other.lossy)):
+            mine |= others
+        if other.labels is not None:
+            self.labels = other.labels + (0 if self.labels is None else self.labels)
+
+    def line(self, predicted: bool = False) -> str:
+        """In words: images, masks, empty ones, label values, share of void. predicted: whether the masks are the network's."""
+        text = f'{len(self.images)} images'
+        if self.masks:
+            text += f', {len(self.masks)} {"predicted " if predicted else ""}masks ({len(self.empty)} empty)'
+        if self.labels is not None:
+            values = [str(value) for value in np.flatnonzero(self.labels[:VOID])]
+            shown = ', '.join(values[:SHOWN]) + (f', ... {values[-1]}' if len(values) > SHOWN else '')
+            share = 100 * self.labels[VOID] / max(self.labels.sum(), 1)
+            text += f', labels {shown or "of no class"}; {share:.3g}% of the pixels void'
+        return text
+
+
+def merged(parts: Iterable[Contents | None]) -> Contents:
+    """All of them together."""
+    result = Contents()
+    for part in parts:
+        if part is not None:
+            result.add(part)
+    return result
+
+
+def report(seen: Contents, dataset: SegmentationDataset, split: str, space: LabelSpace | None = None, predicted: bool = False,
+           ignored: Iterable[int] = ()) -> None:
+    """Log what was seen of a split, and warn of what is odd about it. predicted: whether the masks are the network's. ignored:
+    classes that were made void.
+
+    Raises `UserError` where all masks are empty, and where labels leave no pixel that counts.
+    """
+    log.info('%s: %s', split, seen.line(predicted))
+    if seen.thresholded:
+        log.warning('%s: %d masks are JPEGs, which are not exact: values from %d on count as object', dataset.masks,
+                    len(seen.thresholded), HALF)
+    if seen.lossy:
+        log.warning('%s: %d masks, of %s, say, hold values that are neither background (0) nor object (255), and count as '
+                    'background', dataset.masks, len(seen.lossy), min(seen.lossy))
+    if seen.masks and seen.empty == seen.masks:
+        raise UserError(all_empty(dataset, dataset.split, seen.masks, predicted))
+    if seen.labels is not None and space is not None:
+        if not seen.labels[:VOID].any():
+            raise UserError(no_label(dataset, dataset.split))
+        absent = absent_classes(seen.labels, space, ignored)
+        if absent:
+            shown = ', '.join(absent[:SHOWN]) + (f' and {len(absent) - SHOWN} others' if len(absent) > SHOWN else '')
+            log.warning('%s: no pixel in the labels of %s is of the class %s', dataset.labels, dataset.split, shown)
+
+
+def all_empty(dataset: SegmentationDataset, split: str, names: Iterable[str], predicted: bool) -> str:
+    """The message where no mask of a split has an object."""
+    if predicted:
+        return (f'{dataset.split_file}: the network predicts no object in any of the images of {split}, so that there is nothing '
+                'to cluster or to retrieve: these weights have not learnt masks (train longer, or look at the saliency loss in '
+                "metrics.jsonl), or name the data set's masks as saliency in the experiment file")
+    assert dataset.masks is not None
+    return f'{dataset.masks}: no mask of {split} has any object: {files.empty_masks(dataset.masks, sorted(names))}'
+
+
+def no_label(dataset: SegmentationDataset, split: str) -> str:
+    """The message where all labels of a split are void."""
+    return (f'{dataset.labels}: no labelled pixel in {split}: every pixel of its labels is void, so that nothing can be learnt from '
+            'them or scored; correct the files, or say in dataset.yml what they mean')
+
+
+def absent_classes(labels: np.ndarray, space: LabelSpace, ignored: Iterable[int] = ()) -> list[str]:
+    """Names of the classes of which there is no pixel. labels: 256 counts."""
+    left_out = set(ignored)
+    return [name for index, name in enumerate(space.names) if not labels[index] and index not in left_out]

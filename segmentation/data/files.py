@@ -1,0 +1,246 @@
+"""What a file in a data set is: where it is looked for, whether it is there, which size it must have, and what each fault is
+called.
+
+Training, evaluations and `data.check` all ask here. What the reader can open exists: links to files and to folders are followed.
+"""
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data.decoding import exif_turn, palette_index, read_gray
+from data.label_space import read_text
+from utils.errors import UserError, nearest_name
+
+IMAGE, MASK, LABEL = 'image', 'mask', 'label'
+SUFFIXES = {IMAGE: ('.jpg',), MASK: ('.png', '.jpg', '.jpeg'), LABEL: ('.png',)}  # the first that is there counts
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+KNOWN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif')
+LISTED = 200_000  # names that a search for the nearest looks at, at most
+CONVERT = ('this is how PASCAL VOC is unpacked: convert_voc.py, in pretrain/, makes the layout that is read '
+           '(docs/data-sets.md)')
+VOC_FOLDERS = ('JPEGImages', 'ImageSets')
+MASKS_READ = 500  # at most, for a message
+
+
+class Fault(UserError):
+    """A file that can not be used. The message begins with its path. kind: what `data.check` calls it."""
+
+    def __init__(self, message: str, kind: str = '', path: str | Path = ''):
+        super().__init__(message)
+        self.kind, self.path = kind, path
+
+
+# Which files there are
+
+
+def read_ids(split_file: Path) -> list[str]:
+    """The ids that a split lists, a line each, without `./` and doubled or leading slashes. Raises `UserError` that names what
+    there is where the file is missing, and `Fault` for an id that leads out of the data set."""
+    try:
+        lines = read_text(split_file).split('\n')
+    except UserError as error:
+        raise UserError(f'{error}{_nearest_split(split_file)}') from error
+    ids = []
+    for number, line in enumerate(lines, 1):
+        parts = [part for part in line.strip().split('/') if part not in ('', '.')]
+        if '..' in parts or '\0' in line:
+            raise Fault(f'{split_file}: line {number}, {line.strip()!r}, leads out of the data set: an id is the path of an image '
+                        'below images/, without suffix', 'unusable split', split_file)
+        if parts:
+            ids.append('/'.join(parts))
+    return ids
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a reader would find a file at `path`."""
+    return os.path.isfile(path)
+
+
+def find(folder: Path, name: str, part: str) -> Path:
+    """The file of an id: the first that is there of those that it may have, else the usual one. part: IMAGE, MASK or LABEL."""
+    usual, *others = (folder / f'{name}{suffix}' for suffix in SUFFIXES[part])
+    if not others or is_there(usual):
+        return usual
+    return next((path for path in others if is_there(path)), usual)
+
+
+def present(folder: Path, names: Iterable[str], part: str) -> set[str]:
+    """Those of the ids that have a file, by one listing of the folder, as a look at each takes long on a network's disk."""
+    listed = set(_listed(folder))
+    return {name for name in names
+            if any(name + suffix in listed for suffix in SUFFIXES[part]) or is_there(find(folder, name, part))}
+
+
+def _listed(folder: str | Path, prefix: str = '', above: tuple[str, ...] = (), links: bool = False) -> Iterator[str]:
+    """Paths of the files below the folder, through links. above: the folders that this one is in, which it may link to. links:
+    whether to list those that lead nowhere, too."""
+    above = (*above, os.path.realpath(folder))
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file() or links and entry.is_symlink() and not entry.is_dir():
+                    yield prefix + entry.name
+                elif entry.is_dir() and not (entry.is_symlink() and os.path.realpath(entry.path) in above):
+                    yield from _listed(entry.path, f'{prefix}{entry.name}/', above, links)
+    except OSError:  # who reads its files will say so
+        return
+
+
+# Reading
+
+
+def read(part: str, decode: Callable[[Path], np.ndarray], path: Path, folder: Path) -> np.ndarray:
+    """decode(path). folder: of the ids, below which `path` is. Raises `Fault`: where the file is missing, with what is nearest to
+    it on the disk."""
+    try:
+        return decode(path)
+    except UserError as error:
+        if is_there(path):
+            raise Fault(str(error), f'unusable {part}', path) from error
+        raise Fault(f'{error}{nearest(path, folder)}', f'missing {part}', path) from error
+
+
+def check_size(part: str, path: Path, values: np.ndarray, image_path: Path, image: np.ndarray) -> None:
+    """Raise a `Fault` for a mask (H x W) of another size than its image (H x W x 3), and for a mask or label that was drawn on the
+    image as its EXIF orientation shows it. Labels of another size are resized otherwise."""
+    if values.shape == image.shape[:2]:
+        return
+    sizes = f'{path} is {size_text(values)}, but its image is {size_text(image)}'
+    turn = exif_turn(image_path) if _is_sideways(values.shape, image.shape) else 1
+    if turn in SIDEWAYS:
+        raise Fault(f'{sizes}, and {image_path} has EXIF orientation {turn}: viewers turn it, but images are read as they are '
+                    f'stored. Turn the pixels of the images and leave out the EXIF tag (mogrify -auto-orient), or turn the {part}s '
+                    'back', f'{part} of a turned image', path)
+    if part == MASK:
+        raise Fault(f'{sizes}: make the mask again at the size of the image', 'mask of another size', path)
+
+
+def _is_sideways(shape: tuple[int, ...], image: tuple[int, ...]):
+    """Whether the shape is that of the image on its side, perhaps at another scale, and not that of the image upright."""
+    def differ(height: int, width: int):
+        return abs(shape[0] / shape[1] * width / height - 1)
+    return differ(image[1], image[0]) < 0.05 and differ(image[0], image[1]) > differ(image[1], image[0])
+
+
+def size_text(array: np.ndarray) -> str:
+    """Width and height of an image, for messages."""
+    return f'{array.shape[1]} x {array.shape[0]}'
+
+
+# Words about what is missing
+
+
+def no_image(split_file: Path, ids: list[str], images: Path, masks: Path | None) -> Fault:
+    """Of a split of which no id can be used."""
+    text = f'{split_file}: none of its {len(ids)} ids has an image in {images}' + (f' and a mask in {masks}' if masks else '')
+    if not ids:
+        return Fault(f'{text}: the split is empty. Write the ids of its images into it, one a line', 'unusable split', split_file)
+    for folder, part in ((images, IMAGE), (masks, MASK)):
+        for name in ids[:1] if folder else ():
+            path = find(folder, name, part)
+            if not is_there(path):
+                text += f': {path} is not there{nearest(path, folder, guess=True)}'
+                break
+        else:
+            continue
+        break
+    return Fault(text, 'unusable split', split_file)
+
+
+def missing_folder(folder: Path) -> UserError:
+    """Of a folder of a data set, images/, say, that is not there."""
+    data_set, text = folder.parent, f'{folder}: the folder is missing from the data set'
+    if not data_set.is_dir():
+        return UserError(text)
+    places = [data_set, *_folders(data_set), *(deeper for place in _folders(data_set) for deeper in _folders(place))]
+    if any((place / name).is_dir() for place in places for name in VOC_FOLDERS):
+        return UserError(f'{text}; {CONVERT}')
+    inner = [place for place in places[1:] if (place / folder.name).is_dir()]
+    if inner:
+        return UserError(f'{text}, but {inner[0] / folder.name} is there: move what is in {inner[0]} up')
+    kind = folder.name.partition('_')[0] + '_'
+    names = [place.name for place in _folders(data_set)]
+    alike = [name for name in names if name.startswith(kind)] if folder.name.startswith(kind) else []
+    near = ', '.join(sorted(alike)) or nearest_name(folder.name, names)
+    return UserError(f'{text} (there is {near})' if near else text)
+
+
+def nearest(path: Path, folder: Path, guess: bool = False) -> str:
+    """What is nearest to a missing file below `folder`, in words that go on a message, or ''. guess: also by a similar name."""
+    try:
+        found = _names(str(folder), os.stat(folder).st_mtime_ns)
+        wanted = os.path.relpath(path, folder)
+    except (OSError, ValueError):
+        return ''
+    if not found:
+        return f'; {folder} has no files'
+    stem, suffix = os.path.splitext(wanted)
+    columns = stem.replace('\\', '/').split() or [stem]
+    for candidate in (stem, columns[0], columns[-1]):
+        bare = os.path.splitext(candidate)[0] if candidate.lower().endswith(KNOWN_SUFFIXES) else candidate
+        near = found.get(_key(bare))
+        if near:
+            return _advice(near, wanted, suffix)
+    near = nearest_name(os.path.basename(stem), list(found)[:2000]) if guess else None
+    if near:
+        return _advice(found[near], wanted, suffix)
+    return f' (there is {next(iter(found.values()))}, for example)' if guess else ''
+
+
+def _advice(near: str, wanted: str, suffix: str):
+    if near == wanted:
+        return f': {near} is a link to what is not there'
+    name, found_suffix = os.path.splitext(near)
+    if found_suffix == suffix:
+        return f', but {near} is there: ids are paths below this folder without suffix, here {name}'
+    if name == wanted.removesuffix(suffix):
+        return f', but {near} is there: rename it to {wanted}'
+    return f', but {near} is there: files are called <id>{suffix}, and ids have no suffix'
+
+
+def _key(path: str):
+    return os.path.basename(path).lower()
+
+
+@functools.lru_cache(maxsize=4)
+def _names(folder: str, _: int):
+    """Paths of the files below a folder by their names in lower case, without suffix; of equal ones the first."""
+    found: dict[str, str] = {}
+    for path in sorted(itertools.islice(_listed(folder, links=True), LISTED)):
+        found.setdefault(_key(os.path.splitext(path)[0]), path)
+    return found
+
+
+def _nearest_split(split_file: Path):
+    data_set = split_file.parent.parent
+    if any((data_set / name).is_dir() for name in VOC_FOLDERS):
+        return f'; {CONVERT}'
+    if split_file.exists() or not split_file.parent.is_dir():
+        return ''
+    there = sorted(path.name for path in split_file.parent.glob('*.txt'))
+    return f': there is {", ".join(there[:8])}' if there else f': {split_file.parent} holds no splits'
+
+
+def _folders(folder: Path):
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def empty_masks(masks: Path, names: Iterable[str]) -> str:
+    """Why masks may have no object, in words: their largest value, and what to do."""
+    largest, palette = 0, None
+    for name in list(names)[:MASKS_READ]:
+        path = find(masks, name, MASK)
+        value = int(read_gray(path).max())
+        if value > largest or palette is None:
+            largest, palette = max(value, largest), palette_index(path)
+    text = f'the largest value in these masks is {largest}; object pixels must be 255'
+    if palette and palette[0]:
+        text += (f', and a palette image counts by its indices: index {palette[0]} is not 255, though its colour is {palette[1]}')
+    return text + (f'. Save them with 0 and 255, or say `object: {largest}` in dataset.yml' if 0 < largest != 255 else '')
