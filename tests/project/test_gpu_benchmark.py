@@ -50,7 +50,8 @@ def test_no_section_ends_another(tmp_path, capfd, monkeypatch):
     assert 'needs a GPU' in rows['a step at several batch sizes']['skipped']
     assert rows['PyTorch']['value'] == torch.__version__
     table = (tmp_path / 'table.md').read_text()
-    assert len(table.splitlines()) == 2 + len(results['rows']) and '| memory | a step at several batch sizes | skipped |' in table
+    assert len(table.splitlines()) == 2 + len(results['rows'])
+    assert '| memory | a step at several batch sizes | skipped |' in table
     assert 'of which 2 failed' in capfd.readouterr().out
 
 
