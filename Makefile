@@ -3,6 +3,7 @@
 # sync   copy data/ models/ utils/ from pretrain/ to segmentation/
 # mine   masks, network, clusters and pictures from a folder: make mine IMAGES=DIR [CLUSTERS=N] [NAME=mine] [MODEL=...]
 # soak   long reliability tests: real kills, real signals (20 minutes at most)
+# gpu    all that only a GPU can show: one table, in ten minutes (ARGS="--only losses steps")
 # bench  the benchmarks of a CPU, into the table of docs/performance.md (8 minutes)
 # lint   ruff and mypy               reproduce  the published tables, given PASCAL VOC (ARGS="--fetch" gets the weights)
 # clean  remove what the commands above made (never datasets/ or output/)
@@ -16,7 +17,7 @@ TWINS := data models utils
 PY := ../$(BIN)/python
 ENV := --config_env configs/env.yml
 
-.PHONY: demo mine reproduce test test-fast soak bench lint sync clean
+.PHONY: demo mine reproduce test test-fast soak gpu bench lint sync clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last, so that an installation that broke off is begun again.
@@ -65,6 +66,9 @@ test-fast: .venv/installed-optional
 # Files of tests/soak are no test_*.py, so that `make test` leaves them out.
 soak: .venv/installed
 	timeout --foreground --signal=INT --kill-after=1m 19m $(BIN)/python -m pytest -s -o python_files='soak_*.py' tests/soak
+
+gpu: .venv/installed
+	cd benchmarks && ../$(BIN)/python -m gpu $(ARGS)
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/table.py

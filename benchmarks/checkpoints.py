@@ -27,6 +27,8 @@ from utils.checkpoint import BackgroundWriter, save_checkpoint, snapshot  # noqa
 from utils.training.device import keep_freed_memory  # noqa: E402
 from utils.training.precision import choose_precision  # noqa: E402
 
+KINDS = ('none', 'at_once', 'background')
+
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,7 +66,7 @@ def measure(steps, path, count, rounds, synchronize=False):
         epoch()
         writer.finish()
     times = take_turns(rounds, epoch, at_once, background)
-    medians = {f'{name}_seconds': statistics.median(own) for name, own in zip(('none', 'at_once', 'background'), times, strict=True)}
+    medians = {f'{name}_seconds': statistics.median(own) for name, own in zip(KINDS, times, strict=True)}
     return {**medians, 'held_seconds': statistics.median(held[1:]), 'steps': count, 'mib': path.stat().st_size / 2 ** 20}
 
 
@@ -75,7 +77,7 @@ def main():
     steps = Steps(args.backbone, args.size, args.batch, 128, False, precision)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         found = measure(steps, Path(folder) / 'checkpoint.pth.tar', args.steps, args.rounds)
-    shares = {f'{name}_share': round(1 - found['none_seconds'] / found[f'{name}_seconds'], 4) for name in ('at_once', 'background')}
+    shares = {f'{name}_share': round(1 - found['none_seconds'] / found[f'{name}_seconds'], 4) for name in KINDS[1:]}
     print(json.dumps({'benchmark': 'checkpoints', 'backbone': args.backbone, 'size': args.size, 'batch': args.batch,
                       'precision': precision, **{name: round(value, 4) for name, value in found.items()}, **shares}))
 

@@ -8,6 +8,7 @@ others. Without a GPU it runs what a CPU can show, and says what it left out; --
 The exit code is 1 when a check has failed.
 """
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -67,16 +68,18 @@ def _read(stream, section, rows):
 
 def _end(process):
     """End a section's process and all that it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
 def _shown(row):
-    print('| ' + ' | '.join(cells(row)) + ' |', flush=True)
+    print(line(row), flush=True)
     return row
+
+
+def line(row):
+    return '| ' + ' | '.join(cells(row)) + ' |'
 
 
 def cells(row):
@@ -92,7 +95,7 @@ def cells(row):
 
 def table(rows):
     """The rows as a table in Markdown."""
-    return ['| section | what | result | details |', '| --- | --- | --- | --- |', *('| ' + ' | '.join(cells(row)) + ' |' for row in rows)]
+    return ['| section | what | result | details |', '| --- | --- | --- | --- |', *map(line, rows)]
 
 
 def main(argv=None):
@@ -104,13 +107,15 @@ def main(argv=None):
             continue
         left = end - time.monotonic()
         if left < 1:
-            rows.append(_shown({'section': section.name, 'what': section.what, 'skipped': f'the {args.minutes:g} minutes are over'}))
+            over = f'the {args.minutes:g} minutes are over'
+            rows.append(_shown({'section': section.name, 'what': section.what, 'skipped': over}))
             continue
         found, seconds[section.name] = run_section(section, flags, min(section.seconds, left))
         rows += found
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / 'table.md').write_text('\n'.join(table(rows)) + '\n')
-    (args.output / 'results.json').write_text(json.dumps({'small': args.small, 'rows': rows, 'seconds': seconds}, indent=1) + '\n')
+    results = {'small': args.small, 'rows': rows, 'seconds': seconds}
+    (args.output / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
     failed = [row for row in rows if row.get('ok') is False]
     print(f'\n{len(rows)} rows in {sum(seconds.values()):.0f} s, of which {len(failed)} failed and '
           f'{sum("skipped" in row for row in rows)} were skipped: {args.output}/table.md and results.json')

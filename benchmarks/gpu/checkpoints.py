@@ -12,8 +12,8 @@ EPOCH = 10582 // 64  # steps of the published supervised run
 def run(settings):
     steps = make(settings, loss='gathered')
     with tempfile.TemporaryDirectory() as folder:
-        found = checkpoints.measure(steps, Path(folder) / 'checkpoint.pth.tar', 2 if settings.small else 40, 1 if settings.small else 3,
-                                    synchronize=settings.on_gpu)
+        count, rounds = (2, 1) if settings.small else (40, 3)
+        found = checkpoints.measure(steps, Path(folder) / 'checkpoint.pth.tar', count, rounds, synchronize=settings.on_gpu)
     report('a checkpoint', value=found['mib'], unit='MiB')
     for name in ('at_once', 'background'):
         cost = found[f'{name}_seconds'] - found['none_seconds']

@@ -32,8 +32,8 @@ class Settings:
         return self.device.type == 'cuda'
 
 
-SMALL = {'backbone': 'resnet18', 'size': 32, 'batch': 4, 'queue': 8, 'steps': 1, 'batches': (2, 4), 'workers': (1,), 'images': 8,
-         'matrix': 64}
+SMALL = {'backbone': 'resnet18', 'size': 32, 'batch': 4, 'queue': 8, 'steps': 1, 'batches': (2, 4), 'workers': (1,),
+         'images': 8, 'matrix': 64}
 
 
 def make_settings(device, small):
@@ -43,7 +43,7 @@ def make_settings(device, small):
 
 
 def report(what, **row):
-    """A row. ok: of a check; or value and unit: of a measurement. detail: more, in words. Any other numbers are kept as well."""
+    """A row. ok: of a check; or value and unit: of a measurement. detail: more, in words. Other numbers are kept as well."""
     print(json.dumps({'what': what, **row}), flush=True)
 
 
@@ -80,5 +80,5 @@ class Meter:
 
 def report_time(what, seconds, peak, detail='', **row):
     """A row of milliseconds, with the peak of the memory in its details."""
-    memory = [] if peak is None else [f'{peak:.3g} GiB at the peak']
-    report(what, value=seconds * 1e3, unit='ms', detail=', '.join([*([detail] if detail else []), *memory]), peak_gib=peak, **row)
+    memory = '' if peak is None else f'{peak:.3g} GiB at the peak'
+    report(what, value=seconds * 1e3, unit='ms', detail=', '.join(filter(None, (detail, memory))), peak_gib=peak, **row)

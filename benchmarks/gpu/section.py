@@ -20,14 +20,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     from utils.parallel.workers import prepare_threads
     prepare_threads()  # before PyTorch is loaded
-    from gpu.common import make_settings, report, skip
+    from gpu.common import make_settings, skip
     section = next(section for section in SECTIONS if section.name == args.name)
     settings = make_settings(args.device, args.small)
     if section.gpu and settings.device.type != 'cuda' and not args.small:
         skip(section.what, section.gpu)
         return
     importlib.import_module(f'gpu.{section.name}').run(settings)
-    report(f'section {section.name}', ok=True, detail='ran to its end')
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ BENCH = 'needs a GPU; on a CPU, make bench measures it'
 SECTIONS = (
     Section('environment', 'driver, GPU and PyTorch', 40),
     Section('golden', 'the published figures of one step', 60),
-    Section('precisions', 'a step in each precision against float32 on the CPU', 60, 'needs a GPU: the CPU is what it compares with'),
+    Section('precisions', 'a step in each precision against float32 on the CPU', 60, 'needs a GPU to compare'),
     Section('losses', 'the losses in each form', 80, BENCH),
     Section('steps', 'a whole step', 120, BENCH),
     Section('training', 'training, kill, resume', 100),
@@ -24,7 +24,7 @@ SECTIONS = (
     Section('evaluations', 'each evaluation on Shapes', 150),
     Section('convolutions', 'atrous convolutions in each form', 40, 'needs a GPU: models/atrous.py has the figures of a CPU'),
     Section('capture', 'a step as a CUDA graph, and compiled', 150, 'needs a GPU'),
-    Section('checkpoints', 'what a checkpoint costs an epoch', 60, 'needs a GPU; on a CPU, benchmarks/checkpoints.py measures it'),
+    Section('checkpoints', 'what a checkpoint costs an epoch', 60, 'needs a GPU; on a CPU, see benchmarks/checkpoints.py'),
     Section('loading', 'images a second of the loader', 60, BENCH),
     Section('memory', 'a step at several batch sizes', 60, BENCH),
 )

@@ -11,13 +11,14 @@ import yaml
 from data.synthetic_shapes import draw_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
-NETWORK = {'backbone': 'resnet18', 'backbone_kwargs': {'dilated': True, 'pretraining': None}, 'head': 'deeplab', 'num_workers': 2}
+NETWORK = {'backbone': 'resnet18', 'backbone_kwargs': {'dilated': True, 'pretraining': None}, 'head': 'deeplab',
+           'num_workers': 2}
 OPTIMIZER = {'optimizer': 'sgd', 'optimizer_kwargs': {'lr': 0.01, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False}}
 EMBEDDING = {'model_kwargs': {'ndim': 16, 'head': 'linear', 'upsample': True, 'use_classification_head': True}}
 PRETRAINING = {
     **NETWORK, **OPTIMIZER, **EMBEDDING, 'train_db_name': 'Shapes', 'train_db_kwargs': {'saliency': 'supervised_model'},
-    'train_batch_size': 8, 'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 16}, 'epochs': 3, 'scheduler': 'poly', 'freeze_layers': False,
-    'transformation_kwargs': {'crop_size': 64}, 'seed': 3}
+    'train_batch_size': 8, 'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 16}, 'epochs': 3, 'scheduler': 'poly',
+    'freeze_layers': False, 'transformation_kwargs': {'crop_size': 64}, 'seed': 3}
 EVALUATION = {
     **NETWORK, **EMBEDDING, 'train_db_name': 'Shapes', 'val_db_name': 'Shapes', 'kmeans_eval': True,
     'val_db_kwargs': {'batch_size': 6, 'saliency': 'supervised_model'}, 'transformation_kwargs': {'resolution': [96, 96]},

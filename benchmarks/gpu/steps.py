@@ -15,7 +15,8 @@ from utils.training.precision import choose_precision
 def make(settings, precision='bf16', layout=torch.channels_last, loss='fused', freeze=False):
     choose_precision(precision, settings.device)
     time_convolutions(settings.device)
-    return Steps(settings.backbone, settings.size, settings.batch, settings.queue, freeze, precision, layout, settings.device, loss)
+    return Steps(settings.backbone, settings.size, settings.batch, settings.queue, freeze, precision, layout, settings.device,
+                 loss)
 
 
 def plain(settings, precision):

@@ -45,7 +45,8 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
 
 class _ContrastiveLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, grid: Tensor, mask: Tensor, columns: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, grid: Tensor, mask: Tensor, columns: Tensor,
+                counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         sums, grid_gradient = _loss_and_gradient(grid, mask, columns, counts)
         ctx.save_for_backward(grid_gradient)
         percent = 100 / max(sum(counts), 1)

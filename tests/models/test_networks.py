@@ -4,9 +4,11 @@ import re
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import resnet18, resnet50
 from torchvision.models.segmentation.deeplabv3 import ASPPPooling, DeepLabHead
 
+from models import atrous
 from models.atrous import AtrousConv2d
 from models.backbone_weights import load_initial_weights
 from models.backbones import build_backbone
@@ -171,6 +173,34 @@ def test_backbones_learn_as_with_plain_convolutions(backbone, size):
     got, want = gradients(ours, images), gradients(plain_network(copy.deepcopy(ours)), images)
     for name in want:
         assert (got[name] - want[name]).abs().max() <= 1e-10 * want[name].abs().max(), name
+
+
+@pytest.mark.parametrize('size', [(7, 9), (28, 28), (13, 40)])
+@pytest.mark.parametrize('dilation', [1, 4, 12])
+def test_every_form_of_an_atrous_convolution_is_the_same(size, dilation):
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, *size, generator=g).double(), torch.randn(5, 3, 3, 3, generator=g).double()
+    results = {}
+    for name, form in atrous.FORMS.items():
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        output = form(*leaves, dilation)
+        output.square().sum().backward()
+        results[name] = (output.detach(), *(leaf.grad for leaf in leaves))
+    for got in results.values():
+        for a, b in zip(got, results['convolution'], strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('form', list(atrous.FORMS))
+def test_the_form_of_other_devices_is_one_constant(monkeypatch, form):
+    """On tensors of a GPU that is not there."""
+    monkeypatch.setattr(atrous, 'GPU_FORM', form)
+    seen = []
+    monkeypatch.setitem(atrous.FORMS, form, lambda *arguments: seen.append(form) or atrous.by_taps(*arguments))
+    with FakeTensorMode(), torch.device('cuda'):
+        module = AtrousConv2d(torch.nn.Conv2d(3, 5, 3, bias=False), 4)
+        assert module(torch.empty(2, 3, 9, 11)).shape == (2, 5, 9, 11)
+    assert seen == ([] if form == 'convolution' else [form])
 
 
 def test_atrous_convolutions_in_bfloat16():

@@ -1,13 +1,12 @@
 """The benchmarks run in small. Where both ways give the same numbers, they assert it themselves."""
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import checkpoints
 import crf
 import growth
 import kmeans_scoring
@@ -20,22 +19,6 @@ import saliency_masks
 import table
 
 ROOT = Path(__file__).resolve().parents[2]
-GPU = ['--device', 'cpu', '--backbone', 'resnet18', '--size', '32', '--batch', '4', '--batches', '2', '4', '--queue', '8',
-       '--steps', '1', '--workers', '1', '--images', '8', '--matrix', '64']
-# Runs a script where only the packages that it may need can be imported.
-FEW_PACKAGES = """
-import runpy, sys
-from importlib.machinery import PathFinder
-class Few:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        absent = 'tqdm easydict termcolor tensorboard scipy sklearn skimage matplotlib pydensecrf gdown requests'.split()
-        return None if name.partition('.')[0] in absent else PathFinder.find_spec(name, path, target)
-sys.meta_path[sys.meta_path.index(PathFinder)] = Few
-sys.argv.pop(0)
-sys.path.insert(0, sys.argv[0].rpartition('/')[0])
-runpy.run_path(sys.argv[0], run_name='__main__')
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +34,7 @@ def threads():
      ('speed_up', 'whole_over_bare')),
     (pretrain_loss, ['--batch', '8', '--grid', '12', '--size', '96', '--queue', '32', '--rounds', '1'],
      ('speed_up', 'plain_over_peak')),
+    (checkpoints, ['--size', '32', '--batch', '4', '--steps', '1', '--rounds', '2', '--amp', 'none'], ('mib', 'held_seconds')),
     (pretrain_views, ['--size', '32', '--images', '2', '--rounds', '1'], ('speed_up', 'cached_speed_up')),
     (kmeans_scoring, ['--images', '3', '--height', '40', '--width', '50', '--rounds', '1'], ('speed_up', 'retrieval_speed_up')),
     (linear_probe, ['--size', '48', '--batch', '4', '--images', '7', '--rounds', '1', '--amp', 'none'], ('speed_up',)),
@@ -76,18 +60,6 @@ def test_growth(monkeypatch, capsys):
     assert step['seconds'] > 0 and step['peak_mib'] > 200 and split['kmeans_seconds'] > 0 and split['peak_mib'] > 200
     lines = table.growth_tables(report)
     assert sum(line.startswith('| ') for line in lines) == 10 and any(line.startswith('| 200 |') for line in lines)
-
-
-@pytest.mark.slow
-def test_gpu_in_small_with_few_packages():
-    done = subprocess.run([sys.executable, '-c', FEW_PACKAGES, str(ROOT / 'benchmarks' / 'gpu.py'), *GPU], capture_output=True,
-                          text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert [row['step'] for row in report['steps']] == 2 * ['bare', 'plain, TF32', 'plain, autocast', 'ours']
-    assert [(row['batch'], row['frozen']) for row in report['memory']] == [(2, False), (4, False), (2, True), (4, True)]
-    assert all(row['ms'] > 0 for part in ('steps', 'losses', 'memory') for row in report[part])
-    assert report['loader']['loader_images_per_second'] > 0 and report['loader']['fed_images_per_second'] > 0
 
 
 @pytest.mark.slow

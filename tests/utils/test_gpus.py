@@ -11,7 +11,7 @@ from helpers.processes import MAIN, ONE_THREAD
 
 from main import main
 from utils.training import gpus
-from utils.training.device import be_deterministic, choose_device
+from utils.training.device import be_deterministic, choose_device, time_convolutions
 from utils.training.gpus import shared_gpus
 from utils.training.precision import choose_precision
 
@@ -124,6 +124,20 @@ def test_float32_is_float32(monkeypatch):
     for amp in ('none', 'bf16'):
         choose_precision(amp, torch.device('cpu'))
         assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == 'highest'
+
+
+def test_convolutions_are_timed_on_gpus_unless_runs_must_repeat(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', False)
+    time_convolutions(torch.device('cpu'))
+    assert not torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    try:
+        time_convolutions(torch.device('cuda'))
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+    time_convolutions(torch.device('cuda'))
+    assert torch.backends.cudnn.benchmark
 
 
 def test_deterministic_algorithms(monkeypatch):
