@@ -62,10 +62,10 @@ def _no_meeting(url: str, error: Exception):
     port = re.search(r'port: (\d+)', reason)
     for name, words in (('EADDRINUSE', 'is in use on this machine'), ('EACCES', 'may not be opened by you')):
         if name in reason and port:
-            return (f'port {port[1]}, at which the processes of this run should meet ({url}), {words}: use another port, '
-                    'from 1024 to 65535, the same one for all')
-    return (f'the processes of this run could not meet at {url} ({reason}): start all of them, with the same address and number '
-            'of processes')
+            return (f'port {port[1]}, at which the processes of this run should meet ({url}), {words}: use another port, the '
+                    'same one for all')
+    return (f'the processes of this run could not meet at {url} ({reason}): start all of them, with the same address and '
+            'number of processes')
 
 
 def _find_each_other(store: dist.Store, number: int, size: int, host: str | None):
