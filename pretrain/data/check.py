@@ -160,6 +160,11 @@ def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int 
                 if name not in names:
                     yield Finding(split, None, 'class that never occurs', str(data.labels),
                                   f'{data.labels}: no pixel in the labels of {split} is of the class {name}', True)
+            left = [index for index in checks.space.objects if checks.space.names[index] not in names]
+            if p.script == RETRIEVAL and not seen.labels[left].any():
+                yield Finding(split, None, 'no object to retrieve', str(data.labels),
+                              f'{data.labels}: no pixel in the labels of {split} is of a class that counts, so there is nothing to '
+                              'retrieve', False)
     usable = len(seen.masks if data.masks and p.script == PRETRAIN else checks.ids)
     if needed and usable < needed:
         yield Finding(split, None, 'too few images', str(data.split_file),

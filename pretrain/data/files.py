@@ -18,6 +18,7 @@ from utils.errors import UserError, nearest_name
 IMAGE, MASK, LABEL = 'image', 'mask', 'label'
 SUFFIXES = {IMAGE: ('.jpg',), MASK: ('.png', '.jpg', '.jpeg'), LABEL: ('.png',)}  # the first that is there counts
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+LABEL_FOLDERS = ('SegmentationClass', 'SegmentationClassAug')  # neither stands in for the other
 KNOWN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif')
 LISTED = 200_000  # names that a search for the nearest looks at, at most
 CONVERT = ('this is how PASCAL VOC is unpacked: convert_voc.py, in pretrain/, makes the layout that is read '
@@ -165,7 +166,7 @@ def missing_folder(folder: Path) -> UserError:
     kind = folder.name.partition('_')[0] + '_'
     names = [place.name for place in _folders(data_set)]
     alike = [name for name in names if name.startswith(kind)] if folder.name.startswith(kind) else []
-    near = ', '.join(sorted(alike)) or nearest_name(folder.name, names)
+    near = ', '.join(sorted(alike)) or nearest_name(folder.name, [name for name in names if name not in LABEL_FOLDERS])
     return UserError(f'{text} (there is {near})' if near else text)
 
 
