@@ -26,8 +26,8 @@ class ViewPairs(torch.utils.data.Dataset):
     skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
 
     Item (epoch, index) is a dict: `query`, `key` (size x size x 3 uint8 tensors, RGB), `query_mask`, `key_mask` (uint8, 1 =
-    object), `id` of the image, `skipped` (lines about files that were passed over), `contents` (a `Contents` of what was read for
-    it). It depends on nothing else, neither on the worker nor on what was drawn before.
+    object), `id` of the image, `skipped` (lines about files that were passed over), `contents` (a `Contents` of what was
+    read for it). It depends on nothing else, neither on the worker nor on what was drawn before.
     Raises `UserError` when no view of 50 other images passes, or a file is unreadable.
     """
 

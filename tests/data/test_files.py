@@ -105,7 +105,8 @@ def test_ids_that_lead_elsewhere(folder, problems, name):
     assert problems(KMEANS)[0] == 2
 
 
-@pytest.mark.parametrize('name', ['x' * 300, f'{"y" * 240}/{"z" * 240}', "it's \"odd\" $(x) `y` %s {0}", 'A_1 a_1', '日本 é', '-rf', '~'])
+@pytest.mark.parametrize('name', ['x' * 300, f'{"y" * 240}/{"z" * 240}', "it's \"odd\" $(x) `y` %s {0}", 'A_1 a_1', '日本 é',
+                                  '-rf', '~'])
 def test_names_of_all_kinds(folder, problems, name):
     """They are read where the disk takes them, and are a clear error else."""
     write_ids(folder, [*NAMES, name])
@@ -184,7 +185,8 @@ def test_files_that_change_while_they_are_read(folder):
     os.remove(folder / 'images' / 'c_1.jpg')
     shutil.move(folder / 'images' / 'd_1.jpg', folder / 'images' / 'd_1.JPG')
     for index, kind, words in ((0, 'unusable image', '0 bytes'), (1, 'unusable mask', 'is not a whole image'),
-                               (2, 'missing image', 'could not be read (No such file'), (3, 'missing image', 'd_1.JPG is there')):
+                               (2, 'missing image', 'could not be read (No such file'),
+                               (3, 'missing image', 'd_1.JPG is there')):
         with pytest.raises(Fault) as fault:
             dataset[index]
         assert fault.value.kind == kind and words in str(fault.value) and '\n' not in str(fault.value)

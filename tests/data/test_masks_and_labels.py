@@ -121,13 +121,14 @@ def test_labels_in_colours_of_pascal_voc(folder):
     labels[0, 0] = 255
     save(folder / 'SegmentationClassAug' / 'a_1.png', np.dstack([VOC_COLOURS[labels], np.full(SHAPE, 255, np.uint8)]))  # RGBA
     assert np.array_equal(masked(folder)[0]['labels'], labels)
-    save(folder / 'SegmentationClassAug' / 'a_1.png', VOC_COLOURS[np.where(labels == 0, 5, labels)])  # a class that there is not
+    save(folder / 'SegmentationClassAug' / 'a_1.png', VOC_COLOURS[np.where(labels == 0, 5, labels)])  # no such class
     assert '#800080 is none of' in refusal(masked(folder).__getitem__, 0)
 
 
 def test_labels_in_colours_of_dataset_yml(folder):
     each(folder, 'SegmentationClassAug', lambda labels, path: save(path, OTHERS[labels]))
-    (folder / 'dataset.yml').write_text('reduce_zero_label: True\nclasses: [background, round, square, box]\ncolours: {background: '
+    (folder / 'dataset.yml').write_text('reduce_zero_label: True\nclasses: [background, round, square, box]\n'
+                                        'colours: {background: '
                                         '[0, 0, 0], round: [250, 10, 10], square: [10, 250, 10], box: [10, 10, 250]}\n')
     assert_right(folder)
 
@@ -177,8 +178,9 @@ def gray_png(path, values, bits):
 
     def chunk(kind, data):
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', values.shape[1], len(values), bits, 0, 0, 0, 0))
-                     + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+    head = struct.pack('>IIBBBBB', values.shape[1], len(values), bits, 0, 0, 0, 0)
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(rows))
+                     + chunk(b'IEND', b''))
 
 
 def test_labels_of_16_bits(folder):

@@ -1,13 +1,13 @@
 """A small data set for all that people's files can be, with ways to change it."""
 import numpy as np
 import pytest
-from helpers.files import save
 from PIL import Image
 
 from data.check import main as check
 from data.contents import Contents, merged, report
 from data.dataset import SegmentationDataset
 from data.label_space import label_space
+from helpers.files import save
 
 NAMES = [f'{letter}_1' for letter in 'abcdef']
 SHAPE = (24, 32)
