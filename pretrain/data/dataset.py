@@ -3,6 +3,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from data.decoded_cache import DecodedCache
 from data.decoding import MAX_PIXELS, read_image, read_labels, read_mask
 from data.download import fetch_voc
 from data.files import IMAGE, LABEL, MASK
+from data.label_colours import VOC_TABLE
 from data.label_space import VOC, VOID, colour_table, is_described, label_space, object_values
 from data.synthetic_shapes import draw_shapes
 from utils.errors import UserError
@@ -88,7 +90,7 @@ class SegmentationDataset:
     def __getitem__(self, index: int):
         name = self.ids[index]
         image_path = self.path_of(IMAGE, name)
-        sample = {'id': name, 'image': self.read(IMAGE, image_path)}
+        sample: dict[str, Any] = {'id': name, 'image': self.read(IMAGE, image_path)}
         size = sample['image'].shape[:2]
         if self.masks:
             path = self.path_of(MASK, name)
@@ -142,7 +144,7 @@ class SegmentationDataset:
         """For each part a function of its path, and what the function is called in the cache, with all that its result depends
         on."""
         values = object_values(self.folder) if self.masks else None
-        colours = colour_table(self.folder) if self.labels else None
+        colours = colour_table(self.folder) if self.labels else VOC_TABLE
         limit = self.max_pixels
         return {IMAGE: (functools.partial(read_image, limit=limit), read_image.__name__),
                 MASK: (functools.partial(read_mask, object_values=values, limit=limit), f'{read_mask.__name__} {values}'),

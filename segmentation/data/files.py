@@ -140,15 +140,9 @@ def no_image(split_file: Path, ids: list[str], images: Path, masks: Path | None)
     if not ids:
         text += ': the split is empty. Write the ids of its images into it, one a line'
         return Fault(text, 'unusable split', split_file)
-    for folder, part in ((images, IMAGE), (masks, MASK)):
-        for name in ids[:1] if folder else ():
-            path = find(folder, name, part)
-            if not is_there(path):
-                text += f': {path} is not there{nearest(path, folder, guess=True)}'
-                break
-        else:
-            continue
-        break
+    looked_for = [(folder, find(folder, ids[0], part)) for folder, part in ((images, IMAGE), (masks, MASK)) if folder]
+    absent = [f': {path} is not there{nearest(path, folder, guess=True)}' for folder, path in looked_for if not is_there(path)]
+    text += ''.join(absent[:1])
     return Fault(text, 'unusable split', split_file)
 
 

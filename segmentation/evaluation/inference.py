@@ -25,8 +25,8 @@ from utils.parallel import distributed
 log = logging.getLogger('maskcontrast')
 
 ONLY_BACKGROUND = ('Every pixel of all %d predictions is background. Usually the classifier was trained too short or with a '
-                   'learning rate that is too low or too high, its labels are nearly all background, or the frozen weights below it '
-                   'are not those that it was trained on')
+                   'learning rate that is too low or too high, its labels are nearly all background, or the frozen weights '
+                   'below it are not those that it was trained on')
 
 
 def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, output: str | Path, device: torch.device,
@@ -82,10 +82,11 @@ def segment(network: LinearNetwork, loader: DataLoader, device: torch.device, pr
     when the network goes on to the next batch, at most `ahead` images are still unfinished. What is read is added to `seen`.
     """
     pending: deque[Future[np.ndarray]] = deque()
+    seen = Contents() if seen is None else seen
     index = _part_of(loader).start
     for batch in loader:
         distributed.note(f'evaluation, image {batch["id"][0]}')
-        for contents in batch['contents'] if seen is not None else ():
+        for contents in batch['contents']:
             seen.add(contents)
         grid = class_logits(network.classifier, frozen_features(network, batch['image'], device, precision), batch['id'])
         resolution = tuple(batch['image'].shape[1:3])
