@@ -6,6 +6,7 @@ import torch
 import yaml
 from helpers.devkits import broken, converted, originals  # noqa: F401 - fixtures
 from helpers.experiments import PRETRAINING
+from helpers.mini import mini, problems  # noqa: F401 - fixtures
 from helpers.toys import toy_checkpoint, toy_network, toys  # noqa: F401 - fixtures
 from helpers.web import drive, server  # noqa: F401 - fixtures
 

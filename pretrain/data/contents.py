@@ -1,4 +1,4 @@
-"""What a run saw of its data, in one line, and what is odd about it: empty masks, classes that never occur, nothing but void."""
+"""What a run saw of its data, in one line, and what is odd about it: empty masks, absent classes, nothing but void."""
 from __future__ import annotations
 
 import logging
@@ -110,8 +110,8 @@ def report(seen: Contents, dataset: SegmentationDataset, split: str, space: Labe
 def all_empty(dataset: SegmentationDataset, split: str, names: Iterable[str], predicted: bool) -> str:
     """The message where no mask of a split has an object."""
     if predicted:
-        return (f'{dataset.split_file}: the network predicts no object in any of the images of {split}, so that there is nothing '
-                'to cluster or to retrieve: these weights have not learnt masks (train longer, or look at the saliency loss in '
+        return (f'{dataset.split_file}: the network predicts no object in any of the images of {split}, so there is nothing to '
+                'cluster or to retrieve: these weights have not learnt masks (train longer, look at the saliency loss in '
                 "metrics.jsonl), or name the data set's masks as saliency in the experiment file")
     assert dataset.masks is not None
     return f'{dataset.masks}: no mask of {split} has any object: {files.empty_masks(dataset.masks, sorted(names))}'
@@ -119,8 +119,8 @@ def all_empty(dataset: SegmentationDataset, split: str, names: Iterable[str], pr
 
 def no_label(dataset: SegmentationDataset, split: str) -> str:
     """The message where all labels of a split are void."""
-    return (f'{dataset.labels}: no labelled pixel in {split}: every pixel of its labels is void, so that nothing can be learnt from '
-            'them or scored; correct the files, or say in dataset.yml what they mean')
+    return (f'{dataset.labels}: no labelled pixel in {split}: every pixel of its labels is void, so nothing can be learnt from '
+            'them or scored: correct the files, or say in dataset.yml what they mean')
 
 
 def absent_classes(labels: np.ndarray, space: LabelSpace, ignored: Iterable[int] = ()) -> list[str]:

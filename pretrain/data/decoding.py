@@ -87,9 +87,9 @@ def read_saliency(path: str | Path) -> np.ndarray:
 
 
 def read_mask(path: str | Path, object_values: Sequence[int] | None = None, limit: int = MAX_PIXELS) -> np.ndarray:
-    """H x W uint8 mask, whose lowest bit is 1 for object: where the file holds 255, or one of `object_values` if these are given
-    (none of them: anything but 0). With several channels the first counts. 16-bit files must hold two values at most: 0, and
-    255 or 65535.
+    """H x W uint8 mask, whose lowest bit is 1 for object: where the file holds 255, or one of `object_values` if these are
+    given (none of them: anything but 0). With several channels the first counts. 16-bit files must hold two values at most: 0,
+    and 255 or 65535.
 
     JPEG changes values: there object is what is at least half of 255, and all pixels have the bit THRESHOLDED. Other files with
     values that are neither 0 nor object have the bit LOSSY in all pixels.
@@ -99,11 +99,7 @@ def read_mask(path: str | Path, object_values: Sequence[int] | None = None, limi
     values = _channel(path, image, object_values is not None)
     if image.format in JPEGS:
         return (values >= HALF).view(np.uint8) | np.uint8(THRESHOLDED)
-    if object_values is None:
-        inside = values == OBJECT
-    else:
-        inside = np.isin(values, object_values) if object_values else values != 0
-    mask = inside.view(np.uint8)
+    mask = _inside(values, object_values).view(np.uint8)
     if cv2.countNonZero(np.ascontiguousarray(values)) != cv2.countNonZero(np.ascontiguousarray(mask)):
         mask |= np.uint8(LOSSY)
     return mask
@@ -130,7 +126,7 @@ def read_labels(path: str | Path, colours: ColourTable = VOC_TABLE, limit: int =
         return _eight_bit(path, np.array(image))
     channels = np.array(image)
     if image.mode in ('RGBA', 'LA') and (channels[..., -1] != 255).any():
-        raise UserError(f'{path}: labels must be without transparent pixels, as these have no class (it is of mode {image.mode})')
+        raise UserError(f'{path}: labels must be without transparent pixels, as these have no class (mode {image.mode})')
     if image.mode == 'LA':
         return np.ascontiguousarray(channels[..., 0])
     if image.mode not in ('RGB', 'RGBA'):
@@ -155,6 +151,12 @@ def palette_index(path: str | Path) -> tuple[int, str] | None:
     return largest, '#' + bytes(image.getpalette('RGB')[3 * largest:][:3]).hex()
 
 
+def _inside(values: np.ndarray, object_values: Sequence[int] | None):
+    if object_values is None:
+        return values == OBJECT
+    return np.isin(values, object_values) if object_values else values != 0
+
+
 def _channel(path: str | Path, image: Image.Image, wide: bool):
     """The first channel of a mask, H x W uint8. wide: whether 16 bits may hold any values, which stay so."""
     values = np.array(image.convert('L') if image.mode == '1' else image)
@@ -175,8 +177,8 @@ def _eight_bit(path: str | Path, values: np.ndarray):
     void = values == 65535
     wrong = values[((values > 255) & ~void) | (values < 0)]
     if wrong.size:
-        raise UserError(f'{path}: label {wrong.min()} in its labels: 16 bits may hold classes up to 254, and 255 or 65535 for void; '
-                        'numbers of objects are no classes')
+        raise UserError(f'{path}: label {wrong.min()} in its labels: 16 bits may hold classes up to 254, and 255 or '
+                        '65535 for void; numbers of objects are no classes')
     return np.where(void, 255, values).astype(np.uint8)
 
 

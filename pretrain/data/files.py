@@ -1,7 +1,6 @@
-"""What a file in a data set is: where it is looked for, whether it is there, which size it must have, and what each fault is
-called.
+"""What a file in a data set is: where it is looked for, whether it is there, its size, and what each fault is called.
 
-Training, evaluations and `data.check` all ask here. What the reader can open exists: links to files and to folders are followed.
+Training, evaluations and `data.check` all ask here. What the reader can open exists: links are followed.
 """
 import functools
 import itertools
@@ -18,6 +17,7 @@ from utils.errors import UserError, nearest_name
 IMAGE, MASK, LABEL = 'image', 'mask', 'label'
 SUFFIXES = {IMAGE: ('.jpg',), MASK: ('.png', '.jpg', '.jpeg'), LABEL: ('.png',)}  # the first that is there counts
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+LABEL_FOLDERS = ('SegmentationClass', 'SegmentationClassAug')  # neither stands in for the other
 KNOWN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif')
 LISTED = 200_000  # names that a search for the nearest looks at, at most
 CONVERT = ('this is how PASCAL VOC is unpacked: convert_voc.py, in pretrain/, makes the layout that is read '
@@ -48,8 +48,8 @@ def read_ids(split_file: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         parts = [part for part in line.strip().split('/') if part not in ('', '.')]
         if '..' in parts or '\0' in line:
-            raise Fault(f'{split_file}: line {number}, {line.strip()!r}, leads out of the data set: an id is the path of an image '
-                        'below images/, without suffix', 'unusable split', split_file)
+            raise Fault(f'{split_file}: line {number}, {line.strip()!r}, leads out of the data set: an id is the path of an '
+                        'image below images/, without suffix', 'unusable split', split_file)
         if parts:
             ids.append('/'.join(parts))
     return ids
@@ -94,8 +94,8 @@ def _listed(folder: str | Path, prefix: str = '', above: tuple[str, ...] = (), l
 
 
 def read(part: str, decode: Callable[[Path], np.ndarray], path: Path, folder: Path) -> np.ndarray:
-    """decode(path). folder: of the ids, below which `path` is. Raises `Fault`: where the file is missing, with what is nearest to
-    it on the disk."""
+    """decode(path). folder: of the ids, below which `path` is. Raises `Fault`: where the file is missing, with what is
+    nearest to it on the disk."""
     try:
         return decode(path)
     except UserError as error:
@@ -105,16 +105,16 @@ def read(part: str, decode: Callable[[Path], np.ndarray], path: Path, folder: Pa
 
 
 def check_size(part: str, path: Path, values: np.ndarray, image_path: Path, image: np.ndarray) -> None:
-    """Raise a `Fault` for a mask (H x W) of another size than its image (H x W x 3), and for a mask or label that was drawn on the
-    image as its EXIF orientation shows it. Labels of another size are resized otherwise."""
+    """Raise a `Fault` for a mask (H x W) of another size than its image (H x W x 3), and for a mask or label that was drawn
+    on the image as its EXIF orientation shows it. Labels of another size are resized otherwise."""
     if values.shape == image.shape[:2]:
         return
     sizes = f'{path} is {size_text(values)}, but its image is {size_text(image)}'
     turn = exif_turn(image_path) if _is_sideways(values.shape, image.shape) else 1
     if turn in SIDEWAYS:
         raise Fault(f'{sizes}, and {image_path} has EXIF orientation {turn}: viewers turn it, but images are read as they are '
-                    f'stored. Turn the pixels of the images and leave out the EXIF tag (mogrify -auto-orient), or turn the {part}s '
-                    'back', f'{part} of a turned image', path)
+                    f'stored. Turn the pixels of the images and leave out the EXIF tag (mogrify -auto-orient), or turn the '
+                    f'{part}s back', f'{part} of a turned image', path)
     if part == MASK:
         raise Fault(f'{sizes}: make the mask again at the size of the image', 'mask of another size', path)
 
@@ -138,16 +138,11 @@ def no_image(split_file: Path, ids: list[str], images: Path, masks: Path | None)
     """Of a split of which no id can be used."""
     text = f'{split_file}: none of its {len(ids)} ids has an image in {images}' + (f' and a mask in {masks}' if masks else '')
     if not ids:
-        return Fault(f'{text}: the split is empty. Write the ids of its images into it, one a line', 'unusable split', split_file)
-    for folder, part in ((images, IMAGE), (masks, MASK)):
-        for name in ids[:1] if folder else ():
-            path = find(folder, name, part)
-            if not is_there(path):
-                text += f': {path} is not there{nearest(path, folder, guess=True)}'
-                break
-        else:
-            continue
-        break
+        text += ': the split is empty. Write the ids of its images into it, one a line'
+        return Fault(text, 'unusable split', split_file)
+    looked_for = [(folder, find(folder, ids[0], part)) for folder, part in ((images, IMAGE), (masks, MASK)) if folder]
+    absent = [f': {path} is not there{nearest(path, folder, guess=True)}' for folder, path in looked_for if not is_there(path)]
+    text += ''.join(absent[:1])
     return Fault(text, 'unusable split', split_file)
 
 
@@ -165,7 +160,7 @@ def missing_folder(folder: Path) -> UserError:
     kind = folder.name.partition('_')[0] + '_'
     names = [place.name for place in _folders(data_set)]
     alike = [name for name in names if name.startswith(kind)] if folder.name.startswith(kind) else []
-    near = ', '.join(sorted(alike)) or nearest_name(folder.name, names)
+    near = ', '.join(sorted(alike)) or nearest_name(folder.name, [name for name in names if name not in LABEL_FOLDERS])
     return UserError(f'{text} (there is {near})' if near else text)
 
 
@@ -242,5 +237,5 @@ def empty_masks(masks: Path, names: Iterable[str]) -> str:
             largest, palette = max(value, largest), palette_index(path)
     text = f'the largest value in these masks is {largest}; object pixels must be 255'
     if palette and palette[0]:
-        text += (f', and a palette image counts by its indices: index {palette[0]} is not 255, though its colour is {palette[1]}')
+        text += f', and palette images count by index: index {palette[0]} is not 255, though its colour is {palette[1]}'
     return text + (f'. Save them with 0 and 255, or say `object: {largest}` in dataset.yml' if 0 < largest != 255 else '')

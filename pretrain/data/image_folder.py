@@ -17,8 +17,8 @@ class ImageFolder:
     Item i is a dict: `id` and `image`, H x W x 3 uint8 RGB as `read_photograph` has it. An id is the path below the folder
     without suffix (`holiday/beach 1`), so that it can name files of results. What can't stand in a list of ids (line breaks,
     spaces at an end) becomes `_`; images that would share an id have their suffix in it (`a_jpg`, `a_png`).
-    without: a folder to leave out. max_pixels: of one image. others: files by suffix that are no images. labels: none, as a `SegmentationDataset` says.
-    Raises `UserError` when the folder is missing or holds no image.
+    without: a folder to leave out. max_pixels: of one image. others: files by suffix that are no images. labels: none, as a
+    `SegmentationDataset` says. Raises `UserError` when the folder is missing or holds no image.
     """
 
     labels = None

@@ -6,6 +6,9 @@ run from inside a script tree, prints a line for each problem, naming the file a
 their ids. Lines that begin with `note:` tell what stops no run. The last line counts them. Exit code 2 with problems, 0 with
 none. Nothing is fetched, drawn or changed.
 """
+import utils.cli.packages  # noqa: F401
+
+# isort: split
 import dataclasses
 import json
 import logging
@@ -83,8 +86,9 @@ class FileChecks:
         image = yield from self._read(IMAGE, image_path, name)
         turn = 1 if image is None else exif_turn(image_path)
         if turn != 1:
-            yield 'turned image', image_path, (f' has EXIF orientation {turn}, which viewers apply: it is read as it is stored, and '
-                                               'masks and labels must be of the stored pixels')
+            yield 'turned image', image_path, (
+                f' has EXIF orientation {turn}, which viewers apply: it is read as it is stored, and masks and labels must be '
+                'of the stored pixels')
         for part, folder, look in ((MASK, data.masks, self._mask_findings), (LABEL, data.labels, self._label_findings)):
             if folder:
                 path = data.path_of(part, name)
@@ -138,8 +142,8 @@ class FileChecks:
         if mask[0, 0] & LOSSY:
             other = np.mean((read_gray(path) != 0) & (inside == 0))
             yield 'lossy mask', path, (
-                f': {100 * other:.3g}% of the pixels are neither 0 nor {OBJECT}, and only {OBJECT} counts as object: store masks as '
-                f'PNG with the values 0 and {OBJECT}, or say in dataset.yml which values are object')
+                f': {100 * other:.3g}% of the pixels are neither 0 nor {OBJECT}, and only {OBJECT} counts as object: store '
+                f'masks as PNG with the values 0 and {OBJECT}, or say in dataset.yml which values are object')
         if cover in (0, 1):
             yield f'{"full" if cover else "empty"} mask', path, (
                 f': {"every" if cover else "no"} pixel is {OBJECT} (object), so none of its views passes in pre-training')
@@ -160,6 +164,11 @@ def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int 
                 if name not in names:
                     yield Finding(split, None, 'class that never occurs', str(data.labels),
                                   f'{data.labels}: no pixel in the labels of {split} is of the class {name}', True)
+            left = [index for index in checks.space.objects if checks.space.names[index] not in names]
+            if p.script == RETRIEVAL and not seen.labels[left].any():
+                yield Finding(split, None, 'no object to retrieve', str(data.labels),
+                              f'{data.labels}: no pixel in the labels of {split} is of a class that counts, so there is '
+                              'nothing to retrieve', False)
     usable = len(seen.masks if data.masks and p.script == PRETRAIN else checks.ids)
     if needed and usable < needed:
         yield Finding(split, None, 'too few images', str(data.split_file),

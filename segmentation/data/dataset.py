@@ -3,6 +3,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from data.decoded_cache import DecodedCache
 from data.decoding import MAX_PIXELS, read_image, read_labels, read_mask
 from data.download import fetch_voc
 from data.files import IMAGE, LABEL, MASK
+from data.label_colours import VOC_TABLE
 from data.label_space import VOC, VOID, colour_table, is_described, label_space, object_values
 from data.synthetic_shapes import draw_shapes
 from utils.errors import UserError
@@ -51,8 +53,8 @@ class SegmentationDataset:
     Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object, and `mask_marks`, the
     bits THRESHOLDED and LOSSY of `read_mask`, where there are any; with labels `labels`, H x W uint8, class indices and VOID as
     `data.label_space` has them, resized to the image if their size differs.
-    Raises `UserError` for missing folders, and for a split that is empty or has no image; `Fault`, as `data.files` has it, for a
-    file.
+    Raises `UserError` for missing folders, and for a split that is empty or has no image; `Fault`, as `data.files` has it,
+    for a file.
     """
 
     def __init__(self, folder: str | Path, split: str, saliency: str | None = None, labels: bool | None = False,
@@ -88,7 +90,7 @@ class SegmentationDataset:
     def __getitem__(self, index: int):
         name = self.ids[index]
         image_path = self.path_of(IMAGE, name)
-        sample = {'id': name, 'image': self.read(IMAGE, image_path)}
+        sample: dict[str, Any] = {'id': name, 'image': self.read(IMAGE, image_path)}
         size = sample['image'].shape[:2]
         if self.masks:
             path = self.path_of(MASK, name)
@@ -112,7 +114,7 @@ class SegmentationDataset:
         return files.find(self.folder_of(part), name, part)
 
     def read(self, part: str, path: Path) -> np.ndarray:
-        """The file's array: of an image H x W x 3, of a mask as `read_mask` has it, of labels the stored values. Raises `Fault`."""
+        """An image, H x W x 3, a mask as `read_mask` has it, or labels as stored. Raises `Fault`."""
         decode, kind = self._decoders[part]
         cached = functools.partial(self.cache.read, decode, kind=kind) if self.cache else decode
         return files.read(part, cached, path, self.folder_of(part))
@@ -142,10 +144,11 @@ class SegmentationDataset:
         """For each part a function of its path, and what the function is called in the cache, with all that its result depends
         on."""
         values = object_values(self.folder) if self.masks else None
-        colours = colour_table(self.folder) if self.labels else None
-        return {IMAGE: (functools.partial(read_image, limit=self.max_pixels), read_image.__name__),
-                MASK: (functools.partial(read_mask, object_values=values, limit=self.max_pixels), f'{read_mask.__name__} {values}'),
-                LABEL: (functools.partial(read_labels, colours=colours, limit=self.max_pixels), f'{read_labels.__name__} {colours}')}
+        colours = colour_table(self.folder) if self.labels else VOC_TABLE
+        limit = self.max_pixels
+        return {IMAGE: (functools.partial(read_image, limit=limit), read_image.__name__),
+                MASK: (functools.partial(read_mask, object_values=values, limit=limit), f'{read_mask.__name__} {values}'),
+                LABEL: (functools.partial(read_labels, colours=colours, limit=limit), f'{read_labels.__name__} {colours}')}
 
     @functools.cached_property
     def _lookup(self):

@@ -30,8 +30,8 @@ class DecodedCache:
         make_folder(self.folder)
 
     def read(self, decode: Callable[[Path], np.ndarray], path: Path, kind: str = '') -> np.ndarray:
-        """decode(path), an array, or the one that an earlier call has kept. decode: a function of `data.decoding`. kind: what else
-        its results depend on, with its name; else they are kept by its name."""
+        """decode(path), an array, or the one that an earlier call has kept. decode: a function of `data.decoding`. kind:
+        what else its results depend on, with its name; else they are kept by its name."""
         try:
             source = os.stat(path)
         except OSError:

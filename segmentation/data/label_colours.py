@@ -40,9 +40,9 @@ class ColourTable:
             return result
         unknown = f'#{packed[~known].min():06x}'
         hint = '; where its gray values are indices, say `labels: indices` in dataset.yml' if gray else ''
-        raise UserError(f'{path}: labels must be indices, or colours that are known, and {unknown} is none of {self.source}: write '
-                        f'each class with its colour into classes.txt (`name {unknown}`){hint}; otherwise labels must be a '
-                        f'palette or 8-bit grayscale image, not one of mode {mode}')
+        raise UserError(f'{path}: labels must be indices, or colours that are known, and {unknown} is none of {self.source}: '
+                        f'write each class with its colour into classes.txt (`name {unknown}`){hint}; otherwise labels must be '
+                        f'a palette or 8-bit grayscale image, not one of mode {mode}')
 
     def of_palette(self, path: str | Path, indices: np.ndarray, palette: bytes) -> np.ndarray:
         """H x W uint8 indices -> stored values, which are the indices themselves unless the data set's labels are COLOURS.
@@ -53,21 +53,22 @@ class ColourTable:
             result = values[indices]
             if (result < 0).any():
                 first = int(indices[result < 0].min())
-                raise UserError(f'{path}: labels must be in known colours, and #{palette[3 * first:3 * first + 3].hex()} is none of '
-                                f'{self.source}: write each class with its colour into classes.txt')
+                unknown = palette[3 * first:3 * first + 3].hex()
+                raise UserError(f'{path}: labels must be in known colours, and #{unknown} is none of {self.source}: write each '
+                                'class with its colour into classes.txt')
             return result.astype(np.uint8)
         if suspect and self.read_as is None:
             used = np.unique(indices)
             meant = values[used]
             if (meant >= 0).all() and len(set(meant.tolist())) == len(used) and (meant != used)[meant > 0].any():
-                raise UserError(f'{path}: its palette has {self.source} in another order than its indices, so that these may not be '
-                                'the classes: say in dataset.yml what counts, `labels: indices` or `labels: colours`')
+                raise UserError(f'{path}: its palette has {self.source} in another order than its indices, so these may not '
+                                'be the classes: say in dataset.yml what counts, `labels: indices` or `labels: colours`')
         return indices
 
 
 @functools.lru_cache(maxsize=64)
 def _palette_values(table: ColourTable, palette: bytes):
-    """The value of each index' colour, -1 where it is not known: 256 int16; and whether any known colour is not in its place."""
+    """256 int16, the value of each index' colour, -1 if it is not known; and whether any known one is out of its place."""
     values = np.full(256, -1, np.int16)
     for index in range(len(palette) // 3):
         values[index] = table.values.get(tuple(palette[3 * index:3 * index + 3]), -1)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What the labels of a data set mean: its classes, which of them is background, what is void, and their colours.
 
-All of it is said in the data set's folder: by classes.txt (a class a line, background first; with `name #rrggbb` or `name r g b`
-in all lines the colours of the labels too), or by dataset.yml, whose keys, all optional, are
+All of it is said in the data set's folder: by classes.txt (a class a line, background first; with `name #rrggbb` or
+`name r g b` in all lines the colours of the labels too), or by dataset.yml, whose keys, all optional, are
 
     classes: [road, car, tree]   # instead of classes.txt
     background: null             # the name of the background class (default: the first); null: there is none
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from data.label_colours import COLOURS, INDICES, Colour, ColourTable, voc_values
 from data.palette import VOC_COLOURS
+from utils.config.yaml_files import parse_yaml
 from utils.errors import UserError, nearest_name
 from utils.storage import text
 
@@ -137,7 +137,7 @@ def object_values(folder: str | Path) -> tuple[int, ...] | None:
 
 
 def _described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str, Colour], Path]:
-    """What dataset.yml holds, the class names, the colours that are said, by name (`void` may be one), and where all this is."""
+    """What dataset.yml holds, the class names, the colours by name (`void` may be one), and the file with the names."""
     described = _description(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
     file, names = folder / (DESCRIPTION if 'classes' in described else CLASSES), described.get('classes')
     coloured: dict[str, Colour] = {}
@@ -155,9 +155,11 @@ def _described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str,
 def _class_lines(file: Path) -> tuple[list[str], dict[str, Colour]]:
     """The names in classes.txt, and their colours where all lines have one."""
     lines = [line.strip() for line in read_text(file).split('\n') if line.strip()]
-    for pattern, base in ((HEX, 16), (BEHIND, 10), (BEFORE, 10)):
+    base = 10
+    for pattern in (HEX, BEHIND, BEFORE):
         found = [pattern.fullmatch(line) for line in lines]
         if lines and all(found):
+            base = 16 if pattern is HEX else 10
             break
     else:
         if any(HEX.fullmatch(line) for line in lines):
@@ -189,10 +191,7 @@ def read_text(path: Path) -> str:
 
 
 def _description(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_text(file)) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f'{file}: not valid YAML: {getattr(error, "problem", None) or error}') from error
+    content = parse_yaml(read_text(file), file) or {}
     if not isinstance(content, dict):
         raise UserError(f'{file}: expected a YAML mapping of keys to values')
     for key in content:

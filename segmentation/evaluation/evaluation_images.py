@@ -19,7 +19,8 @@ class EvaluationImages(torch.utils.data.Dataset):
     """The images of a `SegmentationDataset` or an `ImageFolder` at one resolution, in the order of its ids.
 
     resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
-    (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; `contents`, a `Contents`; and, where the data set reads them,
+    (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; `contents`, a `Contents`; and, where
+    the data set reads them,
     `labels` (uint8 array at the image's own size) and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
     classes: how many there are. Raises `UserError` for unreadable files, and for labels that are no class.
     """

@@ -20,14 +20,13 @@ from evaluation.linear_probe import class_logits, frozen_features, predicted_cla
 from evaluation.predictions import write_predictions
 from models.networks import LinearNetwork
 from utils.cli.progress import progress
-from utils.errors import UserError
 from utils.parallel import distributed
 
 log = logging.getLogger('maskcontrast')
 
-ONLY_BACKGROUND = ('Every pixel of all %d predictions is background. Usually the classifier was trained too short or with a learning '
-                   'rate that is too low or too high, its labels are nearly all background, or the frozen weights below it are '
-                   'not those that it was trained on')
+ONLY_BACKGROUND = ('Every pixel of all %d predictions is background. Usually the classifier was trained too short or with a '
+                   'learning rate that is too low or too high, its labels are nearly all background, or the frozen weights '
+                   'below it are not those that it was trained on')
 
 
 def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, output: str | Path, device: torch.device,
@@ -35,8 +34,8 @@ def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, outp
     """Segment images, write predictions/, visualization/ and contact_sheet.png below `output`, and score.
 
     loader: `split_loader` of `EvaluationImages`; all processes call this, each for its part. space: of the labels. pictures:
-    how many (None: all). told: whether it was logged before what the images hold. Returns the C x C confusion matrix of all images at their own size, or None where they have no
-    labels.
+    how many (None: all). told: whether it was logged before what the images hold. Returns the C x C confusion matrix of all
+    images at their own size, or None where they have no labels.
     Raises `UserError` for unreadable files, labels that are no class or all void, and a folder that can't be written.
     """
     network.eval()
@@ -83,10 +82,11 @@ def segment(network: LinearNetwork, loader: DataLoader, device: torch.device, pr
     when the network goes on to the next batch, at most `ahead` images are still unfinished. What is read is added to `seen`.
     """
     pending: deque[Future[np.ndarray]] = deque()
+    seen = Contents() if seen is None else seen
     index = _part_of(loader).start
     for batch in loader:
         distributed.note(f'evaluation, image {batch["id"][0]}')
-        for contents in batch['contents'] if seen is not None else ():
+        for contents in batch['contents']:
             seen.add(contents)
         grid = class_logits(network.classifier, frozen_features(network, batch['image'], device, precision), batch['id'])
         resolution = tuple(batch['image'].shape[1:3])

@@ -85,10 +85,11 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
 
 
 def check_unchanged(sample: Mapping[str, Any], mask: np.ndarray) -> None:
-    """Raise a `UserError` where an image, an item of a data set, is not of the size any more that `mask`, made of it before, has."""
+    """Raise a `UserError` where an item's image has not the size of `mask`, H x W, any more, which was made of it before."""
     if sample['image'].shape[:2] != mask.shape:
-        raise UserError(f'the image {sample["id"]} is {size_text(sample["image"])} now and was {size_text(mask)} before: it was '
-                        'replaced while it was in use; start again when the files no longer change')
+        now, before = size_text(sample['image']), size_text(mask)
+        raise UserError(f'the image {sample["id"]} is {now} now and was {before} before: it was replaced while it was in use; '
+                        'start again when the files no longer change')
 
 
 def write_pictures(output: str | Path, ids: Sequence[str], draw: Callable[[int], np.ndarray],

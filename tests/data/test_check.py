@@ -25,7 +25,11 @@ MASKS = 'saliency_supervised_model'
 @pytest.fixture
 def root(shapes_root, tmp_path):
     """A copy of `Shapes` to damage; its db_root."""
-    shutil.copytree(shapes_root / 'Shapes', tmp_path / 'datasets' / 'Shapes')
+    folder = shutil.copytree(shapes_root / 'Shapes', tmp_path / 'datasets' / 'Shapes')
+    for path in folder.glob('SegmentationClass*/*.png'):  # each class in each image, lest a split lack one
+        labels = values(path)
+        labels[0, :9] = range(9)
+        save(path, labels)
     return tmp_path / 'datasets'
 
 
@@ -98,7 +102,8 @@ def damage_training(folder):
     mask = values(masks / f'{name(6)}.png')
     save(expect(masks / f'{name(6)}.png', f'is {mask.shape[1] - 1} x {mask.shape[0]}, but its image is {mask.shape[1]} x '
                 f'{mask.shape[0]}: make the mask again at the size of the image'), mask[:, 1:])
-    save(expect(masks / f'{name(7)}.png', 'masks must be 8-bit images', 'I;16'), mask.astype(np.uint16))
+    numbers = np.arange(mask.size, dtype=np.uint16).reshape(mask.shape)
+    save(expect(masks / f'{name(7)}.png', 'masks must be 8-bit images', 'I;16', '`object: nonzero`'), numbers)
     lossy = values(masks / f'{name(8)}.png')
     lossy[:2] = 254
     share = f'{100 * 2 / len(lossy):.3g}% of the pixels are neither 0 nor 255, and only 255 counts as object'

@@ -116,9 +116,13 @@ def test_palette_and_bilevel_masks(tmp_path):
     assert read_saliency(bilevel).tolist() == [[0, 1, 0]]
 
 
-def test_masks_of_16_bit_are_errors(tmp_path):
-    path = save(tmp_path / 'mask.png', np.full((4, 4), 65535, np.uint16))
-    assert refusal(read_saliency, path).startswith(f'{path}: masks must be 8-bit images')
+def test_masks_of_16_bit_hold_two_values(tmp_path):
+    for largest in (255, 65535):
+        path = save(tmp_path / 'mask.png', np.array([[0, largest], [largest, 0]], np.uint16))
+        assert read_saliency(path).tolist() == [[0, 1], [1, 0]]
+    for values in ([[0, 1]], [[0, 255, 65535]], [[254, 255]]):
+        path = save(tmp_path / 'mask.png', np.array(values, np.uint16))
+        assert refusal(read_saliency, path).startswith(f'{path}: masks must be 8-bit images')
 
 
 def test_truncated_masks_and_labels_are_errors(tmp_path):
@@ -141,12 +145,11 @@ def test_palette_and_grayscale_labels_are_indices(tmp_path):
         assert labels.dtype == np.uint8 and np.array_equal(labels, indices)
 
 
-def test_colours_and_16_bit_are_no_labels(tmp_path):
-    for array, mode in ((CORNERS, 'RGB'), (np.dstack([CORNERS, CORNERS[..., 0]]), 'RGBA'),
-                        (np.ones((4, 4), np.uint16), 'I;16')):
+def test_unknown_colours_are_no_labels(tmp_path):
+    for array, mode in ((CORNERS, 'RGB'), (np.dstack([CORNERS, np.full((2, 2), 255, np.uint8)]), 'RGBA')):
         path = save(tmp_path / 'labels.png', array)
         line = refusal(read_labels, path)
-        assert line.startswith(f'{path}: labels must be') and line.endswith(f'mode {mode}')
+        assert line.startswith(f'{path}: labels must be') and '`name #0000ff`' in line and line.endswith(f'mode {mode}')
 
 
 def test_labels_of_another_size_are_resized_as_opencv_does(data):

@@ -170,11 +170,10 @@ def test_no_image(tmp_path):
 @pytest.mark.parametrize('read', [read_photograph, read_image])
 def test_headers_of_images_too_large_to_read(tmp_path, read):
     path = write_png(tmp_path / 'image.png', (60000, 60000), 8, 2, [])
-    assert ' is not a whole image (Image size (3600000000 pixels) exceeds limit' in error_of(path, read)
+    assert error_of(path, read).startswith(' is 60000 x 60000, more pixels than max_image_pixels (178956970): shrink it')
     file = io.BytesIO()
     Image.fromarray(NOISE).save(file, format='JPEG')
     head, sizes, rest = file.getvalue().partition(b'\xff\xc0\x00\x11\x08')  # start of frame, then height and width
     path = tmp_path / 'image.jpg'
     path.write_bytes(head + sizes + struct.pack('>HH', 65000, 65000) + rest[4:])
-    assert ' is not a whole image (Image size (4225000000 pixels) exceeds limit' in error_of(path, read)
-    assert not is_plain_jpeg(path)
+    assert error_of(path, read).startswith(' is 65000 x 65000, more pixels than max_image_pixels')

@@ -54,7 +54,8 @@ class Trainer:
     """Runs epochs of one model, optimiser and loader. What a step computes is the subclass's: it defines `train_step`.
 
     model: on its device. loader: of `EpochBatchSampler` and a data set whose items have `id`, `skipped` (a list of lines
-    about files that were passed over) and `contents` (what was read for it, a `_Contents`). streams: the `RandomStreams` of this process. precision: 'none', 'bf16' or 'fp16'.
+    about files that were passed over) and `contents` (what was read for it, a `_Contents`). streams: the `RandomStreams` of
+    this process. precision: 'none', 'bf16' or 'fp16'.
     checkpoint: path that is written every `checkpoint_every` steps (None: at the end of epochs only). extra: values that every
     checkpoint carries (seed, precision, configuration).
 
