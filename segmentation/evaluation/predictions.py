@@ -56,12 +56,12 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
         if not (drawn or score):
             return None, None
         sample = dataset[index]
-        check_unchanged(sample, prediction)
         labels = sample.get('labels')
         if labels is not None and score:
             counts = confusion_matrix(prediction, labels, len(space), name)
         if not drawn:
             return counts, None
+        check_unchanged(sample, prediction)
         shown, captions = [prediction], [name, 'prediction']
         if labels is not None:
             shown, captions = [labels, prediction], [name, 'ground truth', 'prediction']
