@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch.hub takes every public function and class here for a 
     import numpy as np
 
 dependencies = ['torch', 'torchvision', 'cv2', 'easydict', 'gdown', 'numpy', 'PIL', 'requests', 'scipy', 'sklearn', 'termcolor',
-                'tqdm', 'yaml']  # as requirements.txt installs them
+                'timm', 'tqdm', 'yaml']  # as requirements.txt installs them
 
 _TREE = Path(__file__).resolve().parent / 'segmentation'
 _PACKAGES = ('data', 'evaluation', 'models', 'utils')

@@ -1,81 +1,131 @@
-"""Weights of a backbone, from files or published by others."""
+"""Weights of a backbone: published ones, and files as their authors left them."""
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from models.backbones import find_backbone
+from models.backbones import TIMM_WEIGHTS, find_backbone
 from utils.checkpoint import load_exactly, load_file
 from utils.errors import UserError
 
-MOCO_PREFIX = 'module.encoder_q.'
+if TYPE_CHECKING:
+    from models.base import Backbone
+
+MOCO_PREFIX = 'module.encoder_q.'                  # of MoCo v1 and v2
+MOCO_PREFIXES = (MOCO_PREFIX, 'module.base_encoder.')  # and of v3
+DINO_NETWORKS = ('teacher', 'student')             # the first is what its authors evaluate
+DINO_PREFIXES = ('module.backbone.', 'backbone.')  # of a network that was distributed, and of one that was not
+MAE_DECODER = ('decoder_', 'mask_token')           # what only its pre-training needs
+OURS = ('module.model_q.', 'decoder.', 'linear.')  # of checkpoints of this project
+
+log = logging.getLogger('maskcontrast')
 
 
-def load_initial_weights(backbone: nn.Module, name: str, pretraining: str | None = None,
+def load_initial_weights(backbone: Backbone, name: str, pretraining: str | None = None,
                          moco_state_dict: str | Path | None = None, state_dict: str | Path | None = None) -> str | None:
     """Fill `backbone` (the one called `name`) and return where the weights came from, or None for random ones.
 
-    pretraining: 'imagenet_classification' (what its entry says, or the file `state_dict`), 'imagenet_moco' (the MoCo v2
-    checkpoint `moco_state_dict`) or None (random, or the file `state_dict`: a plain state dict).
-    Raises `UserError` when a file is absent or unreadable, or when its keys, `fc.*` aside, are not exactly the
+    pretraining: 'imagenet_classification' (what its entry says, or `state_dict`), 'imagenet_moco' (the MoCo checkpoint
+    `moco_state_dict`) or None (random, or `state_dict`). state_dict: what `backbone_weights` takes.
+    Raises `UserError` when a file is absent or unreadable, or when its keys, those of classifiers aside, are not exactly the
     backbone's; the message lists them.
     """
     if pretraining == 'imagenet_moco':
         if not moco_state_dict:
-            raise UserError('pretraining: imagenet_moco needs backbone_kwargs.moco_state_dict, a MoCo v2 checkpoint')
-        weights, source = _moco(load_file(moco_state_dict), moco_state_dict), str(moco_state_dict)
+            raise UserError('pretraining: imagenet_moco needs backbone_kwargs.moco_state_dict, a MoCo checkpoint')
+        source = str(moco_state_dict)
+        weights = _own_names(_moco(load_file(moco_state_dict), moco_state_dict), name, source)
     elif state_dict:
-        weights, source = load_file(state_dict), str(state_dict)
+        source = str(state_dict)
+        weights = backbone_weights(state_dict, name)
     elif pretraining == 'imagenet_classification':
-        weights, source = _published(find_backbone(name).imagenet, name)
+        found, source = _published(find_backbone(name).imagenet, name)
+        weights = _own_names(found, name, source)
     else:
         return None
-    load_exactly(backbone, _without_classifier(weights, source), source)
+    load_exactly(backbone, weights, source)
+    log_weights(backbone, weights, source)
     return source
 
 
-def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
-    """State dict, without `fc.*`, of the backbone called `name`: from a file with a MoCo v2 checkpoint or a plain state dict,
-    or published, by the name of its source (`torchvision://resnet50-IMAGENET1K_V1`).
+def log_weights(backbone: Backbone, weights: Mapping[str, Any], source: str | Path) -> None:
+    """A line in the log about weights that `backbone` was filled with."""
+    mean, deviation = backbone.normalization
+    log.info('%s: %d keys matched, all of backbone: %s, %d %s, output stride %d; mean %s, deviation %s', source, len(weights),
+             backbone.name, len(backbone.stages), backbone.unit, backbone.output_stride, mean, deviation)
 
+
+def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
+    """State dict, under its own names and without classifiers, of the backbone called `name`.
+
+    source: a file of torch.save or safetensors with a plain state dict, a checkpoint of MoCo (v1 to v3), DINO or MAE; or
+    the name of published weights: `torchvision://resnet50-IMAGENET1K_V1`, `timm://vit_small_patch16_224.dino`, or `timm://` for
+    what the backbone's own name says.
     Raises `UserError` as `load_initial_weights` does.
     """
-    if '://' in str(source):
-        weights = _published(str(source), name)[0]
-    else:
-        weights = load_file(source)
-        if isinstance(weights, dict) and isinstance(weights.get('state_dict'), dict):
-            weights = _moco(weights, source)
-        elif isinstance(weights, dict) and isinstance(weights.get('model'), dict):
-            raise UserError(f'{source}: a checkpoint of this project, which head: deeplab reads; head: none takes a MoCo v2 '
-                            'checkpoint or a plain state dict')
-    return _without_classifier(weights, source)
+    published = '://' in str(source)
+    weights = _published(str(source), name)[0] if published else _encoder(load_file(source), source)
+    return _own_names(weights, name, source)
 
 
-def _without_classifier(weights: Any, source: str | Path) -> dict[str, Any]:
+def published_weights(name: str) -> dict[str, Any]:
+    """State dict, as `backbone_weights` gives it, of the weights that the name of a backbone stands for."""
+    spec = find_backbone(name)
+    weights, source = _published(spec.imagenet or TIMM_WEIGHTS, name)
+    return _own_names(weights, name, source)
+
+
+def _own_names(weights: Any, name: str, source: str | Path) -> dict[str, Any]:
     if not isinstance(weights, dict):
         raise UserError(f'{source}: expected a state dict (names and tensors), found {type(weights).__name__}')
-    return {key: value for key, value in weights.items() if not str(key).startswith('fc.')}
+    return find_backbone(name).own_names(weights)
+
+
+def _encoder(content: Any, path: str | Path) -> Any:
+    """The network's state dict in a file's content, under the names of its authors."""
+    if not isinstance(content, dict):
+        return content
+    for network in DINO_NETWORKS:
+        if isinstance(content.get(network), dict):
+            weights = _with_prefix(content[network], DINO_PREFIXES)
+            if not weights:
+                raise UserError(f"{path}: not a DINO checkpoint: no key of its {network} starts with '{DINO_PREFIXES[1]}'")
+            return weights
+    if isinstance(content.get('state_dict'), dict):
+        return _moco(content, path)
+    if isinstance(content.get('model'), dict):
+        if any(str(key).startswith(OURS) for key in content['model']):
+            raise UserError(f'{path}: a checkpoint of this project, which head: deeplab reads; head: none takes weights of a '
+                            'backbone alone')
+        return {key: value for key, value in content['model'].items() if not str(key).startswith(MAE_DECODER)}
+    return content
 
 
 def _moco(content: Any, path: str | Path) -> dict[str, Any]:
     state = content.get('state_dict') if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        raise UserError(f"{path}: not a MoCo v2 checkpoint: it has no 'state_dict'")
-    weights = {key.removeprefix(MOCO_PREFIX): value for key, value in state.items() if key.startswith(MOCO_PREFIX)}
+        raise UserError(f"{path}: not a MoCo checkpoint: it has no 'state_dict'")
+    weights = _with_prefix(state, MOCO_PREFIXES)
     if not weights:
-        raise UserError(f"{path}: not a MoCo v2 checkpoint: no key of its state_dict starts with '{MOCO_PREFIX}'")
+        raise UserError(f"{path}: not a MoCo checkpoint: no key of its state_dict starts with '{MOCO_PREFIX}' or "
+                        f"'{MOCO_PREFIXES[1]}'")
     return weights
+
+
+def _with_prefix(state: Mapping[str, Any], prefixes: tuple[str, ...]):
+    """What starts with the first of the prefixes that any key has, without it."""
+    prefix = next((prefix for prefix in prefixes if any(str(key).startswith(prefix) for key in state)), None)
+    return {key.removeprefix(prefix): value for key, value in state.items() if prefix and str(key).startswith(prefix)}
 
 
 def _published(source: str | None, name: str) -> tuple[dict[str, Any], str]:
     """State dict of published weights, and where they came from."""
     sources = find_backbone(name).published()
     if source is None:
-        raise UserError(f'there are no published ImageNet weights for backbone: {name}: name a file as '
-                        'backbone_kwargs.state_dict')
+        raise UserError(f'there are no ImageNet weights for backbone: {name} by this name: set backbone_kwargs.state_dict to a '
+                        f'file{f" or to {TIMM_WEIGHTS}" if TIMM_WEIGHTS in sources else ""} in its place')
     if source not in sources:
         raise UserError(f"{source}: for backbone: {name} there are {', '.join(sources) or 'no published weights'}")
     return sources[source]()
