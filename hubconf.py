@@ -51,11 +51,14 @@ def preprocessing(size: Sequence[int] = (512, 512),
                   network: torch.nn.Module | None = None) -> Callable[[np.ndarray], torch.Tensor]:
     """A function from an image, H x W x 3 uint8 in RGB, to what a network takes: 1 x 3 x height x width float32, resized as in
     the evaluations (OpenCV bicubic, aspect not kept) and normalised. size: (height, width). network: of `maskcontrast`, whose
-    backbone says mean and deviation; without it they are ImageNet's."""
+    backbone says mean and deviation; without it they are ImageNet's. Raises ValueError for a size that the network can't take."""
     with _own_modules():
         from data.normalization import to_images
         from evaluation.evaluation_images import resize_image
-        from models.backbones import IMAGENET
+        from models.backbones import IMAGENET, find_backbone
+        problem = find_backbone(network.backbone.name).size_error(network.backbone.output_stride, *size) if network else None
+        if problem:
+            raise ValueError(f'{" x ".join(map(str, size))} pixels {problem}')
     normalization = network.backbone.normalization if network else IMAGENET
     return lambda image: to_images(torch.from_numpy(resize_image(image, tuple(size)))[None], torch.device('cpu'), normalization)
 

@@ -5,6 +5,7 @@ subclass of `models.base.Backbone` and `register` an entry; entries of timm's ne
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -133,11 +134,15 @@ def matching_backbones(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 def fits(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether the state dict of the backbone called `name` has exactly these names and shapes (batch norm's counters aside)."""
+    return _without_counters(shapes) == _shapes(find_backbone(name))
+
+
+@functools.cache
+def _shapes(spec: BackboneSpec):
     import torch
-    spec = find_backbone(name)
     with torch.device('meta'):
         own = spec.build(spec, spec.output_strides[0]).state_dict()
-    return _without_counters(shapes) == _without_counters({key: tuple(value.shape) for key, value in own.items()})
+    return _without_counters({key: tuple(value.shape) for key, value in own.items()})
 
 
 def _without_counters(shapes: Mapping[str, tuple[int, ...]]):

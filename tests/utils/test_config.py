@@ -7,6 +7,7 @@ from helpers.experiments import PRETRAINING
 
 from data.util.mypath import Path as MyPath
 from main import main
+from models.backbones import backbone_names
 from utils.config import create_config, differing_keys, plain
 from utils.config.keys import EVAL, KMEANS
 from utils.errors import UserError
@@ -182,7 +183,8 @@ def test_null_where_a_value_is_needed(mistake, key):
 
 
 @pytest.mark.parametrize('key, value, valid, nearest', [
-    ('backbone', 'resnet5O', 'resnet18, resnet50', 'resnet50'), ('optimizer', 'adamw', 'sgd, adam', 'adam'),
+    ('backbone', 'resnet5O', f"{', '.join(backbone_names())}, or timm/<name of timm's>", 'resnet50'),
+    ('optimizer', 'adamw', 'sgd, adam', 'adam'),
     ('optimizer', 'SGD', 'sgd, adam', 'sgd'),
     ('scheduler', 'Poly', 'poly, step, cosine, constant', 'poly'), ('on_bad_image', 'skipp', 'stop, skip', 'skip'),
     (BACKBONE, 'moco', 'imagenet_classification, imagenet_moco, null', None),
