@@ -51,7 +51,7 @@ def preprocessing(size: Sequence[int] = (512, 512),
                   network: torch.nn.Module | None = None) -> Callable[[np.ndarray], torch.Tensor]:
     """A function from an image, H x W x 3 uint8 in RGB, to what a network takes: 1 x 3 x height x width float32, resized as in
     the evaluations (OpenCV bicubic, aspect not kept) and normalised. size: (height, width). network: of `maskcontrast`, whose
-    backbone says mean and deviation; without it they are ImageNet's. Raises ValueError for a size that the network can't take."""
+    backbone says mean and deviation; without it they are ImageNet's. Raises ValueError for a size that it can't take."""
     with _own_modules():
         from data.normalization import to_images
         from evaluation.evaluation_images import resize_image

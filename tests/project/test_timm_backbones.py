@@ -24,8 +24,8 @@ from models.factory import get_model
 VIT, CONVNEXT, RESNET = 'timm/test_vit', 'timm/test_convnext', 'timm/test_resnet'
 SETTINGS = {  # what changes in the experiment files, the first layer that learns, and features to cluster
     VIT: ({'backbone': VIT, 'backbone_kwargs': {}, 'head': 'linear', 'freeze_layers': 2}, 'blocks.2.', ('keys', 'tokens')),
-    CONVNEXT: ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 16}, 'head': 'linear', 'freeze_layers': 1}, 'stages.1.',
-               ('stages.2',)),
+    CONVNEXT: ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 16}, 'head': 'linear', 'freeze_layers': 1},
+               'stages.1.', ('stages.2',)),
     RESNET: ({'backbone': RESNET, 'backbone_kwargs': {'output_stride': 8}, 'head': 'deeplab', 'freeze_layers': True}, 'layer3.',
              ('layer3',))}
 
@@ -50,8 +50,8 @@ def pretraining(experiment, backbone, name='small'):
 
 @pytest.mark.slow
 def test_resumes_inside_an_epoch(experiment, backbone, tmp_path, monkeypatch):
-    """Stopped after a step that wrote a checkpoint, it ends in the weights of a run that was never stopped. What is frozen is as
-    it was."""
+    """Stopped after a step that wrote a checkpoint, it ends in the weights of a run that was never stopped. What is frozen is
+    as it was."""
     pretraining(experiment, backbone, 'whole')
     step = ContrastiveTrainer.train_step
 
