@@ -336,12 +336,12 @@ def test_mistakes(experiment):
     for more, words in (
             ({'backbone': 'timm/vit_smal_patch16_224'}, 'timm has no network of this name (nearest: vit_small_patch16_224'),
             ({'backbone': 'timm/crossvit_9_240'}, 'this network of timm gives no grid of features'),
-            ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 4}}, 'must be one of 8, 16, 32 for backbone: timm/test'),
+            ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 4}}, 'must be one of 8, 16, 32 for backbone: timm'),
             ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 32, 'dilated': True}}, 'contradict each other'),
             ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 16, 'dilated': False}}, 'contradict each other'),
             (resolution, 'transformation_kwargs.crop_size: 50 x 50 pixels must be multiples of 16, the patch of backbone: '
                          'timm/test_vit (nearest: 48 x 48)'),
-            ({'backbone': CONVNEXT, **resolution}, 'multiples of 8, or the grid of backbone: timm/test_convnext would not cover'),
+            ({'backbone': CONVNEXT, **resolution}, 'multiples of 8, or the grid of backbone: timm/test_conv'),
             ({'backbone': 'timm/levit_128', 'transformation_kwargs.crop_size': 64}, 'its own size is 224 x 224'),
             ({'freeze_layers': 7}, 'freeze_layers is 7, but backbone: timm/test_vit has 6 stages')):
         arguments = experiment({**changes, **more})
