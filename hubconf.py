@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch.hub takes every public function and class here for a 
     from PIL import Image
 
 dependencies = ['torch', 'torchvision', 'cv2', 'easydict', 'gdown', 'numpy', 'PIL', 'requests', 'scipy', 'sklearn', 'termcolor',
-                'tqdm', 'yaml']  # as requirements.txt installs them
+                'timm', 'tqdm', 'yaml']  # as requirements.txt installs them
 
 _TREE = Path(__file__).resolve().parent / 'segmentation'
 _PACKAGES = ('data', 'evaluation', 'models', 'utils')
@@ -53,13 +53,16 @@ def preprocessing(size: Sequence[int] = (512, 512),
     """A function from an image to what a network takes: 1 x 3 x height x width float32, resized as in the evaluations (OpenCV
     bicubic, aspect not kept) and normalised. An image is a PIL image, or a uint8 array: H x W x 3 RGB, H x W x 4 RGBA, of which
     the alpha is left out, H x W or H x W x 1 gray. size: (height, width). network: of `maskcontrast`, whose backbone says mean
-    and deviation; without it they are ImageNet's. Raises ValueError for other images and sizes."""
+    and deviation; without it they are ImageNet's. Raises ValueError for other images, and for sizes that it can't take."""
     with _own_modules():
         from data.normalization import to_images
         from evaluation.evaluation_images import resize_image
-        from models.backbones import IMAGENET
-    if not hasattr(size, '__len__') or len(size) != 2 or not all(hasattr(side, '__index__') and side > 0 for side in size):
-        raise ValueError(f'size must be (height, width), two positive numbers of pixels, not {size!r}')
+        from models.backbones import IMAGENET, find_backbone
+        if not hasattr(size, '__len__') or len(size) != 2 or not all(hasattr(side, '__index__') and side > 0 for side in size):
+            raise ValueError(f'size must be (height, width), two positive numbers of pixels, not {size!r}')
+        problem = find_backbone(network.backbone.name).size_error(network.backbone.output_stride, *size) if network else None
+        if problem:
+            raise ValueError(f'{" x ".join(map(str, size))} pixels {problem}')
     normalization = network.backbone.normalization if network else IMAGENET
 
     def prepare(image: np.ndarray | Image.Image) -> torch.Tensor:

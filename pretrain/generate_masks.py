@@ -38,8 +38,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                                         f"{ROBUST_BACKGROUND}; with --onnx the file's name)")
     parser.add_argument('--onnx', metavar='PATH', help='an ONNX file with a saliency network')
     parser.add_argument('--onnx_logits', action='store_true', help='its output is logits (default: probabilities)')
-    parser.add_argument('--weights', metavar='PATH', help="of tokencut: state dict of the ViT (default: fetched by timm)")
-    parser.add_argument('--vit', metavar='NAME', help=f"of tokencut: timm's name of a ViT (default: {VIT})")
+    parser.add_argument('--weights', metavar='PATH', help='of tokencut: a file with weights of the backbone (default: fetched)')
+    parser.add_argument('--vit', metavar='NAME',
+                        help=f"of tokencut: a backbone, by timm's name or as in experiment files (default: {VIT})")
     parser.add_argument('--val_fraction', type=_fraction, metavar='F',
                         help='share of the images that go to the split val instead of trainaug (default: as before, or 0)')
     parser.add_argument('--max_side', type=_count, default=1024, metavar='PIXELS',

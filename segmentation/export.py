@@ -49,12 +49,17 @@ def main(argv: list[str] | None = None) -> None:
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     from evaluation.model_loading import stored_network
     from evaluation.onnx_export import export_onnx, onnx_difference, require_packages
+    from models.backbones import find_backbone
 
     require_packages()
     weights, out = Path(local_file(args.weights, read_env(args.config_env).root_dir)), Path(args.out)
     if out.is_dir() or out.resolve() == weights.resolve():
         raise UserError(f'--out {out} is {"a folder" if out.is_dir() else "the file of the weights"}: name another file')
     network = stored_network(weights, args.backbone, args.output_stride).eval()
+    backbone = network.backbone
+    problem = find_backbone(backbone.name).size_error(backbone.output_stride, *args.size)
+    if problem:
+        raise UserError(f'--size: {" x ".join(map(str, args.size))} pixels {problem}')
 
     content, outputs = export_onnx(network, args.size)
     difference = onnx_difference(network, content, args.size)
@@ -64,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     with atomic_file(out) as file:
         file.write(content)
     log.info('%s: images B x 3 x %d x %d (mean %s, deviation %s) -> %s; differs from the network by %.1g of the largest value',
-             out, *args.size, *network.backbone.normalization, ', '.join(outputs), difference)
+             out, *args.size, *backbone.normalization, ', '.join(outputs), difference)
 
 
 if __name__ == '__main__':

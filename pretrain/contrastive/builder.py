@@ -42,9 +42,9 @@ class ContrastiveModel(nn.Module):
         assert isinstance(network, PretrainingNetwork)  # which get_model gives for `moco_kwargs`
         self.model_q = network
         self.model_k = copy.deepcopy(self.model_q).requires_grad_(False)
-        if p.get('freeze_layers'):  # no gradient, and eval mode whatever train() says
-            self.model_q.backbone.freeze()
-            self.model_k.backbone.freeze()
+        layers = p.get('freeze_layers') or False
+        self.model_q.backbone.freeze(layers)  # no gradient, and eval mode whatever train() says
+        self.model_k.backbone.freeze(layers)
         self._average = get_ema_multi_avg_fn(self.m)
         ndim = self.model_q.head.out_channels
         self.register_buffer('queue', F.normalize(torch.randn(ndim, self.K), dim=0))

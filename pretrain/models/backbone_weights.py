@@ -1,87 +1,121 @@
-"""Weights of a backbone, from files or published by others."""
+"""Weights of a backbone: published ones, and files as their authors left them."""
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from models.backbones import build_backbone, find_backbone
+from models.backbones import TIMM_WEIGHTS, find_backbone
 from utils.checkpoint import load_exactly, load_file, unwrapped
 from utils.errors import UserError
 
-MOCO_PREFIX, QUERY_PREFIX = 'encoder_q.', 'model_q.'  # of MoCo's and this project's networks, as `unwrapped` leaves them
+if TYPE_CHECKING:
+    from models.base import Backbone
+
+# Prefixes of networks in the files of others, without those of wrapped modules, which `unwrapped` takes away
+MOCO_PREFIXES = ('encoder_q.', 'base_encoder.')    # of MoCo v1 and v2, and of v3
+DINO_NETWORKS = ('teacher', 'student')             # the first is what its authors evaluate
+DINO_PREFIX = 'backbone.'
+MAE_DECODER = ('decoder_', 'mask_token')           # what only its pre-training needs
+OURS = ('model_q.', 'decoder.', 'linear.')         # of checkpoints of this project
+
+log = logging.getLogger('maskcontrast')
 
 
-def load_initial_weights(backbone: nn.Module, name: str, pretraining: str | None = None,
+def load_initial_weights(backbone: Backbone, name: str, pretraining: str | None = None,
                          moco_state_dict: str | Path | None = None, state_dict: str | Path | None = None) -> str | None:
     """Fill `backbone` (the one called `name`) and return where the weights came from, or None for random ones.
 
-    pretraining: 'imagenet_classification' (what its entry says, or the file `state_dict`), 'imagenet_moco' (the MoCo v2
-    checkpoint `moco_state_dict`) or None (random, or the file `state_dict`: a plain state dict).
-    Raises `UserError` when a file is absent or unreadable, or when its keys, `fc.*` aside, are not exactly the
+    pretraining: 'imagenet_classification' (what its entry says, or `state_dict`), 'imagenet_moco' (the MoCo checkpoint
+    `moco_state_dict`) or None (random, or `state_dict`). state_dict: what `backbone_weights` takes.
+    Raises `UserError` when a file is absent or unreadable, or when its keys, those of classifiers aside, are not exactly the
     backbone's; the message lists them.
     """
     if pretraining == 'imagenet_moco':
         if not moco_state_dict:
-            raise UserError('pretraining: imagenet_moco needs backbone_kwargs.moco_state_dict, a MoCo v2 checkpoint')
-        weights, source = _moco(load_file(moco_state_dict), moco_state_dict), str(moco_state_dict)
+            raise UserError('pretraining: imagenet_moco needs backbone_kwargs.moco_state_dict, a MoCo checkpoint')
+        source = str(moco_state_dict)
+        weights = find_backbone(name).own_names(_moco(load_file(moco_state_dict), moco_state_dict))
     elif state_dict:
-        weights, source = _plain(load_file(state_dict), state_dict), str(state_dict)
+        source = str(state_dict)
+        weights = backbone_weights(state_dict, name)
     elif pretraining == 'imagenet_classification':
-        weights, source = _published(find_backbone(name).imagenet, name)
+        found, source = _published(find_backbone(name).imagenet, name)
+        weights = find_backbone(name).own_names(found)
     else:
         return None
-    load_exactly(backbone, _without_classifier(weights), source)
+    load_exactly(backbone, weights, source)
+    log_weights(backbone, weights, source)
     return source
 
 
-def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
-    """State dict, without `fc.*`, of the backbone called `name`: from a file with a MoCo v2 checkpoint or a plain state dict,
-    or published, by the name of its source (`torchvision://resnet50-IMAGENET1K_V1`).
+def log_weights(backbone: Backbone, weights: Mapping[str, Any], source: str | Path) -> None:
+    """A line in the log about weights that `backbone` was filled with."""
+    mean, deviation = backbone.normalization
+    log.info('%s: %d keys matched, all of backbone: %s, %d %s, output stride %d; mean %s, deviation %s', source, len(weights),
+             backbone.name, len(backbone.stages), backbone.unit, backbone.output_stride, mean, deviation)
 
+
+def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
+    """State dict, under its own names and without classifiers, of the backbone called `name`.
+
+    source: a file of torch.save or safetensors with a plain state dict, a checkpoint of MoCo (v1 to v3), DINO or MAE; or
+    the name of published weights: `torchvision://resnet50-IMAGENET1K_V1`, `timm://vit_small_patch16_224.dino`, or `timm://` for
+    what the backbone's own name says.
     Raises `UserError` as `load_initial_weights` does.
     """
-    if '://' in str(source):
-        weights = _published(str(source), name)[0]
-    else:
-        content = load_file(source)
-        weights = _plain(content, source)
-        foreign = 'state_dict' in content and not set(weights) & set(build_backbone(name, {}).state_dict())
-        if foreign or any(key.startswith(MOCO_PREFIX) for key in weights):
-            weights = _moco(content, source)
-        elif any(key.startswith(QUERY_PREFIX) for key in weights):
-            raise UserError(f'{source}: a checkpoint of this project, which head: deeplab reads; head: none takes a MoCo v2 '
-                            'checkpoint or a plain state dict')
-    return _without_classifier(weights)
+    published = '://' in str(source)
+    weights = _published(str(source), name)[0] if published else _encoder(load_file(source), source)
+    return find_backbone(name).own_names(weights)
 
 
-def _plain(content: Any, source: str | Path) -> dict[str, Any]:
+def published_weights(name: str) -> dict[str, Any]:
+    """State dict, as `backbone_weights` gives it, of the weights that the name of a backbone stands for."""
+    spec = find_backbone(name)
+    weights, _ = _published(spec.imagenet or TIMM_WEIGHTS, name)
+    return spec.own_names(weights)
+
+
+def _encoder(content: Any, path: str | Path) -> dict[str, Any]:
+    """The network's state dict in a file's content, under the names of its authors."""
     if not isinstance(content, dict):
-        raise UserError(f'{source}: expected a state dict (names and tensors), found {type(content).__name__}')
-    return unwrapped(content, source)
-
-
-def _without_classifier(weights: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in weights.items() if not key.startswith('fc.')}
+        raise UserError(f'{path}: expected a state dict (names and tensors), found {type(content).__name__}')
+    for network in DINO_NETWORKS:
+        if isinstance(content.get(network), dict):
+            weights = _with_prefix(unwrapped(content[network], path), (DINO_PREFIX,))
+            if not weights:
+                raise UserError(f"{path}: not a DINO checkpoint: no key of its {network} starts with '{DINO_PREFIX}'")
+            return weights
+    weights = unwrapped(content, path)
+    if any(key.startswith(OURS) for key in weights):
+        raise UserError(f'{path}: a checkpoint of this project, which head: deeplab reads; head: none takes weights of a '
+                        'backbone alone')
+    decoder = MAE_DECODER if 'mask_token' in weights else ()
+    return _with_prefix(weights, MOCO_PREFIXES) or {
+        key: value for key, value in weights.items() if not key.startswith(decoder)}
 
 
 def _moco(content: Any, path: str | Path) -> dict[str, Any]:
-    state = unwrapped(content, path) if isinstance(content, dict) else {}
-    weights = {key.removeprefix(MOCO_PREFIX): value for key, value in state.items() if key.startswith(MOCO_PREFIX)}
+    weights = _with_prefix(unwrapped(content, path), MOCO_PREFIXES) if isinstance(content, dict) else {}
     if not weights:
-        reason = ("it has no 'state_dict'" if not isinstance(content, dict) or 'state_dict' not in content else
-                  f"no key of its state_dict starts with 'module.{MOCO_PREFIX}'")
-        raise UserError(f'{path}: not a MoCo v2 checkpoint: {reason}')
+        names = ' or '.join(f"'module.{prefix}'" for prefix in MOCO_PREFIXES)
+        raise UserError(f'{path}: not a MoCo checkpoint: no key of its state_dict starts with {names}')
     return weights
+
+
+def _with_prefix(state: Mapping[str, Any], prefixes: tuple[str, ...]):
+    """What starts with the first of the prefixes that any key has, without it."""
+    prefix = next((prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)), None)
+    return {key.removeprefix(prefix): value for key, value in state.items() if prefix and key.startswith(prefix)}
 
 
 def _published(source: str | None, name: str) -> tuple[dict[str, Any], str]:
     """State dict of published weights, and where they came from."""
     sources = find_backbone(name).published()
     if source is None:
-        raise UserError(f'there are no published ImageNet weights for backbone: {name}: name a file as '
-                        'backbone_kwargs.state_dict')
+        raise UserError(f'there are no ImageNet weights for backbone: {name} by this name: set backbone_kwargs.state_dict to a '
+                        f'file{f" or to {TIMM_WEIGHTS}" if TIMM_WEIGHTS in sources else ""} in its place')
     if source not in sources:
         raise UserError(f"{source}: for backbone: {name} there are {', '.join(sources) or 'no published weights'}")
     return sources[source]()

@@ -8,8 +8,8 @@ import yaml
 from easydict import EasyDict
 from torch import nn
 
-from models.backbone_weights import backbone_weights
-from models.backbones import backbone_names, grid_kwargs, matching_backbones
+from models.backbone_weights import backbone_weights, log_weights
+from models.backbones import backbone_names, fits, grid_kwargs, matching_backbones
 from models.factory import get_model
 from models.networks import BackboneNetwork, LinearNetwork, PretrainingNetwork
 from utils.checkpoint import load_exactly, load_file, unwrapped
@@ -19,7 +19,8 @@ from utils.model_zoo.zoo import is_zoo, zoo_file
 
 QUERY = 'model_q.'  # the prefix of the query network, as `unwrapped` leaves it
 CLASSIFIER = {'deeplab': ('decoder.4.weight', 'decoder.4.bias'),  # all that the linear classifier trains, by `head`
-              'none': ('linear.weight', 'linear.bias')}
+              'linear': ('linear.weight', 'linear.bias'), 'none': ('linear.weight', 'linear.bias')}
+DECODER = 'decoder.'                                 # what the weights of `head: deeplab` have more
 HEADS = ('head.weight', 'head.bias')                 # of the pre-training network, and with them:
 SALIENCY_HEAD = 'classification_head.weight'
 DEVIATION = 0.01  # of the classifier's initial weights
@@ -50,14 +51,17 @@ def embedding_network(p: EasyDict, path: str | Path | None) -> PretrainingNetwor
     network = get_model({**p, 'backbone_kwargs': grid_kwargs(p.backbone_kwargs)})
     assert not isinstance(network, LinearNetwork)  # kmeans_eval is True
     if path:
-        load_exactly(network, frozen_weights(p, path), path)
+        weights = frozen_weights(p, path)
+        load_exactly(network, weights, path)
+        if p.head == 'none':
+            log_weights(network.backbone, weights, path)
     else:
         _warn_of_random_weights()
     return network
 
 
 class StageNetwork(BackboneNetwork):
-    """The backbone of a network, up to one of its stages, whose grid is the embedding."""
+    """The backbone of a network, with one of its grids as the embedding: a stage's, or another that it has."""
 
     def __init__(self, network: PretrainingNetwork | BackboneNetwork, stage: str):
         super().__init__(network.backbone)
@@ -109,7 +113,10 @@ def load_frozen_weights(network: LinearNetwork, p: EasyDict) -> None:
         _warn_of_random_weights()
         return
     leftover = () if p.head == 'none' else (*HEADS, SALIENCY_HEAD) if _has_saliency_head(p) else HEADS
-    load_exactly(network, frozen_weights(p, p.pretraining), p.pretraining, missing=CLASSIFIER[p.head], leftover=leftover)
+    weights = frozen_weights(p, p.pretraining)
+    load_exactly(network, weights, p.pretraining, missing=CLASSIFIER[p.head], leftover=leftover)
+    if p.head == 'none':
+        log_weights(network.backbone, weights, p.pretraining)
 
 
 def finetuned_network(p: EasyDict, classes: int, path: str | Path) -> LinearNetwork:
@@ -142,17 +149,18 @@ def stored_network(path: str | Path, backbone: str | None = None,
     pretraining = bool(query)
     if pretraining:
         state = query
-    biases = [HEADS[1]] if pretraining else [bias for _, bias in CLASSIFIER.values()]
+    biases = {HEADS[1]} if pretraining else {bias for _, bias in CLASSIFIER.values()}
     outputs = [len(state[key]) for key in biases if getattr(state.get(key), 'ndim', 0) == 1]
     if not outputs:
         raise UserError(f'{path}: neither a pre-training checkpoint nor a linear network of this project')
-    names = _fitting(state)
-    known = _architecture(content, Path(path), names)
+    shapes = _backbone_shapes(state)
+    names = matching_backbones(shapes)
+    known = _architecture(content, Path(path), shapes)
     name = backbone or known.get('backbone') or _only(names, path)
     kwargs = grid_kwargs(known.get('backbone_kwargs') or {}) if name == known.get('backbone') else {}
     network = get_model({
         'backbone': name, 'backbone_kwargs': kwargs if output_stride is None else {'output_stride': output_stride},
-        'head': 'none' if CLASSIFIER['none'][1] in state else 'deeplab',
+        'head': 'deeplab' if any(key.startswith(DECODER) for key in state) else 'linear',
         'kmeans_eval': pretraining, 'num_classes': outputs[0] - 1,
         'model_kwargs': {'ndim': outputs[0], 'use_classification_head': SALIENCY_HEAD in state}})
     load_exactly(network, state, path)
@@ -160,30 +168,30 @@ def stored_network(path: str | Path, backbone: str | None = None,
     return network
 
 
-def _fitting(state: Mapping[str, Any]):
-    """Names of the backbones whose weights have the names and shapes of those in a state dict."""
-    return matching_backbones({key.removeprefix('backbone.'): tuple(value.shape) for key, value in state.items()
-                               if str(key).startswith('backbone.') and torch.is_tensor(value)})
+def _backbone_shapes(state: Mapping[str, Any]):
+    """Shapes of the backbone's weights in a state dict, by their names in the backbone."""
+    return {key.removeprefix('backbone.'): tuple(value.shape) for key, value in state.items()
+            if str(key).startswith('backbone.') and torch.is_tensor(value)}
 
 
-def _architecture(content: dict[str, Any], path: Path, names: Collection[str]):
-    """The configuration that a checkpoint carries, or else the config.yml beside it has, where its backbone is one of `names`.
+def _architecture(content: dict[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]):
+    """The configuration that a checkpoint carries, or else the config.yml beside it has, where its backbone fits `shapes`.
     Empty without either."""
     if isinstance(content.get('config'), dict):
         return content['config']
     try:
         beside = yaml.safe_load((path.parent / 'config.yml').read_text(encoding='utf-8'))
-        fits = beside['backbone'] in names and isinstance(beside.get('backbone_kwargs') or {}, dict)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        same = isinstance(beside.get('backbone_kwargs') or {}, dict) and fits(beside['backbone'], shapes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, UserError):
         return {}
-    return beside if fits else {}
+    return beside if same else {}
 
 
 def _only(names: Collection[str], path: str | Path):
     if len(names) != 1:
         reason = f'fit {" and ".join(names)}' if names else f'fit none of {", ".join(backbone_names())}'
         raise UserError(f'{path}: the backbone of these weights is not known ({reason}): name it (export.py --backbone, or the '
-                        'argument backbone of hub)')
+                        'argument backbone of hub; timm/<name> for one of timm)')
     return next(iter(names))
 
 

@@ -1,4 +1,5 @@
 """The two networks: DeepLab with an embedding and a saliency head, and DeepLab with a classifier (DeepLabv3, arXiv 1706.05587).
+In DeepLab's place may be the backbone alone, whose features a transformer's tokens are, say.
 
 Axes: B batch, D embedding, C classes, H W the input's height and width, h w the backbone's grid (H, W over its output stride).
 """
@@ -14,35 +15,42 @@ from models.base import Backbone
 from models.interpolation import resize
 
 DECODER_CHANNELS = 256
-ATROUS_RATES = (12, 24, 36)  # DeepLabv3's for output stride 8, published at every stride
+ATROUS_RATES = (12, 24, 36)  # DeepLabv3's for output stride 8; of ResNets published at every stride
 
 
 class PretrainingNetwork(nn.Module):
     """Backbone and DeepLab decoder with a D-channel embedding head and a one-channel saliency head.
 
     ndim: D. upsample: outputs at the input's size, else at the backbone's grid. use_classification_head: without it
-    there is no saliency output (None in its place).
+    there is no saliency output (None in its place). decoder: without it the heads are on the backbone's grid (`head: linear`).
     """
 
     backbone: Backbone
-    decoder: nn.Sequential
+    decoder: nn.Sequential | None
     head: nn.Conv2d
     classification_head: nn.Conv2d | None
 
-    def __init__(self, backbone: Backbone, ndim: int = 32, upsample: bool = True, use_classification_head: bool = True):
+    def __init__(self, backbone: Backbone, ndim: int = 32, upsample: bool = True, use_classification_head: bool = True,
+                 decoder: bool = True):
         super().__init__()
         self.backbone = backbone
-        self.decoder = _decoder(backbone.channels, ndim)
-        head = self.decoder[-1]
-        assert isinstance(head, nn.Conv2d)
-        self.head = head
-        self.decoder[-1] = nn.Identity()
-        self.classification_head = (nn.Conv2d(DECODER_CHANNELS, 1, 1, bias=False) if use_classification_head else None)
+        self.decoder = _decoder(backbone, ndim) if decoder else None
+        channels = DECODER_CHANNELS if decoder else backbone.channels
+        if self.decoder is None:
+            self.head = nn.Conv2d(channels, ndim, 1)
+        else:
+            head = self.decoder[-1]
+            assert isinstance(head, nn.Conv2d)
+            self.head = head
+            self.decoder[-1] = nn.Identity()
+        self.classification_head = nn.Conv2d(channels, 1, 1, bias=False) if use_classification_head else None
         self.upsample = upsample
 
     def grid(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Outputs before upsampling. B x 3 x H x W -> embeddings B x D x h x w, saliency logits B x h x w or None."""
-        features = self.decoder(self.backbone(images))
+        features = self.backbone(images)
+        if self.decoder is not None:
+            features = self.decoder(features)
         saliency = self.classification_head(features).squeeze(1) if self.classification_head is not None else None
         return self.head(features), saliency
 
@@ -86,7 +94,7 @@ class LinearNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         if decoder:
-            self.decoder = _decoder(backbone.channels, num_classes)
+            self.decoder = _decoder(backbone, num_classes)
         else:
             self.linear = nn.Conv2d(backbone.channels, num_classes, 1)
         self.eval_parts: tuple[nn.Module, ...] = ()
@@ -148,10 +156,17 @@ def _channels_last_mean(x: Tensor):
     return x.permute(0, 2, 3, 1).mean((1, 2)).unflatten(1, (-1, 1, 1))
 
 
-def _decoder(in_channels: int, out_channels: int):
-    decoder = DeepLabHead(in_channels, out_channels, ATROUS_RATES)
+def _decoder(backbone: Backbone, out_channels: int):
+    rates = atrous_rates(backbone.output_stride) if backbone.rates_at_stride_8 else ATROUS_RATES
+    decoder = DeepLabHead(backbone.channels, out_channels, rates)
     branches = decoder[0].convs
-    for branch, rate in zip(branches[1:-1], ATROUS_RATES, strict=True):
+    for branch, rate in zip(branches[1:-1], rates, strict=True):
         branch[0] = AtrousConv2d(branch[0], rate)
-    branches[-1] = _ImagePooling(in_channels, DECODER_CHANNELS)
+    branches[-1] = _ImagePooling(backbone.channels, DECODER_CHANNELS)
     return decoder
+
+
+def atrous_rates(output_stride: int) -> tuple[int, ...]:
+    """DeepLab's rates in steps of a grid of this stride, with which it sees as far in the image as at output stride 8: 6, 12,
+    18 at 16, as in DeepLabv3."""
+    return tuple(max(1, round(rate * 8 / output_stride)) for rate in ATROUS_RATES)

@@ -15,6 +15,9 @@ KMEANS = {
     'transformation_kwargs': {'resolution': [32, 32]}, 'backbone': 'resnet18', 'head': 'deeplab', 'pretraining': None,
     'kmeans_eval': True, 'kmeans_kwargs': {'n_clusters': 4},
 }
+RETRIEVAL = {key: value for key, value in KMEANS.items() if key not in ('kmeans_kwargs', 'val_db_kwargs')} | {
+    'train_db_name': 'Shapes', 'val_db_kwargs': {'batch_size': 6, 'saliency': 'supervised_model'},
+    'retrieval_kwargs': {'train_split': 'trainaug', 'saliency': 'supervised_model'}}
 LINEAR = {
     'train_db_name': 'Shapes', 'val_db_name': 'Shapes', 'train_db_kwargs': {'split': 'trainaug', 'batch_size': 4},
     'val_db_kwargs': {'batch_size': 4}, 'num_workers': 0, 'transformation_kwargs': {'resolution': [40, 32]},

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from helpers.checks import assert_same, refusal
-from helpers.experiments import KMEANS, LINEAR, PRETRAINING
+from helpers.experiments import KMEANS, LINEAR, PRETRAINING, RETRIEVAL
 from torch import nn
 
 import export
@@ -25,10 +25,6 @@ from utils.config import create_config
 
 KWARGS = {'output_stride': 4}
 TOY = {'backbone': 'toy', 'backbone_kwargs': KWARGS}
-RETRIEVAL = {key: value for key, value in KMEANS.items() if key not in ('kmeans_kwargs', 'val_db_kwargs')} | {
-    'train_db_name': 'Shapes', 'val_db_kwargs': {'batch_size': 6, 'saliency': 'supervised_model'},
-    'retrieval_kwargs': {'train_split': 'trainaug', 'saliency': 'supervised_model'}}
-
 
 class Toy(Backbone):
     """Two stages, `early` and `late`, of a stride that the output stride decides: 4 or 16."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from helpers.photographs import contents, disc, ids_of, make_masks, mask_ids, photograph, times
 from PIL import Image
@@ -156,8 +158,6 @@ def test_damaged_configuration(root, refuse, text):
 def test_flags(refuse, flags, words):
     if 'absent.onnx' in flags:
         pytest.importorskip('onnxruntime')
-    if 'absent.pth' in flags:
-        pytest.importorskip('timm')
     assert refuse(*flags).startswith(words)
 
 
@@ -242,7 +242,6 @@ def test_flags_that_do_not_go_together(refuse, flags, words):
 
 
 def test_tokencut(root):
-    timm, torch = pytest.importorskip('timm'), pytest.importorskip('torch')
     torch.manual_seed(0)
     torch.save(timm.create_model('test_vit', num_classes=0).state_dict(), root / 'vit.pth')
     out = root / 'tokencut'

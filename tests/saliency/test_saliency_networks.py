@@ -11,7 +11,6 @@ from helpers.checks import refusal
 
 onnxruntime = pytest.importorskip('onnxruntime')
 onnx = pytest.importorskip('onnx')
-timm = pytest.importorskip('timm')
 if importlib.util.find_spec('rembg') is None:  # its import takes seconds, and a minute the first time
     pytest.skip('could not import rembg', allow_module_level=True)
 
@@ -21,7 +20,6 @@ from models.backbones import IMAGENET  # noqa: E402
 from saliency.estimators import REMBG  # noqa: E402
 from saliency.onnx_network import OnnxSaliency  # noqa: E402
 from saliency.rembg_models import RembgSaliency  # noqa: E402
-from saliency.tokencut import TokenCut  # noqa: E402
 from utils.cli.packages import require  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -160,8 +158,8 @@ def test_no_cuda(network):
 
 
 def test_missing_packages(network, monkeypatch):
-    assert require('timm', 'this test') is timm
-    calls = {'timm': TokenCut, 'onnxruntime': lambda: OnnxSaliency(network()), 'rembg': lambda: RembgSaliency('u2net')}
+    assert require('onnxruntime', 'this test') is onnxruntime
+    calls = {'onnxruntime': lambda: OnnxSaliency(network()), 'rembg': lambda: RembgSaliency('u2net')}
     for package, call in calls.items():
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)

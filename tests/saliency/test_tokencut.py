@@ -4,20 +4,20 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import timm
 import torch
 from helpers.checks import refusal
+from huggingface_hub import constants as hub  # these come with timm
+from safetensors.torch import save_file
+from torchvision.models import resnet18
 
-timm = pytest.importorskip('timm')
-
-from huggingface_hub import constants as hub  # noqa: E402 - these come with timm
-from safetensors.torch import save_file  # noqa: E402
-
-from saliency.tokencut import TokenCut, cut  # noqa: E402
+from saliency.tokencut import TokenCut, cut
 
 
 def random_vit(name, seed=0, **options):
     torch.manual_seed(seed)
-    return timm.create_model(name, dynamic_img_size=True, **{'num_classes': 0, **options}).eval()
+    size = {'dynamic_img_size': True} if 'vit' in name else {}
+    return timm.create_model(name, **size, **{'num_classes': 0, **options}).eval()
 
 
 @pytest.fixture
@@ -127,9 +127,9 @@ def test_tokencut_safetensors(tmp_path, weights):
 
 
 @pytest.mark.parametrize(('change', 'words'), [
-    (lambda state: state.pop('blocks.5.attn.qkv.bias'), 'do not fit this network: missing blocks.5.attn.qkv.bias'),
-    (lambda state: state.update(decoder=torch.ones(1)), 'do not fit this network: left over decoder'),
-    (lambda state: state.update(cls_token=torch.ones(1, 1, 32)), 'do not fit this network: of another shape cls_token')],
+    (lambda state: state.pop('blocks.5.attn.qkv.bias'), 'do not fit this network: missing model.blocks.5.attn.qkv.bias'),
+    (lambda state: state.update(decoder=torch.ones(1)), 'do not fit this network: left over model.decoder'),
+    (lambda state: state.update(cls_token=torch.ones(1, 1, 32)), 'do not fit this network: of another shape model.cls_token')],
     ids=['missing', 'left over', 'shape'])
 def test_tokencut_weights_of_another_network(weights, change, words):
     path = weights('test_vit', change)
@@ -142,33 +142,38 @@ def test_tokencut_other_files(tmp_path, weights):
     path.write_bytes(b'<html>what a browser saves</html>')
     assert refusal(TokenCut, 'test_vit', path).startswith(f'{path}: damaged, or not a PyTorch checkpoint')
     torch.save(torch.ones(3), path)
-    assert refusal(TokenCut, 'test_vit', path) == (f'{path}: expected the state dict of a ViT (names and tensors), '
-                                                   'found Tensor')
+    assert refusal(TokenCut, 'test_vit', path) == (f'{path}: expected a state dict (names and tensors), found Tensor')
     path = weights('test_vit', lambda state: state['blocks.0.attn.qkv.bias'].fill_(math.nan))
     assert refusal(TokenCut('test_vit', path), disc(60, 80)[0]) == (
-        f'{path}: the features of this ViT are not finite: its weights are damaged')
+        f'{path}: the features of this network are not finite: its weights are damaged')
 
 
 @pytest.mark.parametrize(('vit', 'near'), [('vit_smal_patch16_224.dino', 'vit_small_patch16_224.dino'),
-                                           ('vit_small_patch16_224.dinno', 'vit_small_patch16_224.dino'),
-                                           ('resnet50', 'vit_small_patch16_224.dino')])
+                                           ('timm/vit_small_patch16_224.dinno', 'vit_small_patch16_224.dino'),
+                                           ('resnet5', 'resnet50')])
 def test_tokencut_unknown_vit(vit, near):
     message = refusal(TokenCut, vit)
-    assert message.startswith(f'{vit}: timm has no plain ViT of this name; near it are {near}')
+    name = vit if vit.startswith('timm/') else f'timm/{vit}'
+    assert message.startswith(f'backbone: {name}: timm has no network of this name (nearest: ') and near in message
 
 
-def test_tokencut_vit_without_keys():
-    name = 'vit_base_patch16_xp_224'  # its blocks compute attention and MLP in one layer
-    assert refusal(TokenCut, name).startswith(f'{name}: its last block has no layer attn.qkv')
+def test_tokencut_of_networks_without_keys(weights, tmp_path):
+    """Their last grid is cut, at an output stride of 16 where there is one."""
+    image = disc(160, 480)[0]
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / 'resnet.pth')
+    for name, path, shape in (('test_resnet', None, (10, 30)), ('resnet18', tmp_path / 'resnet.pth', (5, 15))):
+        grid = TokenCut(name, path or weights(name)).grid(image)
+        assert grid.shape == shape and 0 <= grid.min() < grid.max() <= 1
 
 
 def test_tokencut_without_network(monkeypatch, tmp_path):
     """Without network the hub's client tries again for a minute, so it is told at once that there is none."""
     monkeypatch.setattr(hub, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(hub, 'HF_HUB_CACHE', str(tmp_path))
+    keys = ('backbone_kwargs.state_dict in pre-training, pretraining in evaluations, --weights of generate_masks.py')
     message = refusal(TokenCut)
-    assert message.startswith('vit_small_patch16_224.dino: its weights could not be fetched (')
+    assert message.startswith('timm://vit_small_patch16_224.dino could not be fetched (')
     assert message.endswith('run again, or fetch model.safetensors of https://huggingface.co/timm/vit_small_patch16_224.dino '
-                            'by hand and add --weights PATH')
-    message = refusal(TokenCut, 'test_vit4')  # of which timm has no weights
-    assert message.endswith('run again, or fetch its state dict by hand and add --weights PATH')
+                            f'by hand and name that file ({keys})')
+    message = refusal(TokenCut, 'test_vit4')
+    assert message == f'timm://test_vit4: timm has no weights of this network: name a file ({keys})'

@@ -7,6 +7,7 @@ from helpers.experiments import PRETRAINING
 
 from data.util.mypath import Path as MyPath
 from main import main
+from models.backbones import backbone_names
 from utils.config import create_config, differing_keys, plain
 from utils.config.keys import EVAL, KMEANS
 from utils.errors import UserError
@@ -14,6 +15,7 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, SUPERVISED = ROOT / 'pretrain' / 'configs', 'VOCSegmentation_supervised_saliency_model'
 MOCO_K, BACKBONE = 'moco_kwargs.K', 'backbone_kwargs.pretraining'
+LAYERS = 'True, False, a number of stages from 1, or all'
 
 
 def files(arguments):
@@ -162,7 +164,7 @@ def test_missing_keys(mistake, key):
     ('optimizer_kwargs.lr', False, 'a number'), ('optimizer_kwargs.lr', float('nan'), 'a number'),
     ('optimizer_kwargs.lr', float('inf'), 'a number'),
     pytest.param('optimizer_kwargs.lr', 10 ** 400, 'a number', id='beyond floats'),
-    ('freeze_layers', 1, 'True or False'), ('freeze_layers', 'false', 'True or False'),
+    ('freeze_layers', 0, LAYERS), ('freeze_layers', 'false', LAYERS), ('freeze_layers', 1.5, LAYERS),
     ('train_db_name', 5, 'a name'), ('train_db_name', '', 'a name'), ('head', ['deeplab'], 'a name'),
     ('backbone_kwargs.state_dict', 3, 'a path'), ('backbone_kwargs.state_dict', '', 'a path'),
     ('scheduler_kwargs.lr_decay_epochs', 25, 'a list of integers'),
@@ -181,11 +183,12 @@ def test_null_where_a_value_is_needed(mistake, key):
 
 
 @pytest.mark.parametrize('key, value, valid, nearest', [
-    ('backbone', 'resnet5O', 'resnet18, resnet50', 'resnet50'), ('optimizer', 'adamw', 'sgd, adam', 'adam'),
+    ('backbone', 'resnet5O', f"{', '.join(backbone_names())}, or timm/<name of timm's>", 'resnet50'),
+    ('optimizer', 'adamw', 'sgd, adam', 'adam'),
     ('optimizer', 'SGD', 'sgd, adam', 'sgd'),
     ('scheduler', 'Poly', 'poly, step, cosine, constant', 'poly'), ('on_bad_image', 'skipp', 'stop, skip', 'skip'),
     (BACKBONE, 'moco', 'imagenet_classification, imagenet_moco, null', None),
-    ('model_kwargs.head', 'mlp', 'linear', None), ('head', 'deeplabv3', 'deeplab, none', 'deeplab')])
+    ('model_kwargs.head', 'mlp', 'linear', None), ('head', 'deeplabv3', 'deeplab, linear, none', 'deeplab')])
 def test_values_outside_the_choices(mistake, key, value, valid, nearest):
     hint = f" (nearest: '{nearest}')" if nearest else ''
     assert mistake({key: value}) == f"{key} must be one of {valid}, not '{value}'{hint}"
@@ -203,7 +206,8 @@ def test_values_out_of_range(mistake, key, value, bound):
 
 
 def test_values_that_do_not_go_together(mistake):
-    assert mistake({'head': 'none'}) == 'head: none is for evaluations of a backbone alone: main.py needs head: deeplab'
+    assert mistake({'head': 'none'}) == (
+        'head: none is for evaluations of a backbone alone: main.py needs head: deeplab or head: linear')
     assert mistake({MOCO_K: 10}) == 'moco_kwargs.K (10) must be a multiple of train_batch_size (4)'
     assert "'backbone_kwargs.moco_state_dict' is missing" in mistake({BACKBONE: 'imagenet_moco'})
     two = {BACKBONE: 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(CONFIGS / 'env.yml'),

@@ -24,7 +24,8 @@ NOBODY = ()  # keys of files for the published code, accepted without effect
 class Key:
     """One key of an experiment file; nested keys are written with a dot.
 
-    type: int, float, bool, str, path (relative to the script tree), ints, strs, or size (two positive integers).
+    type: int, float, bool, str, path (relative to the script tree), ints, strs, size (two positive integers), or layers (True,
+    False, a number from 1, or all).
     default: the value when the key is absent, or REQUIRED. None as a default also permits null as a value.
     minimum, maximum: inclusive bounds of a number; above: an exclusive lower bound.
     choices: permitted values, or a function that gives them. nullable: null is a value, though the key has to be there.
@@ -38,11 +39,6 @@ class Key:
     maximum: float | None = None
     above: float | None = None
     nullable: bool = False
-
-
-def _backbones():
-    from models.backbones import backbone_names  # inside, as `utils` stands below `models`
-    return backbone_names()
 
 
 KEYS = (
@@ -64,7 +60,7 @@ KEYS = (
     Key('max_image_pixels', 'int', 178_956_970, SCRIPTS, minimum=1),
     Key('on_bad_image', 'str', 'stop', TRAINED, choices=('stop', 'skip')),
     # Network
-    Key('backbone', 'str', REQUIRED, SCRIPTS, choices=_backbones),
+    Key('backbone', 'str', REQUIRED, SCRIPTS),  # a name in the registry of backbones, or timm/<name>
     Key('backbone_kwargs.dilated', 'bool', True, SCRIPTS),
     Key('backbone_kwargs.output_stride', 'int', None, SCRIPTS, minimum=1),
     Key('backbone_kwargs.pretraining', 'str', None, (PRETRAIN,),
@@ -72,12 +68,12 @@ KEYS = (
     Key('backbone_kwargs.moco_state_dict', 'path', None, (PRETRAIN,)),
     Key('backbone_kwargs.state_dict', 'path', None, (PRETRAIN,)),
     Key('backbone_kwargs.pretrained', 'bool', False, NOBODY),
-    Key('head', 'str', REQUIRED, SCRIPTS, choices=('deeplab', 'none')),
+    Key('head', 'str', REQUIRED, SCRIPTS, choices=('deeplab', 'linear', 'none')),
     Key('model_kwargs.ndim', 'int', 32, (PRETRAIN, *CLUSTERED), minimum=1),
     Key('model_kwargs.head', 'str', 'linear', (PRETRAIN, *CLUSTERED), choices=('linear',)),
     Key('model_kwargs.upsample', 'bool', True, (PRETRAIN, *CLUSTERED)),
     Key('model_kwargs.use_classification_head', 'bool', True, (*TRAINED, *CLUSTERED)),
-    Key('freeze_layers', 'bool', False, (PRETRAIN,)),
+    Key('freeze_layers', 'layers', False, (PRETRAIN,)),
     Key('freeze_layer', 'bool', False, NOBODY),
     Key('freeze_batchnorm', 'str', 'all', (LINEAR,), choices=('all', 'backbone', 'none')),
     Key('pretraining', 'path', REQUIRED, (LINEAR, *CLUSTERED), nullable=True),  # null: random weights
@@ -101,7 +97,7 @@ KEYS = (
     # Evaluation
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
     Key('kmeans_kwargs.whiten', 'bool', True, (KMEANS,)),
-    Key('kmeans_kwargs.features', 'str', EMBEDDING, (KMEANS,)),  # or a stage of the backbone
+    Key('kmeans_kwargs.features', 'str', EMBEDDING, (KMEANS,)),  # or a stage of the backbone, or another grid of its
     Key('retrieval_kwargs.train_split', 'str', 'train', (RETRIEVAL,)),
     Key('retrieval_kwargs.saliency', 'str', None, (RETRIEVAL,)),
     Key('retrieval_kwargs.ignore_classes', 'strs', None, (RETRIEVAL,)),

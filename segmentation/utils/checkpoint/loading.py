@@ -1,4 +1,5 @@
-"""Files of weights: read without running code from them, and loaded into a network with exactly the right keys."""
+"""Files of weights, of torch.save or safetensors: read without running code from them, and loaded into a network with exactly
+the right keys."""
 import pickle
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
@@ -8,9 +9,10 @@ from typing import IO, Any
 import torch
 
 from utils.checkpoint.numpy_data import STAND_INS
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 SHOWN = 5  # keys in a message
+SAFETENSORS = '.safetensors'
 
 
 def load_data(file: str | Path | IO[bytes], **options: Any) -> Any:
@@ -21,7 +23,8 @@ def load_data(file: str | Path | IO[bytes], **options: Any) -> Any:
 
 
 def load_file(path: str | Path, check: bool = False) -> Any:
-    """The content of a file made by torch.save, on the CPU. Nothing but tensors and plain values is accepted.
+    """The content of a file made by torch.save, or of one called `.safetensors`, on the CPU. Nothing but tensors and plain
+    values is accepted.
 
     check: whether to compare the checksums that torch.save wrote, which torch.load does not look at.
     Raises `UserError` when the file is missing, damaged, or holds code.
@@ -29,6 +32,8 @@ def load_file(path: str | Path, check: bool = False) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f'{path}: there is no such checkpoint file')
+    if path.suffix == SAFETENSORS:
+        return _load_safetensors(path)
     try:
         if check:
             _check_sums(path)
@@ -41,6 +46,14 @@ def load_file(path: str | Path, check: bool = False) -> Any:
         if 'weights_only' in reason:  # PyTorch's advice is to run what the file says
             reason = 'its content is not one of torch.save'
         raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): fetch or make it again') from error
+
+
+def _load_safetensors(path: Path):
+    from safetensors.torch import load_file as load_tensors  # it comes with timm
+    try:
+        return load_tensors(path)
+    except Exception as error:  # damaged bytes: its exceptions have no base of their own
+        raise UserError(f'{path}: damaged, or not a safetensors file ({one_line(error)}): fetch it again') from error
 
 
 def _check_sums(path: Path):

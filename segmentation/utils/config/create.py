@@ -32,7 +32,6 @@ def create_config(env_file: str | Path, exp_file: str | Path, script: str | None
     p.output_dir = str(Path(p.root_dir) / p.name)
     p.checkpoint = str(Path(p.output_dir) / 'checkpoint.pth.tar')
     p.best_model = str(Path(p.output_dir) / 'best_model.pth.tar')
-    _check_backbone(p, exp.get('backbone_kwargs') or {}, exp_file)
     if script in config_keys.TRAINED:
         _check_training(p, exp_file)
     if script == config_keys.PRETRAIN:
@@ -43,6 +42,7 @@ def create_config(env_file: str | Path, exp_file: str | Path, script: str | None
         _check_masks(p, script, exp_file)
     if script in config_keys.PROBES and p.kmeans_eval:
         raise UserError(f'{exp_file}: {script} needs the linear network: remove kmeans_eval: True')
+    _check_backbone(p, exp.get('backbone_kwargs') or {}, script, exp_file)  # last, as PyTorch is loaded for timm's
     return p
 
 
@@ -59,13 +59,18 @@ def differing_keys(p: Mapping[str, Any], other: Mapping[str, Any], script: str, 
     """Names of the keys that `script` reads, nested ones with a dot, whose values differ between two configurations. A key that
     one of them lacks, as it was written before there was such a key, has its default."""
     keys = [key for key in KEYS if script in key.readers and key.name not in ignored]
-    return [key.name for key in keys if _get(p, key) != _get(other, key)]
+    return [key.name for key in keys if not _same(_get(p, key), _get(other, key))]
 
 
 def _get(p: Mapping[str, Any], key: Key):
     group, _, inner = key.name.rpartition('.')
     values = (p.get(group) or {}) if group else p
     return plain(values.get(inner, None if key.default is REQUIRED else key.default))
+
+
+def _same(a: Any, b: Any):
+    """Whether two values are equal, where 1 is not True (one stage is not the first half of them)."""
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
 def plain(value: Any) -> Any:
@@ -119,23 +124,29 @@ def _put(result: dict[str, Any], name: str, value: Any):
     (result.setdefault(group, {}) if group else result)[inner] = value
 
 
-def _check_backbone(p: EasyDict, given: dict[str, Any], file: str | Path):
-    """given: `backbone_kwargs` as the file has them."""
-    from models.backbones import find_backbone, output_stride  # inside, as `utils` stands below `models`
-    spec, kwargs = find_backbone(p.backbone), p.backbone_kwargs
-    if kwargs.output_stride and 'dilated' in given and kwargs.output_stride != output_stride(p.backbone, given | {
-            'output_stride': None}):
-        raise UserError(f'{file}: backbone_kwargs.dilated: {kwargs.dilated} and backbone_kwargs.output_stride: '
-                        f'{kwargs.output_stride} contradict each other: remove one')
+def _check_backbone(p: EasyDict, given: Collection[str], script: str, file: str | Path):
+    """given: which `backbone_kwargs` the file has."""
+    from models.backbones import check_strides, find_backbone, output_stride  # inside, as `utils` stands below `models`
     try:
-        output_stride(p.backbone, kwargs)
+        spec = find_backbone(p.backbone)
+        check_strides(p.backbone, {key: p.backbone_kwargs[key] for key in given})
+        stride = output_stride(p.backbone, p.backbone_kwargs)
     except UserError as error:
         raise UserError(f'{file}: {error}') from None
     features = (p.get('kmeans_kwargs') or {}).get('features')
-    valid = (config_keys.EMBEDDING, *spec.stages)
+    valid = (config_keys.EMBEDDING, *spec.stages, *spec.others)
     if features is not None and features not in valid:
         raise UserError(f"{file}: kmeans_kwargs.features must be one of {', '.join(valid)}, not '{features}' "
                         f"(nearest: '{nearest_name(features, valid, cutoff=0)}')")
+    layers, most = p.get('freeze_layers', False), len(spec.stages)
+    if not isinstance(layers, (bool, str)) and layers > most:
+        raise UserError(f'{file}: freeze_layers is {layers}, but backbone: {p.backbone} has {most} stages (all freezes the '
+                        'whole of it)')
+    sizes = p.transformation_kwargs
+    key, size = ('crop_size', [sizes.crop_size] * 2) if script == config_keys.PRETRAIN else ('resolution', sizes.resolution)
+    problem = spec.size_error(stride, *size)
+    if problem:
+        raise UserError(f'{file}: transformation_kwargs.{key}: {" x ".join(map(str, size))} pixels {problem}')
 
 
 def _check_masks(p: EasyDict, script: str, file: str | Path):
@@ -167,7 +178,8 @@ def _check_training(p: EasyDict, file: str | Path):
 def _check_pretraining(p: EasyDict, file: str | Path):
     kwargs = p.backbone_kwargs
     if p.head == 'none':
-        raise UserError(f'{file}: head: none is for evaluations of a backbone alone: main.py needs head: deeplab')
+        raise UserError(f'{file}: head: none is for evaluations of a backbone alone: main.py needs head: deeplab or '
+                        'head: linear')
     if p.moco_kwargs.K % p.train_batch_size:
         raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
                         f'train_batch_size ({p.train_batch_size})')

@@ -16,7 +16,7 @@ from utils.config.values import TREE
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
-PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn', 'pydensecrf2')
+PACKAGES = ('torch', 'torchvision', 'timm', 'numpy', 'opencv-python-headless', 'scipy', 'scikit-learn', 'pydensecrf2')
 
 
 def write_config(path: str | Path, p: Mapping[str, Any], **resolved: Any) -> None:

@@ -69,6 +69,12 @@ def _size(value: Any):
     return numbers if numbers and len(numbers) == 2 and min(numbers) > 0 else None
 
 
+def _layers(value: Any):
+    """YAML's 1 is a number here, not True."""
+    number = value if isinstance(value, bool) or value == 'all' else _int(value)
+    return number if number is False or number == 'all' or number is not None and number >= 1 else None
+
+
 def _strs(value: Any):
     return list(value) if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) else None
 
@@ -110,11 +116,12 @@ def _hint(kind: str, value: Any):
 
 
 _CONVERT = {
-    'int': _int, 'float': _float, 'ints': _ints, 'size': _size, 'strs': _strs,
+    'int': _int, 'float': _float, 'ints': _ints, 'size': _size, 'strs': _strs, 'layers': _layers,
     'bool': lambda value: value if isinstance(value, bool) else None,
     'str': lambda value: value if isinstance(value, str) and value else None,
 }
 _TYPE_NAMES = {
     'int': 'an integer', 'float': 'a number', 'ints': 'a list of integers', 'size': 'two positive integers',
     'strs': 'a list of names', 'path': 'a path', 'bool': 'True or False', 'str': 'a name',
+    'layers': 'True, False, a number of stages from 1, or all',
 }

@@ -1,0 +1,366 @@
+"""timm's networks as backbones against timm itself: grids, keys, strides, what is frozen, weights and mistakes."""
+import dataclasses
+
+import pytest
+import timm
+import torch
+from helpers.checks import refusal
+from huggingface_hub import constants as hub
+from safetensors.torch import save_file
+from torchvision.models import resnet50
+
+from contrastive.builder import ContrastiveModel
+from models.backbone_weights import backbone_weights, load_initial_weights
+from models.backbones import build_backbone, find_backbone, fits, output_stride
+from models.factory import get_model
+from models.networks import atrous_rates
+from models.timm_backbones import nearest_names
+from utils.config import create_config, differing_keys
+from utils.config.keys import PRETRAIN
+
+VIT, CONVNEXT, RESNET = 'timm/test_vit', 'timm/test_convnext', 'timm/test_resnet'
+IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+def pair(name, stride=None, seed=0):
+    """A backbone in eval mode, whose norms have statistics, and timm's own network with the same weights."""
+    torch.manual_seed(seed)
+    backbone = build_backbone(name, {'output_stride': stride} if stride else {}).eval()
+    for key, tensor in backbone.state_dict().items():
+        if key.endswith('running_var'):
+            tensor.uniform_(0.5, 1.5)
+        elif key.endswith(('ls1.gamma', 'ls2.gamma', '.gamma')):
+            tensor.uniform_(0.5, 1.5)  # tiny at the start, where blocks do nothing
+    vit = 'vit' in name or 'dino' in name
+    own = timm.create_model(name.removeprefix('timm/'), num_classes=0, **({'dynamic_img_size': True} if vit else {})).eval()
+    own.load_state_dict({key.removeprefix('model.'): value for key, value in backbone.state_dict().items()}, strict=False)
+    return backbone, own
+
+
+@pytest.mark.parametrize('name, prefix', [(VIT, 1), ('timm/test_vit2', 1), ('timm/test_vit4', 1)])
+def test_tokens_are_timms(name, prefix):
+    """Class and register tokens are left out, and the grid has the picture's shape."""
+    backbone, own = pair(name)
+    with torch.no_grad():
+        grid, tokens = backbone(IMAGES), own.forward_features(IMAGES)
+    assert own.num_prefix_tokens == prefix and grid.shape == (2, backbone.channels, 4, 6)
+    assert torch.equal(grid, tokens[:, prefix:].transpose(1, 2).unflatten(2, (4, 6)))
+
+
+def test_registers_and_rotary_embeddings():
+    """DINOv3's kind: a class token, four registers, and positions inside the attention."""
+    torch.manual_seed(0)
+    name = 'timm/vit_small_patch16_dinov3.lvd1689m'
+    backbone, own = pair(name)
+    with torch.no_grad():
+        grid, tokens = backbone(IMAGES), own.forward_features(IMAGES)
+    assert torch.equal(grid, tokens[:, 5:].transpose(1, 2).unflatten(2, (4, 6)))
+    assert backbone.grid(IMAGES, 'keys').shape == (2, 384, 4, 6)
+
+
+def test_stages_are_the_blocks_outputs():
+    backbone, own = pair(VIT)
+    seen = []
+    own.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        own.forward_features(IMAGES)
+        grid = backbone.grid(IMAGES, 'blocks.1')
+    assert torch.equal(grid, seen[0][:, 1:].transpose(1, 2).unflatten(2, (4, 6)))
+
+
+@pytest.mark.parametrize('name', [VIT, 'timm/test_vit2'])
+def test_keys_are_the_last_attentions(name):
+    backbone, own = pair(name)
+    seen = []
+    own.blocks[-1].attn.qkv.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        own.forward_features(IMAGES)
+        keys = backbone.grid(IMAGES, 'keys')
+    wanted = seen[0][:, own.num_prefix_tokens:].chunk(3, dim=2)[1]
+    assert torch.allclose(keys, wanted.transpose(1, 2).unflatten(2, (4, 6)), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', [CONVNEXT, RESNET])
+def test_grids_of_convolutional_networks_are_timms(name):
+    backbone, own = pair(name, 32)
+    features = timm.create_model(name.removeprefix('timm/'), features_only=True, output_stride=8).eval()
+    dense, _ = pair(name, 8)
+    flat = {key.replace('.', '_'): value for key, value in dense.state_dict().items()}
+    features.load_state_dict({key: flat[f'model_{key.replace(".", "_")}'] for key in features.state_dict()})
+    with torch.no_grad():
+        assert torch.equal(backbone(IMAGES), own.forward_features(IMAGES))
+        for stage, wanted in zip(dense.stages, features(IMAGES), strict=True):
+            assert torch.equal(dense.grid(IMAGES, stage), wanted)
+    assert backbone(IMAGES).shape[2:] == (2, 3) and dense(IMAGES).shape[2:] == (8, 12)
+    assert [info['num_chs'] for info in own.feature_info] == [dense.grid(IMAGES, stage).shape[1] for stage in dense.stages]
+
+
+@pytest.mark.parametrize('name, dense, coarse', [
+    ('timm/resnet18', 8, 32), (RESNET, 16, 32), (CONVNEXT, 16, 32), ('resnet34', 8, 32)])
+def test_dense_grids_contain_the_coarse_one(name, dense, coarse):
+    """A dilation in the place of a stride gives the same values at every second step, as convolutions see the same pixels."""
+    torch.manual_seed(0)
+    unstrided, strided = (build_backbone(name, {'output_stride': stride}).double().eval() for stride in (dense, coarse))
+    unstrided.load_state_dict(strided.state_dict())
+    step, images = coarse // dense, IMAGES.double()
+    with torch.no_grad():
+        wanted, grid = strided(images), unstrided(images)
+    assert torch.allclose(grid[:, :, ::step, ::step], wanted, atol=1e-9) and wanted.std() > 0
+
+
+@pytest.mark.parametrize('name, channels', [('resnet34', 512), ('resnet101', 2048), ('resnet152', 2048),
+                                            ('wide_resnet50_2', 2048), ('wide_resnet101_2', 2048)])
+def test_larger_resnets_of_torchvision(name, channels):
+    spec = find_backbone(name)
+    with torch.device('meta'):
+        backbone, images = build_backbone(name, {}).eval(), torch.empty(1, 3, 64, 96)
+        assert backbone(images).shape == (1, channels, 8, 12) and spec.channels == channels
+    assert {'conv1.weight', 'layer4.0.conv1.weight'} < set(backbone.state_dict()) and spec.imagenet in spec.published()
+    assert fits(name, {key: value.shape for key, value in backbone.state_dict().items()})
+
+
+def test_rates_see_as_far_at_every_stride():
+    assert [atrous_rates(stride) for stride in (8, 16, 14, 32)] == [(12, 24, 36), (6, 12, 18), (7, 14, 21), (3, 6, 9)]
+    for name, kwargs, wanted in ((VIT, {}, 6), (CONVNEXT, {'output_stride': 8}, 12), (CONVNEXT, {'dilated': False}, 3),
+                                 ('resnet18', {'dilated': False}, 12)):  # as published
+        network = get_model({'backbone': name, 'backbone_kwargs': kwargs, 'model_kwargs': {}})
+        assert network.decoder[0].convs[1][0].dilation == (wanted, wanted)
+
+
+def learning(name, layers):
+    backbone = build_backbone(name, {}).freeze(layers).train()
+    parameters = dict(backbone.named_parameters())
+    modes = {key: module.training for key, module in backbone.named_modules() if not list(module.children())}
+    return [key for key in parameters if parameters[key].requires_grad], modes
+
+
+@pytest.mark.parametrize('name, layers, first', [
+    ('resnet18', 1, 'layer2.0.conv1.weight'), ('resnet18', True, 'layer3.0.conv1.weight'),
+    ('resnet18', 2, 'layer3.0.conv1.weight'),
+    (VIT, 1, 'model.blocks.1.norm1.weight'), (VIT, True, 'model.blocks.3.norm1.weight'), (VIT, 6, 'model.norm.weight'),
+    (CONVNEXT, True, 'model.stages.2.downsample.0.weight'), (RESNET, True, 'model.layer3.0.conv1.weight'),
+    (VIT, False, 'model.cls_token'), (RESNET, 'all', None)])
+def test_frozen_layers(name, layers, first):
+    """Everything before the first that learns is frozen, and in eval mode; all else learns."""
+    learns, modes = learning(name, layers)
+    every = [key for key, _ in build_backbone(name, {}).named_parameters()]
+    assert learns == (every[every.index(first):] if first else [])
+    edge = [key for key in modes if first and first.startswith(f'{key}.')]
+    before = list(modes)[:list(modes).index(edge[0])] if edge else list(modes) if first is None else []
+    assert all(mode == (key not in before) for key, mode in modes.items() if 'relu' not in key and 'maxpool' not in key)
+
+
+@pytest.mark.parametrize('layers', [1, 'all'])
+@pytest.mark.parametrize('name, head', [(VIT, 'linear'), (VIT, 'deeplab'), (RESNET, 'deeplab')])
+def test_a_step_moves_only_what_learns(name, head, layers):
+    """Parameters and statistics of frozen parts stay as they are in both networks, bit for bit; a batch of one image."""
+    torch.manual_seed(0)
+    model = ContrastiveModel({'backbone': name, 'backbone_kwargs': {}, 'head': head, 'model_kwargs': {'ndim': 4},
+                              'moco_kwargs': {'T': 0.5, 'm': 0.5, 'K': 2}, 'freeze_layers': layers}).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    mask = torch.zeros(1, 64, 64, dtype=torch.long)
+    mask[:, :32] = 1
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1)
+    for _ in range(2):
+        images = torch.randn(2, 1, 3, 64, 64)
+        optimizer.zero_grad()
+        model(images[0], images[1], mask, mask)['loss'].backward()
+        optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not value.equal(before[key])}
+    backbone = {key.partition('backbone.')[2] for key in changed if '.backbone.' in key}
+    assert {'model_q.head.weight', 'model_k.head.weight', 'model_q.classification_head.weight'} <= changed
+    if layers == 'all':
+        assert not backbone
+    else:
+        first = ('model.blocks.0.', 'model.patch_embed', 'model.pos', 'model.conv1', 'model.bn1')
+        assert backbone and not any(key.startswith(first) for key in backbone)
+
+
+def test_one_stage_is_not_true(experiment):
+    """A run that froze one stage does not go on as one that froze the first half."""
+    configs = {}
+    for value in (True, 1, False, 'all'):
+        arguments = experiment({'freeze_layers': value})
+        configs[str(value)] = create_config(arguments[1], arguments[3])
+        assert configs[str(value)].freeze_layers is value or value == 'all'
+    assert differing_keys(configs['True'], configs['1'], PRETRAIN) == ['freeze_layers']
+    assert differing_keys(configs['1'], configs['1'], PRETRAIN) == []
+    assert differing_keys(configs['False'], configs['all'], PRETRAIN) == ['freeze_layers']
+
+
+# Weights
+
+
+def vit_state():
+    torch.manual_seed(3)
+    return timm.create_model('test_vit', num_classes=7).state_dict()
+
+
+def resnet_state():
+    torch.manual_seed(3)
+    return timm.create_model('test_resnet', num_classes=7).state_dict()
+
+
+def prefixed(state, prefix):
+    return {f'{prefix}{key}': value for key, value in state.items()}
+
+
+def dino(state, prefix, network):
+    other = {key: torch.zeros_like(value) for key, value in state.items() if key != 'head.weight'}
+    heads = {f'{prefix.removesuffix("backbone.")}head.mlp.0.weight': torch.zeros(3)}
+    backbone = {key: value for key, value in state.items() if 'head' not in key and 'fc.' not in key}
+    content = {network: {**prefixed(backbone, prefix), **heads}, 'epoch': 100, 'dino_loss': {'center': torch.zeros(1)}}
+    return {'student': prefixed(other, 'module.backbone.'), **content}
+
+
+FILES = {
+    'plain': lambda state: state,
+    'MoCo v2': lambda state: {'state_dict': {**prefixed(state, 'module.encoder_q.'), 'module.queue': torch.zeros(2),
+                                             **prefixed(state, 'module.encoder_k.')}, 'arch': 'x'},
+    'MoCo v3': lambda state: {'state_dict': {**prefixed(state, 'module.base_encoder.'), 'module.base_encoder.head.0.weight':
+                                             torch.zeros(2), 'module.predictor.0.weight': torch.zeros(2)}},
+    'DINO teacher': lambda state: dino(state, 'backbone.', 'teacher'),
+    'DINO student': lambda state: dino(state, 'module.backbone.', 'student'),
+    'MAE': lambda state: {'model': {**state, 'mask_token': torch.zeros(2), 'decoder_embed.weight': torch.zeros(2),
+                                    'decoder_blocks.0.norm1.weight': torch.zeros(2)}},
+}
+
+
+@pytest.mark.parametrize('kind', FILES)
+@pytest.mark.parametrize('name, state', [(VIT, vit_state), (RESNET, resnet_state)], ids=['vit', 'resnet'])
+def test_files_of_others(tmp_path, caplog, kind, name, state):
+    path, state = tmp_path / 'weights.pth', state()
+    torch.save(FILES[kind](state), path)
+    backbone = build_backbone(name, {})
+    with caplog.at_level('INFO', logger='maskcontrast'):
+        kwargs = {'pretraining': 'imagenet_moco', 'moco_state_dict': path} if 'MoCo' in kind else {'state_dict': path}
+        assert load_initial_weights(backbone, name, **kwargs) == str(path)
+    own = backbone.state_dict()
+    assert all(value.equal(state[key.removeprefix('model.')]) for key, value in own.items())
+    mean, deviation = find_backbone(name).normalization
+    unit = '6 blocks' if name == VIT else '5 stages'
+    assert caplog.messages == [f'{path}: {len(own)} keys matched, all of backbone: {name}, {unit}, output stride '
+                               f'{backbone.output_stride}; mean {mean}, deviation {deviation}']
+
+
+def test_safetensors(tmp_path):
+    save_file(vit_state(), tmp_path / 'model.safetensors')
+    assert backbone_weights(tmp_path / 'model.safetensors', VIT).keys() == build_backbone(VIT, {}).state_dict().keys()
+    (tmp_path / 'model.safetensors').write_bytes(b'damaged')
+    assert 'damaged, or not a safetensors file' in refusal(backbone_weights, tmp_path / 'model.safetensors', VIT)
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda state: state.pop('blocks.5.norm1.bias'), 'missing model.blocks.5.norm1.bias'),
+    (lambda state: state.update({'blocks.6.norm1.bias': torch.zeros(64)}), 'left over model.blocks.6.norm1.bias'),
+    (lambda state: state.update(pos_embed=torch.zeros(1, 5, 64)), 'of another shape model.pos_embed')])
+def test_partial_matches_are_mistakes(tmp_path, change, words):
+    state = vit_state()
+    change(state)
+    torch.save(state, tmp_path / 'vit.pth')
+    backbone = build_backbone(VIT, {})
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    message = refusal(load_initial_weights, backbone, VIT, state_dict=tmp_path / 'vit.pth')
+    assert message == f'{tmp_path / "vit.pth"}: its weights do not fit this network: {words}'
+    assert all(value.equal(before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_names_that_timm_translates(tmp_path):
+    """DINOv2's authors have registers and a mask token under other names."""
+    name = 'timm/vit_small_patch14_reg4_dinov2'
+    state = timm.create_model('vit_small_patch14_reg4_dinov2', num_classes=0).state_dict()
+    theirs = {key.replace('reg_token', 'register_tokens'): value for key, value in state.items()}
+    grid = state['pos_embed']
+    theirs['pos_embed'] = torch.cat([torch.zeros(1, 1, grid.shape[2]), grid], dim=1)
+    theirs |= {'mask_token': torch.zeros(1, 384)}
+    torch.save(theirs, tmp_path / 'dinov2.pth')
+    weights = backbone_weights(tmp_path / 'dinov2.pth', name)
+    assert all(weights[f'model.{key}'].shape == value.shape for key, value in state.items())
+    assert weights['model.blocks.3.mlp.fc1.weight'].equal(state['blocks.3.mlp.fc1.weight'])
+
+
+def test_weights_that_timm_fetches(monkeypatch, tmp_path):
+    """Without network the hub's client tries again for a minute, so it is told at once that there is none."""
+    monkeypatch.setattr(hub, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(hub, 'HF_HUB_CACHE', str(tmp_path))
+    name = 'timm/vit_small_patch16_224.dino'
+    for source in ('timm://', 'timm://vit_small_patch16_224.dino'):
+        message = refusal(backbone_weights, source, name)
+        assert message.startswith('timm://vit_small_patch16_224.dino could not be fetched (')
+        assert 'fetch model.safetensors of https://huggingface.co/timm/vit_small_patch16_224.dino by hand' in message
+        assert 'backbone_kwargs.state_dict' in message
+    assert 'there are timm://, ' in refusal(backbone_weights, 'timm://resnet50.a1_in1k', name)
+    message = refusal(backbone_weights, 'timm://vit_small_patch16_224.augreg_in21k', name)
+    assert 'name backbone: timm/vit_small_patch16_224.augreg_in21k' in message and '(0.5, 0.5, 0.5)' in message
+    kwargs = {'pretraining': 'imagenet_classification'}
+    message = refusal(load_initial_weights, build_backbone(VIT, {}), VIT, **kwargs)
+    assert 'backbone_kwargs.state_dict to a file or to timm://' in message
+
+
+def test_fetched_weights_are_loaded(monkeypatch):
+    state = vit_state()
+    create = timm.create_model
+
+    def fetched(name, pretrained=False, **options):  # what the hub would give
+        model = create(name, **options)
+        if pretrained:
+            model = create(name, num_classes=7)
+            model.load_state_dict(state)
+        return model
+    monkeypatch.setattr(timm, 'create_model', fetched)
+    backbone = build_backbone('timm/test_vit.r160_in1k', {})
+    assert load_initial_weights(backbone, 'timm/test_vit.r160_in1k', state_dict='timm://') == 'timm://'
+    assert backbone.state_dict()['model.norm.weight'].equal(state['norm.weight'])
+
+
+# Configuration
+
+
+def test_mean_and_deviation_are_the_models_own():
+    for name, own in ((VIT, 'test_vit'), ('timm/vit_small_patch16_224.dino', 'vit_small_patch16_224.dino'),
+                      (RESNET, 'test_resnet')):
+        config = timm.get_pretrained_cfg(own)
+        assert find_backbone(name).normalization == (config.mean, config.std)
+    assert find_backbone(VIT).normalization[0] == (0.5, 0.5, 0.5)
+
+
+def test_strides_are_asked_of_timm():
+    assert find_backbone(VIT).output_strides == (16,) and find_backbone(CONVNEXT).output_strides == (8, 16, 32)
+    assert find_backbone('timm/swin_tiny_patch4_window7_224').output_strides == (32,)
+    assert [output_stride(CONVNEXT, kwargs) for kwargs in ({}, {'dilated': False}, {'output_stride': 16})] == [8, 32, 16]
+
+
+def test_mistakes(experiment):
+    changes = {'backbone': VIT, 'backbone_kwargs': {}}
+    resolution = {'transformation_kwargs.crop_size': 50}
+    for more, words in (
+            ({'backbone': 'timm/vit_smal_patch16_224'}, 'timm has no network of this name (nearest: vit_small_patch16_224'),
+            ({'backbone': 'timm/crossvit_9_240'}, 'this network of timm gives no grid of features'),
+            ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 4}}, 'must be one of 8, 16, 32 for backbone: timm'),
+            ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 32, 'dilated': True}}, 'contradict each other'),
+            ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 16, 'dilated': False}}, 'contradict each other'),
+            (resolution, 'transformation_kwargs.crop_size: 50 x 50 pixels must be multiples of 16, the patch of backbone: '
+                         'timm/test_vit (nearest: 48 x 48)'),
+            ({'backbone': CONVNEXT, **resolution}, 'multiples of 8, or the grid of backbone: timm/test_conv'),
+            ({'backbone': 'timm/levit_128', 'transformation_kwargs.crop_size': 64}, 'its own size is 224 x 224'),
+            ({'freeze_layers': 7}, 'freeze_layers is 7, but backbone: timm/test_vit has 6 stages')):
+        arguments = experiment({**changes, **more})
+        message = refusal(create_config, arguments[1], arguments[3], PRETRAIN)
+        assert message.startswith(arguments[3]) and words in message, message
+    for more in ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 16, 'dilated': True}},
+                 {'backbone': RESNET, **resolution}):
+        arguments = experiment({**changes, **more})
+        assert create_config(arguments[1], arguments[3], PRETRAIN).backbone == more['backbone']
+    assert nearest_names('resnet5O.a1_in1k')[0] == 'resnet50.a1_in1k'
+
+
+def test_torchvisions_entries_are_what_they_were():
+    """timm's ResNet-50 and torchvision's have weights of the same names, so files serve both."""
+    spec = find_backbone('resnet50')
+    assert (spec.channels, spec.output_strides, spec.frozen) == (2048, (8, 32), ('conv1', 'bn1', 'layer1', 'layer2'))
+    with torch.device('meta'):
+        state = resnet50(weights=None).state_dict()
+    own = find_backbone('timm/resnet50').own_names(state)
+    with torch.device('meta'):
+        timms = build_backbone('timm/resnet50', {'output_stride': 8}).state_dict()
+    assert own.keys() == timms.keys() and dataclasses.is_dataclass(spec)
