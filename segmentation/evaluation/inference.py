@@ -29,7 +29,7 @@ def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, outp
     Raises `UserError` for unreadable files, labels that are no class, and a folder that can't be written.
     """
     network.eval()
-    dataset, part = _images_of(loader).dataset, _part_of(loader)
+    dataset, part = _images_of(loader).dataset, part_of(loader)
     with CrfPool(dataset) if crf else contextlib.nullcontext() as pool, distributed.watched():
         # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
         ahead = 2 * pool.processes if pool and device.type != 'cpu' else 0
@@ -46,7 +46,7 @@ def segment(network: LinearNetwork, loader: DataLoader, device: torch.device, pr
     when the network goes on to the next batch, at most `ahead` images are still unfinished.
     """
     pending: deque[Future[np.ndarray]] = deque()
-    index = _part_of(loader).start
+    index = part_of(loader).start
     for batch in loader:
         distributed.note(f'evaluation, image {batch["id"][0]}')
         grid = class_logits(network.classifier, frozen_features(network, batch['image'], device, precision), batch['id'])
@@ -70,7 +70,7 @@ def _images_of(loader: DataLoader):
     return loader.dataset
 
 
-def _part_of(loader: DataLoader):
+def part_of(loader: DataLoader) -> range:
     """The range of images that a `split_loader` gives this process."""
     assert isinstance(loader.batch_sampler, BatchSampler) and isinstance(loader.batch_sampler.sampler, range)
     return loader.batch_sampler.sampler
