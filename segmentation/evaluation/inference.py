@@ -39,14 +39,22 @@ def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, outp
     Raises `UserError` for unreadable files, labels that are no class or all void, and a folder that can't be written.
     """
     network.eval()
-    dataset, part = _images_of(loader).dataset, _part_of(loader)
-    with CrfPool(dataset) if crf else contextlib.nullcontext() as pool, distributed.watched():
+    seen = Contents()
+    with CrfPool(_images_of(loader).dataset) if crf else contextlib.nullcontext() as pool:
         # Beside a GPU the processes of the CRF always have work. On a CPU they and the network would fight for the cores.
         ahead = 2 * pool.processes if pool and device.type != 'cpu' else 0
-        seen, found = Contents(), _Found()
-        predictions = found.look(segment(network, loader, device, precision, pool, ahead, seen), space)
-        confusion = write_predictions(output, dataset, progress(predictions, 'CRF' if crf else 'Evaluation', len(part)),
-                                      space, pictures, part=part)
+        predictions = segment(network, loader, device, precision, pool, ahead, seen)
+        return write_and_report(predictions, seen, loader, space, output, 'CRF' if crf else 'Evaluation', pictures, told)
+
+
+def write_and_report(predictions: Iterable[np.ndarray], seen: Contents, loader: DataLoader, space: LabelSpace,
+                     output: str | Path, title: str, pictures: int | None = None, told: bool = False) -> np.ndarray | None:
+    """Write `predictions`, which add what they read to `seen`, score them, and log what was odd. title: of the progress bar.
+    All else is as in `evaluate`."""
+    dataset, part, found = _images_of(loader).dataset, part_of(loader), _Found()
+    with distributed.watched():
+        looked_at = progress(found.look(predictions, space), title, len(part))
+        confusion = write_predictions(output, dataset, looked_at, space, pictures, part=part)
         parts = distributed.gather_objects((seen, found.objects))
     if parts is not None:  # on rank 0
         seen = merged(part for part, _ in parts)
@@ -83,7 +91,7 @@ def segment(network: LinearNetwork, loader: DataLoader, device: torch.device, pr
     """
     pending: deque[Future[np.ndarray]] = deque()
     seen = Contents() if seen is None else seen
-    index = _part_of(loader).start
+    index = part_of(loader).start
     for batch in loader:
         distributed.note(f'evaluation, image {batch["id"][0]}')
         for contents in batch['contents']:
@@ -109,7 +117,7 @@ def _images_of(loader: DataLoader):
     return loader.dataset
 
 
-def _part_of(loader: DataLoader):
+def part_of(loader: DataLoader) -> range:
     """The range of images that a `split_loader` gives this process."""
     assert isinstance(loader.batch_sampler, BatchSampler) and isinstance(loader.batch_sampler.sampler, range)
     return loader.batch_sampler.sampler

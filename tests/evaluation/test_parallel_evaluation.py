@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 import eval as evaluation_script
 import kmeans
+import knn
 import linear_finetune
 import retrieval
 from evaluation.model_loading import CLASSIFIER
@@ -133,6 +134,17 @@ def test_neighbours(place, toys):
     single, several = (place(settings, toys) for _ in range(2))
     lines = run_both(retrieval, single, several, '--num_visualizations', '3')
     assert_same_content(single, several, 3 + 4)
+    assert [line.replace(str(several), '') for line in lines] == content(single)['log_file.txt']
+
+
+@pytest.mark.slow
+def test_patches(place, toys):
+    """A memory in one batch, of which rank 0 has nothing; a part of each image's patches; random weights."""
+    settings = {**TOYS_KMEANS, 'train_db_name': 'Toys', 'pretraining': None, 'val_db_kwargs': {'batch_size': 17},
+                'knn_kwargs': {'memory_size': 96, 'k': 5, 'block': 20}}
+    single, several = (place(settings, toys) for _ in range(2))
+    lines = run_both(knn, single, several, '--num_visualizations', '3')
+    assert_same_content(single, several, 18 + 3 + 4)
     assert [line.replace(str(several), '') for line in lines] == content(single)['log_file.txt']
 
 

