@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.dataset import SegmentationDataset, dataset_folder
     from data.loaders import epoch_loader
     from models.backbones import output_stride
+    from utils.checkpoint.kept import KEPT_FOLDER
     from utils.model_zoo.sources import require_files
     from utils.parallel.distributed import main_first, require_same
     from utils.parallel.random_streams import RandomStreams
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     # Work
     if is_main():
         remove_temporaries(output)
+        remove_temporaries(output / KEPT_FOLDER)
     train(trainer, p, output)
     log.info('Finished: %s', p.checkpoint)
 

@@ -26,9 +26,11 @@ DEVIATION = 0.01  # of the classifier's initial weights
 
 
 def query_weights(path: str | Path) -> dict[str, Any]:
-    """State dict of the query network in a pre-training checkpoint: the dict with `model`, or a bare dict of
-    `module.model_q.*`. Raises `UserError` when the file is missing, damaged, or holds no such network."""
-    weights = _query_part(_state(path))
+    """State dict of the query network, float32, in a pre-training checkpoint (one that `keep_every` kept is in half precision):
+    the dict with `model`, or a bare dict of `module.model_q.*`. Raises `UserError` when the file is missing, damaged, or holds
+    no such network."""
+    weights = {key: value.float() if getattr(value, 'dtype', None) == torch.float16 else value
+               for key, value in _query_part(_state(path)).items()}
     if not weights:
         raise UserError(f"{path}: not a pre-training checkpoint: none of its keys starts with '{PREFIX}'")
     return weights

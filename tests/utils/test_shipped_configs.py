@@ -25,6 +25,7 @@ def published(saliency, batch, pretraining, moco, freeze, K):
         'optimizer_kwargs': {'lr': 0.004, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
         'scheduler': 'poly', 'scheduler_kwargs': {'lr_decay_rate': None, 'lr_decay_epochs': None},
         'transformation_kwargs': {'crop_size': 224}, 'on_bad_image': 'stop', 'seed': None, 'checkpoint_every': None,
+        'keep_every': None,
         'simulate_processes': None}
 
 

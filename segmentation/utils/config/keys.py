@@ -97,6 +97,7 @@ KEYS = (
     Key('scheduler_kwargs.lr_decay_epochs', 'ints', None, TRAINED),
     Key('seed', 'int', None, SCRIPTS, minimum=0, maximum=MAX_SEED),
     Key('checkpoint_every', 'int', None, TRAINED, minimum=1),
+    Key('keep_every', 'int', None, (PRETRAIN,), minimum=1),
     # Evaluation
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
     Key('kmeans_kwargs.whiten', 'bool', True, (KMEANS,)),
