@@ -14,7 +14,7 @@ QUERY = 'module.model_q.'  # prefix of the query network's keys, as in checkpoin
 
 
 class Keeper:
-    """Writes the query network to `checkpoints/epoch_0005.pth.tar` and so on, in half precision: a tenth of a checkpoint or
+    """Writes the query network to `checkpoints/epoch_0005.pth.tar` and so on, in half precision: a sixth of a checkpoint or
     less. The evaluations take such a file as `pretraining`. Nothing can go on from it: that is `checkpoint.pth.tar`'s part.
 
     network: the query network. output: the run's folder. every: epochs between files, or None for no files. epochs: of the
