@@ -1,5 +1,5 @@
 """`keep_every`: numbered checkpoints of the query network, whole or absent, which change nothing else."""
-import shutil
+import json
 
 import pytest
 import torch
@@ -27,13 +27,12 @@ def halves(state):
 @pytest.mark.slow
 def test_what_is_kept(experiment, tmp_path):
     main([*experiment({'epochs': 3, 'keep_every': 2}), '--amp', 'none'])
-    main([*experiment({'epochs': 3}, name='without'), '--amp', 'none'])
-    folder = tmp_path / 'output' / 'small'
-    final, without = (load(tmp_path / 'output' / name / 'checkpoint.pth.tar') for name in ('small', 'without'))
-    assert final['config'].pop('keep_every') == 2 and without['config'].pop('keep_every') is None
-    for key in ('model', 'optimizer', 'random', 'epoch'):
-        assert_same(final[key], without[key], key)
-    assert not (tmp_path / 'output' / 'without' / 'checkpoints').exists()
+    main([*experiment({'epochs': 1}, name='without'), '--amp', 'none'])
+    folder, without = (tmp_path / 'output' / name for name in ('small', 'without'))
+    first = [json.loads((one / 'metrics.jsonl').read_text().splitlines()[0]) for one in (folder, without)]
+    assert all(numbers.pop('images_per_second') for numbers in first) and first[0] == first[1]
+    final = load(folder / 'checkpoint.pth.tar')
+    assert final['config']['keep_every'] == 2 and not (without / 'checkpoints').exists()
 
     kept = kept_checkpoints(folder)
     assert [(epoch, path.name) for epoch, path in kept.items()] == [
@@ -81,10 +80,6 @@ def test_what_a_kill_came_before_is_kept_by_the_next_start(experiment, tmp_path,
         f'epoch_000{epoch}.pth.tar' for epoch in range(4)]
     assert_same(load(kept_path(folder, 2))['model'], halves(state['model']))
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-
-    shutil.rmtree(folder / 'checkpoints')
-    main([*experiment({'epochs': 4}), '--amp', 'none', '--override'])
-    assert not (folder / 'checkpoints').exists()
 
 
 def test_halves_hold_what_float16_can_hold():
