@@ -99,13 +99,14 @@ def main(argv: list[str] | None = None) -> None:
     with main_first():  # which may fetch weights
         model = ContrastiveModel(settings)
     model = on_device(model, device)
-    optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
+    optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs, heads=model.model_q.fresh_parameters())
     here = processes // world_size()  # computed by this process
     streams = RandomStreams(start.seed, rank() * here, here, device)
     trainer = ContrastiveTrainer(model, optimizer, loader, streams, start.precision, p.checkpoint, p.checkpoint_every,
                                  extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
     if state:
-        trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
+        same_optimizer = {'optimizer', 'optimizer_kwargs.head_lr'}.isdisjoint(start.changed)
+        trainer.resume(state, p.checkpoint, same_optimizer, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     del state  # a model and an optimiser's worth of memory
     log.info('Training on %s, precision %s, seed %d, %s', device, start.precision, start.seed,

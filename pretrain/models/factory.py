@@ -12,8 +12,8 @@ def get_model(p: Mapping[str, Any]) -> PretrainingNetwork | BackboneNetwork | Li
     """The network that the configuration `p` describes, with its initial backbone weights.
 
     The pre-training network where `kmeans_eval` is True or, without that key, `model_kwargs` or `moco_kwargs` are given;
-    else the linear network with `num_classes` (20, without background) + `has_bg` (True) outputs. With `head: none` both
-    are made of the backbone alone (baselines).
+    else the linear network with `num_classes` (20, without background) + `has_bg` (True) outputs. With `head: linear` neither
+    has a decoder; with `head: none` both are made of the backbone alone (baselines).
     Raises `UserError` for an unknown backbone and for unreadable or unfitting weights.
     """
     kwargs = p.get('backbone_kwargs') or {}
@@ -22,11 +22,11 @@ def get_model(p: Mapping[str, Any]) -> PretrainingNetwork | BackboneNetwork | Li
     if kwargs.get('pretraining') == 'imagenet_moco' and moco and 'root_dir' in p:
         moco = local_file(moco, p['root_dir'])  # for who calls this without main.py
     load_initial_weights(backbone, p['backbone'], kwargs.get('pretraining'), moco, kwargs.get('state_dict'))
-    decoder = p.get('head', 'deeplab') != 'none'
+    kind = p.get('head', 'deeplab')
     if not p.get('kmeans_eval', 'model_kwargs' in p or 'moco_kwargs' in p):
-        return LinearNetwork(backbone, p.get('num_classes', 20) + int(p.get('has_bg', True)), decoder)
-    if not decoder:
+        return LinearNetwork(backbone, p.get('num_classes', 20) + int(p.get('has_bg', True)), decoder=kind == 'deeplab')
+    if kind == 'none':
         return BackboneNetwork(backbone)
     head = p.get('model_kwargs') or {}
     return PretrainingNetwork(backbone, ndim=head.get('ndim', 32), upsample=head.get('upsample', True),
-                              use_classification_head=head.get('use_classification_head', True))
+                              use_classification_head=head.get('use_classification_head', True), decoder=kind == 'deeplab')

@@ -19,7 +19,7 @@ from utils.model_zoo.zoo import is_zoo, zoo_file
 
 PREFIX = 'module.model_q.'
 CLASSIFIER = {'deeplab': ('decoder.4.weight', 'decoder.4.bias'),  # all that the linear classifier trains, by `head`
-              'none': ('linear.weight', 'linear.bias')}
+              'linear': ('linear.weight', 'linear.bias'), 'none': ('linear.weight', 'linear.bias')}
 HEADS = ('head.weight', 'head.bias')                 # of the pre-training network, and with them:
 SALIENCY_HEAD = 'classification_head.weight'
 DEVIATION = 0.01  # of the classifier's initial weights
@@ -151,7 +151,7 @@ def stored_network(path: str | Path, backbone: str | None = None,
     kwargs = grid_kwargs(known.get('backbone_kwargs') or {}) if name == known.get('backbone') else {}
     network = get_model({
         'backbone': name, 'backbone_kwargs': kwargs if output_stride is None else {'output_stride': output_stride},
-        'head': 'none' if CLASSIFIER['none'][1] in state else 'deeplab',
+        'head': 'deeplab' if any(str(key).startswith('decoder.') for key in state) else 'linear' if pretraining else 'none',
         'kmeans_eval': pretraining, 'num_classes': outputs[0] - 1,
         'model_kwargs': {'ndim': outputs[0], 'use_classification_head': SALIENCY_HEAD in state}})
     load_exactly(network, state, path)

@@ -20,8 +20,8 @@ ATROUS_RATES = (12, 24, 36)  # DeepLabv3's for output stride 8, published at eve
 class PretrainingNetwork(nn.Module):
     """Backbone and DeepLab decoder with a D-channel embedding head and a one-channel saliency head.
 
-    ndim: D. upsample: outputs at the input's size, else at the backbone's grid. use_classification_head: without it
-    there is no saliency output (None in its place).
+    decoder: without it both heads, 1x1 convolutions, are on the backbone's grid. ndim: D. upsample: outputs at the input's
+    size, else at the backbone's grid. use_classification_head: without it there is no saliency output (None in its place).
     """
 
     backbone: Backbone
@@ -29,16 +29,24 @@ class PretrainingNetwork(nn.Module):
     head: nn.Conv2d
     classification_head: nn.Conv2d | None
 
-    def __init__(self, backbone: Backbone, ndim: int = 32, upsample: bool = True, use_classification_head: bool = True):
+    def __init__(self, backbone: Backbone, ndim: int = 32, upsample: bool = True, use_classification_head: bool = True,
+                 decoder: bool = True):
         super().__init__()
         self.backbone = backbone
-        self.decoder = _decoder(backbone.channels, ndim)
-        head = self.decoder[-1]
-        assert isinstance(head, nn.Conv2d)
-        self.head = head
-        self.decoder[-1] = nn.Identity()
-        self.classification_head = (nn.Conv2d(DECODER_CHANNELS, 1, 1, bias=False) if use_classification_head else None)
+        if decoder:
+            self.decoder = _decoder(backbone.channels, ndim)
+            head = self.decoder[-1]
+            assert isinstance(head, nn.Conv2d)
+            self.head = head
+            self.decoder[-1] = nn.Identity()
+        else:
+            self.decoder, self.head = nn.Sequential(), nn.Conv2d(backbone.channels, ndim, 1)
+        self.classification_head = nn.Conv2d(self.head.in_channels, 1, 1, bias=False) if use_classification_head else None
         self.upsample = upsample
+
+    def fresh_parameters(self) -> list[nn.Parameter]:
+        """All that no initial weights of a backbone fill: decoder and heads."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith('backbone.')]
 
     def grid(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Outputs before upsampling. B x 3 x H x W -> embeddings B x D x h x w, saliency logits B x h x w or None."""

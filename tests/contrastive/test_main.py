@@ -198,6 +198,24 @@ def test_another_configuration_is_refused(experiment, tmp_path, user_error):
     assert 'exp_avg' in load(folder)['optimizer']['state'][0]
 
 
+@pytest.mark.slow
+def test_a_learning_rate_of_the_heads_own(experiment, tmp_path):
+    """Two groups, whose rates the schedule multiplies alike; given to a run that had none, its optimiser begins anew."""
+    folder = tmp_path / 'output' / 'small'
+    main([*experiment({'epochs': 1}), '--amp', 'none'])
+    before = load(folder)['model']
+    own = {'epochs': 2, 'optimizer_kwargs.head_lr': 1e-9}
+    main([*experiment(own), '--amp', 'none', '--override'])
+    after = load(folder)
+    rates = [group['lr'] for group in after['optimizer']['param_groups']]
+    assert rates == pytest.approx([0.01 * 0.5 ** 0.9, 1e-9 * 0.5 ** 0.9], rel=1e-9, abs=0)
+    for part, moved in (('backbone.layer4.1.conv2', True), ('decoder.0.convs.0.0', False), ('head', False)):
+        key = f'module.model_q.{part}.weight'
+        assert torch.allclose(after['model'][key], before[key], atol=1e-6) != moved, part
+    main([*experiment(own | {'epochs': 3}), '--amp', 'none', '--override'])  # goes on with both groups
+    assert load(folder)['epoch'] == 3
+
+
 def test_view_figure_shows_each_mask_in_its_place():
     for stride, size in ((1, 8), (8, 64), (8, 60)):
         mask = torch.zeros(1, -(-size // stride), -(-size // stride), dtype=torch.uint8)

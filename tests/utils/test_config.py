@@ -39,12 +39,12 @@ def test_defaults_of_pretraining(experiment):
                'backbone_kwargs.dilated')
     p = plain(create_config(*files(experiment(dict.fromkeys(removed, ...)))))
     assert p['model_kwargs'] == {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True}
-    assert p['optimizer_kwargs'] == {'lr': 0.01, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
+    assert p['optimizer_kwargs'] == {'lr': 0.01, 'head_lr': None, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
     assert p['transformation_kwargs'] == {'crop_size': 224}
     assert p['backbone_kwargs'] == {'dilated': True, 'output_stride': None, 'pretraining': None, 'moco_state_dict': None,
                                     'state_dict': None}
     assert (p['optimizer'], p['freeze_layers'], p['on_bad_image']) == ('sgd', False, 'stop')
-    assert p['seed'] is None and p['checkpoint_every'] is None and p['num_workers'] == 4
+    assert p['seed'] is None and p['checkpoint_every'] is p['keep_every'] is None and p['num_workers'] == 4
 
 
 def test_defaults_of_the_evaluations(tmp_path):
@@ -185,7 +185,7 @@ def test_null_where_a_value_is_needed(mistake, key):
     ('optimizer', 'SGD', 'sgd, adam', 'sgd'),
     ('scheduler', 'Poly', 'poly, step, cosine, constant', 'poly'), ('on_bad_image', 'skipp', 'stop, skip', 'skip'),
     (BACKBONE, 'moco', 'imagenet_classification, imagenet_moco, null', None),
-    ('model_kwargs.head', 'mlp', 'linear', None), ('head', 'deeplabv3', 'deeplab, none', 'deeplab')])
+    ('model_kwargs.head', 'mlp', 'linear', None), ('head', 'deeplabv3', 'deeplab, linear, none', 'deeplab')])
 def test_values_outside_the_choices(mistake, key, value, valid, nearest):
     hint = f" (nearest: '{nearest}')" if nearest else ''
     assert mistake({key: value}) == f"{key} must be one of {valid}, not '{value}'{hint}"
@@ -196,14 +196,15 @@ def test_values_outside_the_choices(mistake, key, value, valid, nearest):
     ('optimizer_kwargs.lr', 0, 'more than 0'), ('optimizer_kwargs.lr', '-1e-3', 'more than 0'),
     ('optimizer_kwargs.weight_decay', -1, 'at least 0'), ('moco_kwargs.T', 0.0, 'more than 0'),
     ('moco_kwargs.m', 1.5, 'at most 1'), (MOCO_K, 0, 'at least 1'), ('model_kwargs.ndim', 0, 'at least 1'),
-    ('seed', -1, 'at least 0'), ('seed', 2 ** 32, 'at most 4294967295'), ('checkpoint_every', 0, 'at least 1'),
+    ('seed', -1, 'at least 0'), ('seed', 2 ** 32, 'at most 4294967295'), ('checkpoint_every', 0, 'at least 1'), ('keep_every', 0, 'at least 1'),
     ('transformation_kwargs.crop_size', 8, 'at least 16'), ('kmeans_kwargs.n_clusters', 1, 'at least 2')])
 def test_values_out_of_range(mistake, key, value, bound):
     assert mistake({key: value}) == f'{key} must be {bound}, not {value}'
 
 
 def test_values_that_do_not_go_together(mistake):
-    assert mistake({'head': 'none'}) == 'head: none is for evaluations of a backbone alone: main.py needs head: deeplab'
+    assert mistake({'head': 'none'}) == ('head: none is for evaluations of a backbone alone: main.py needs head: deeplab or '
+                                         'linear')
     assert mistake({MOCO_K: 10}) == 'moco_kwargs.K (10) must be a multiple of train_batch_size (4)'
     assert "'backbone_kwargs.moco_state_dict' is missing" in mistake({BACKBONE: 'imagenet_moco'})
     two = {BACKBONE: 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(CONFIGS / 'env.yml'),

@@ -58,7 +58,8 @@ class _Gathered:
 @dataclass
 class Grids:
     """What a network gives for a batch, by sort of features. embedded: the grids that are summed over masks, B x D x h x w.
-    linear: those that a linear classifier sees (the decoder's channels, and the backbone's). saliency: B x h x w or None."""
+    linear: those that a linear classifier sees, the decoder's channels, if there is one, and the backbone's. saliency: logits,
+    B x h x w, or None."""
     embedded: dict[str, Tensor]
     linear: dict[str, Tensor]
     saliency: Tensor | None
@@ -69,7 +70,8 @@ def network_grids(network: PretrainingNetwork, images: Tensor) -> Grids:
     backbone = network.backbone(images)
     decoded = network.decoder(backbone)
     head = network.classification_head
-    return Grids({NETWORK: network.head(decoded), BACKBONE: backbone}, {NETWORK: decoded, BACKBONE: backbone},
+    return Grids({NETWORK: network.head(decoded), BACKBONE: backbone},
+                 {BACKBONE: backbone} if decoded is backbone else {NETWORK: decoded, BACKBONE: backbone},
                  head(decoded).squeeze(1) if head is not None else None)
 
 
@@ -119,10 +121,12 @@ def score_network(network: PretrainingNetwork, database: DataLoader, queries: Da
     kmeans, retrieval, linear: mIoU on the queries. neighbours: share of the database's objects whose nearest other one is of
     their class. `..._own_masks` are in the network's masks, all others in the given ones.
     """
-    samples = {name: CellSample(len(database.dataset), seeds[0]) for name in (NETWORK, BACKBONE)}  # type: ignore[arg-type]
+    samples: dict[str, CellSample] = {}
 
     def gather(grids: dict[str, Tensor], batch: dict[str, list]):
         for name, grid in grids.items():
+            if name not in samples:
+                samples[name] = CellSample(len(database.dataset), seeds[0])  # type: ignore[arg-type]
             samples[name].add(grid, batch['labels'])
 
     known = read_segments(network, database, device, precision, space, gather)
@@ -140,7 +144,7 @@ def score_network(network: PretrainingNetwork, database: DataLoader, queries: Da
         scores[name] = {'kmeans': kmeans_iou(asked[GIVEN], name, space, seeds),
                         'retrieval': retrieval_iou(known[GIVEN], asked[GIVEN], name, space),
                         'neighbours': neighbours_of_same_class(known[GIVEN], name, space),
-                        'linear': float(class_iou(confusions[name]).mean() * 100)}
+                        'linear': float(class_iou(confusions.get(name, confusions[BACKBONE])).mean() * 100)}
     if OWN in asked:
         scores[NETWORK]['kmeans_own_masks'] = kmeans_iou(asked[OWN], NETWORK, space, seeds)
         scores[NETWORK]['retrieval_own_masks'] = retrieval_iou(known[OWN], asked[OWN], NETWORK, space)

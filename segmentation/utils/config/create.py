@@ -184,7 +184,7 @@ def _check_training(p: EasyDict, file: str | Path):
 def _check_pretraining(p: EasyDict, file: str | Path):
     kwargs = p.backbone_kwargs
     if p.head == 'none':
-        raise UserError(f'{file}: head: none is for evaluations of a backbone alone: main.py needs head: deeplab')
+        raise UserError(f'{file}: head: none is for evaluations of a backbone alone: main.py needs head: deeplab or linear')
     if p.moco_kwargs.K % p.train_batch_size:
         raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
                         f'train_batch_size ({p.train_batch_size})')
