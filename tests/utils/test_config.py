@@ -196,7 +196,8 @@ def test_values_outside_the_choices(mistake, key, value, valid, nearest):
     ('optimizer_kwargs.lr', 0, 'more than 0'), ('optimizer_kwargs.lr', '-1e-3', 'more than 0'),
     ('optimizer_kwargs.weight_decay', -1, 'at least 0'), ('moco_kwargs.T', 0.0, 'more than 0'),
     ('moco_kwargs.m', 1.5, 'at most 1'), (MOCO_K, 0, 'at least 1'), ('model_kwargs.ndim', 0, 'at least 1'),
-    ('seed', -1, 'at least 0'), ('seed', 2 ** 32, 'at most 4294967295'), ('checkpoint_every', 0, 'at least 1'), ('keep_every', 0, 'at least 1'),
+    ('seed', -1, 'at least 0'), ('seed', 2 ** 32, 'at most 4294967295'), ('checkpoint_every', 0, 'at least 1'),
+    ('keep_every', 0, 'at least 1'),
     ('transformation_kwargs.crop_size', 8, 'at least 16'), ('kmeans_kwargs.n_clusters', 1, 'at least 2')])
 def test_values_out_of_range(mistake, key, value, bound):
     assert mistake({key: value}) == f'{key} must be {bound}, not {value}'
