@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from data.dataset import SegmentationDataset, dataset_folder
     from data.label_space import label_space
     from data.loaders import make_loader
-    from evaluation.clustering import check_clusters
     from evaluation.evaluation_images import EvaluationImages
     from evaluation.learning_curve.following import first_checkpoint, new_checkpoints, run_folder
     from evaluation.learning_curve.record import CURVE, Curve
@@ -73,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = dataset_folder(env.db_root, p.train_db_name)
     space, masks = label_space(folder), f'saliency_{args.saliency}' if args.saliency else 'labels'
     splits = [SegmentationDataset(folder, split, args.saliency, labels=True) for split in (args.database, 'val')]
-    check_clusters(space.n_clusters, splits[1])
+    if len(splits[1]) < space.n_clusters - 1:
+        log.warning('%s: %d images are too few for %d clusters of objects: K-means is left out', splits[1].split_file,
+                    len(splits[1]), space.n_clusters - 1)
     database, queries = (make_loader(EvaluationImages(split, args.resolution, len(space)), args.num_workers, device,
                                      batch_size=BATCH) for split in splits)
     first_seed = FIRST_SEED if args.seed is None else min(args.seed, MAX_SEED + 1 - args.num_seeds)

@@ -205,6 +205,22 @@ def test_neighbours_of_the_same_class():
     assert neighbours_of_same_class(lonely, 'network', space) is None
 
 
+@pytest.mark.slow
+def test_too_few_images_for_kmeans_have_all_other_scores(experiment, trained, tmp_path, toys, capsys):
+    root = shutil.copytree(toys, tmp_path / 'few')
+    split = root / 'Toys' / 'sets' / 'val.txt'
+    split.write_text('\n'.join(split.read_text().split()[:8]))
+    run = shutil.copytree(trained, tmp_path / 'output' / 'run')
+    for path in list(kept_checkpoints(run).values())[:2]:
+        path.unlink()
+    curve.main([*experiment(db_root=root)[:2], '--run', str(run), *SMALL])
+    scores = points_of(run)[2]['scores']
+    assert scores['network']['kmeans'] is scores['backbone']['kmeans'] is None
+    assert 0 < scores['backbone']['retrieval'] <= 100 and 0 < scores['network']['linear'] <= 100
+    assert '8 images are too few for 9 clusters' in capsys.readouterr().out
+    assert json.loads((run / 'curve' / 'curve.json').read_text())['start'] is None  # its first checkpoint is not there
+
+
 def test_the_figure_shows_each_score_and_the_start():
     points = [{'epoch': epoch, 'scores': {'network': {'kmeans': 10.0 + epoch, 'kmeans_own_masks': None if epoch == 0 else 5.0},
                                           'backbone': {'kmeans': 30.0}}} for epoch in (0, 5)]

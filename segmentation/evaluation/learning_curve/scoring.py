@@ -169,9 +169,11 @@ def _confusion(classifier: nn.Conv2d, grid: Tensor, batch: dict[str, list], clas
                for prediction, labels, image in zip(predictions, batch['labels'], batch['id'], strict=True))
 
 
-def kmeans_iou(segments: Segments, features: str, space: LabelSpace, seeds: Sequence[int]) -> float:
-    """As `kmeans.py` without other settings: mean mIoU in percent of as many clusters as classes."""
+def kmeans_iou(segments: Segments, features: str, space: LabelSpace, seeds: Sequence[int]) -> float | None:
+    """As `kmeans.py` without other settings: mean mIoU in percent of as many clusters as classes. None for fewer images."""
     vectors = segments.vectors[features]
+    if len(vectors) < space.n_clusters - 1:
+        return None
     if vectors.any():  # else all masks are empty
         vectors = whiten(vectors)
     clusterings = cluster_all(vectors, segments.at_size, space.n_clusters, seeds, space.background is not None)
