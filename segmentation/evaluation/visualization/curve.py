@@ -30,8 +30,8 @@ def curve_figure(points: Sequence[Mapping[str, Any]], start: Mapping[str, float 
         axes.title.set_fontsize(9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=4, fontsize=8)
+    shown = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    figure.legend(list(shown.values()), list(shown), loc='outside lower center', ncols=4, fontsize=8)
     return figure
 
 
