@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import torch
 
+    from contrastive.advice import short_run
     from contrastive.builder import ContrastiveModel
     from contrastive.launch import launch, number_of_processes
     from contrastive.trainer import ContrastiveTrainer, train
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.loaders import epoch_loader
     from models.backbones import output_stride
     from utils.checkpoint.kept import KEPT_FOLDER
+    from utils.cli.log import warn_once
     from utils.model_zoo.sources import require_files
     from utils.parallel.distributed import main_first, require_same
     from utils.parallel.random_streams import RandomStreams
@@ -111,6 +113,8 @@ def main(argv: list[str] | None = None) -> None:
     del state  # a model and an optimiser's worth of memory
     log.info('Training on %s, precision %s, seed %d, %s', device, start.precision, start.seed,
              batches_text(p.train_batch_size, processes))
+    if short := short_run(p.backbone_kwargs.pretraining, p.epochs, len(loader), p.train_batch_size):
+        warn_once('%s', short)
     if processes != world_size():
         log.info('These %d processes are simulated by %d', processes, world_size())
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.models import resnet18
 
 import utils.training.loop
+from contrastive.advice import PAGE, short_run
 from contrastive.trainer import view_figure
 from main import main
 
@@ -132,6 +133,8 @@ def test_frozen_layers_stay_bit_equal_to_the_file_of_initial_weights(experiment,
     changes = {'freeze_layers': True, 'epochs': 1, 'backbone_kwargs.pretraining': 'imagenet_classification',
                'backbone_kwargs.state_dict': str(tmp_path / 'resnet18.pth')}
     main(experiment(changes))
+    log = (tmp_path / 'output' / 'small' / 'log_file.txt').read_text()
+    assert 'This run is short: 1 epochs of 3 steps of 4 are 12 pairs of views.' in log and 'docs/learning-curves.md' in log
     state = load(tmp_path / 'output' / 'small')
     assert state['config']['backbone_kwargs']['pretraining'] == 'imagenet_classification'
     (tmp_path / 'resnet18.pth').unlink()
@@ -214,6 +217,13 @@ def test_a_learning_rate_of_the_heads_own(experiment, tmp_path):
         assert torch.allclose(after['model'][key], before[key], atol=1e-6) != moved, part
     main([*experiment(own | {'epochs': 3}), '--amp', 'none', '--override'])  # goes on with both groups
     assert load(folder)['epoch'] == 3
+
+
+def test_only_short_runs_from_trained_weights_are_warned_of():
+    assert short_run('imagenet_classification', 20, 25, 16)
+    assert short_run('imagenet_classification', 21, 25, 16) is None
+    assert short_run(None, 1, 1, 16) is None  # of `make demo`, say
+    assert (Path(__file__).resolve().parents[2] / PAGE).is_file()
 
 
 def test_view_figure_shows_each_mask_in_its_place():
