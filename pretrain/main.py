@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import torch
 
+    from contrastive.advice import short_run
     from contrastive.builder import ContrastiveModel
     from contrastive.launch import launch, number_of_processes
     from contrastive.trainer import ContrastiveTrainer, train
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.dataset import SegmentationDataset, dataset_folder
     from data.loaders import epoch_loader
     from models.backbones import output_stride
+    from utils.checkpoint.kept import KEPT_FOLDER
     from utils.cli.log import warn_once
     from utils.model_zoo.sources import require_files
     from utils.parallel.distributed import main_first, require_same
@@ -107,23 +109,27 @@ def main(argv: list[str] | None = None) -> None:
         model = ContrastiveModel(settings)
     model = on_device(model, device)
     time_convolutions(device)
-    optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs)
+    optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs, heads=model.model_q.fresh_parameters())
     here = processes // world_size()  # computed by this process
     streams = RandomStreams(start.seed, rank() * here, here, device)
     trainer = ContrastiveTrainer(model, optimizer, loader, streams, start.precision, p.checkpoint, p.checkpoint_every,
                                  extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
     if state:
-        trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
+        same_optimizer = {'optimizer', 'optimizer_kwargs.head_lr'}.isdisjoint(start.changed)
+        trainer.resume(state, p.checkpoint, same_optimizer, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     del state  # a model and an optimiser's worth of memory
     log.info('Training on %s, precision %s, seed %d, %s', device, start.precision, start.seed,
              batches_text(p.train_batch_size, processes))
+    if short := short_run(p.backbone_kwargs.pretraining, p.epochs, len(loader), p.train_batch_size):
+        warn_once('%s', short)
     if processes != world_size():
         log.info('These %d processes are simulated by %d', processes, world_size())
 
     # Work
     if is_main():
         remove_temporaries(output)
+        remove_temporaries(output / KEPT_FOLDER)
     train(trainer, p, output)
     log.info('Finished: %s', p.checkpoint)
 

@@ -10,6 +10,7 @@ import torch
 from easydict import EasyDict
 
 from contrastive.builder import ContrastiveModel
+from contrastive.keeping import Keeper
 from contrastive.simulation import SimulatedProcesses
 from data import contents
 from data.dataset import SegmentationDataset
@@ -56,7 +57,11 @@ class ContrastiveTrainer(Trainer):
 
 
 def train(trainer: ContrastiveTrainer, p: EasyDict, output: Path) -> None:
-    """The epochs that are left. p: configuration with the schedule. output: folder for metrics.jsonl and tensorboard."""
+    """The epochs that are left. p: configuration with the schedule. output: folder for metrics.jsonl, tensorboard and what
+    `keep_every` asks for."""
+    keeper = Keeper(trainer.model.model_q, output, p.keep_every, p.epochs, len(trainer.loader), trainer.extra)
+    if trainer.step == 0:
+        keeper.keep(trainer.epoch, again=False)  # the start, or what a kill came before
     with MetricsWriter(output, trainer.epoch, view_figure) as record, deferred(), trainer.writer:
         while trainer.epoch < p.epochs:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
@@ -68,6 +73,7 @@ def train(trainer: ContrastiveTrainer, p: EasyDict, output: Path) -> None:
                 log.info, 'Epoch %d/%d: loss %.4f (contrastive %.4f, saliency %.4f), top-1 %.1f%%, top-5 %.1f%%, lr %.5f, '
                 '%.1f images/s', epoch, p.epochs, numbers['loss'], numbers['contrastive_loss'], numbers['saliency_loss'],
                 numbers['acc1'], numbers['acc5'], lr, numbers['images_per_second']))
+            keeper.keep(epoch)
 
 
 def view_figure(batch: dict[str, Any], pairs: int = 4) -> np.ndarray:

@@ -27,10 +27,11 @@ DEVIATION = 0.01  # of the classifier's initial weights
 
 
 def query_weights(path: str | Path) -> dict[str, Any]:
-    """State dict of the query network in a file: a pre-training checkpoint, the weights in one, or those of the query network
-    alone, with whatever `unwrapped` takes away. Raises `UserError` when the file is missing, damaged, or holds no such
-    network."""
-    weights = _query_part(_state(path))
+    """State dict of the query network in a file, float32: a pre-training checkpoint, one that `keep_every` kept (in half
+    precision), the weights in one, or those of the query network alone, with whatever `unwrapped` takes away. Raises
+    `UserError` when the file is missing, damaged, or holds no such network."""
+    weights = {key: value.float() if getattr(value, 'dtype', None) == torch.float16 else value
+               for key, value in _query_part(_state(path)).items()}
     if not weights:
         raise UserError(f"{path}: not a pre-training checkpoint: none of its keys starts with 'module.{QUERY}'")
     return weights

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.models import resnet18
 
 import utils.training.loop
+from contrastive.advice import PAGE, short_run
 from contrastive.trainer import view_figure
 from main import main
 
@@ -132,6 +133,8 @@ def test_frozen_layers_stay_bit_equal_to_the_file_of_initial_weights(experiment,
     changes = {'freeze_layers': True, 'epochs': 1, 'backbone_kwargs.pretraining': 'imagenet_classification',
                'backbone_kwargs.state_dict': str(tmp_path / 'resnet18.pth')}
     main(experiment(changes))
+    log = (tmp_path / 'output' / 'small' / 'log_file.txt').read_text()
+    assert 'This run is short: 1 epochs of 3 steps of 4 are 12 pairs of views.' in log and 'docs/learning-curves.md' in log
     state = load(tmp_path / 'output' / 'small')
     assert state['config']['backbone_kwargs']['pretraining'] == 'imagenet_classification'
     (tmp_path / 'resnet18.pth').unlink()
@@ -196,6 +199,31 @@ def test_another_configuration_is_refused(experiment, tmp_path, user_error):
     adam = {'epochs': 3, 'optimizer': 'adam', 'optimizer_kwargs': {'lr': 1e-3}}
     main([*experiment(adam), '--amp', 'none', '--override'])
     assert 'exp_avg' in load(folder)['optimizer']['state'][0]
+
+
+@pytest.mark.slow
+def test_a_learning_rate_of_the_heads_own(experiment, tmp_path):
+    """Two groups, whose rates the schedule multiplies alike; given to a run that had none, its optimiser begins anew."""
+    folder = tmp_path / 'output' / 'small'
+    main([*experiment({'epochs': 1}), '--amp', 'none'])
+    before = load(folder)['model']
+    own = {'epochs': 2, 'optimizer_kwargs.head_lr': 1e-9}
+    main([*experiment(own), '--amp', 'none', '--override'])
+    after = load(folder)
+    rates = [group['lr'] for group in after['optimizer']['param_groups']]
+    assert rates == pytest.approx([0.01 * 0.5 ** 0.9, 1e-9 * 0.5 ** 0.9], rel=1e-9, abs=0)
+    for part, moved in (('backbone.layer4.1.conv2', True), ('decoder.0.convs.0.0', False), ('head', False)):
+        key = f'module.model_q.{part}.weight'
+        assert torch.allclose(after['model'][key], before[key], atol=1e-6) != moved, part
+    main([*experiment(own | {'epochs': 3}), '--amp', 'none', '--override'])  # goes on with both groups
+    assert load(folder)['epoch'] == 3
+
+
+def test_only_short_runs_from_trained_weights_are_warned_of():
+    assert short_run('imagenet_classification', 20, 25, 16)
+    assert short_run('imagenet_classification', 21, 25, 16) is None
+    assert short_run(None, 1, 1, 16) is None  # of `make demo`, say
+    assert (Path(__file__).resolve().parents[2] / PAGE).is_file()
 
 
 def test_view_figure_shows_each_mask_in_its_place():

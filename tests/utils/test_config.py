@@ -41,12 +41,12 @@ def test_defaults_of_pretraining(experiment):
                'backbone_kwargs.dilated')
     p = plain(create_config(*files(experiment(dict.fromkeys(removed, ...)))))
     assert p['model_kwargs'] == {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True}
-    assert p['optimizer_kwargs'] == {'lr': 0.01, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
+    assert p['optimizer_kwargs'] == {'lr': 0.01, 'head_lr': None, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
     assert p['transformation_kwargs'] == {'crop_size': 224}
     assert p['backbone_kwargs'] == {'dilated': True, 'output_stride': None, 'pretraining': None, 'moco_state_dict': None,
                                     'state_dict': None}
     assert (p['optimizer'], p['freeze_layers'], p['on_bad_image']) == ('sgd', False, 'stop')
-    assert p['seed'] is None and p['checkpoint_every'] is None and p['num_workers'] == 4
+    assert p['seed'] is None and p['checkpoint_every'] is p['keep_every'] is None and p['num_workers'] == 4
 
 
 def test_defaults_of_the_evaluations(tmp_path):
@@ -200,6 +200,7 @@ def test_values_outside_the_choices(mistake, key, value, valid, nearest):
     ('optimizer_kwargs.weight_decay', -1, 'at least 0'), ('moco_kwargs.T', 0.0, 'more than 0'),
     ('moco_kwargs.m', 1.5, 'at most 1'), (MOCO_K, 0, 'at least 1'), ('model_kwargs.ndim', 0, 'at least 1'),
     ('seed', -1, 'at least 0'), ('seed', 2 ** 32, 'at most 4294967295'), ('checkpoint_every', 0, 'at least 1'),
+    ('keep_every', 0, 'at least 1'),
     ('transformation_kwargs.crop_size', 8, 'at least 16'), ('kmeans_kwargs.n_clusters', 1, 'at least 2')])
 def test_values_out_of_range(mistake, key, value, bound):
     assert mistake({key: value}) == f'{key} must be {bound}, not {value}'

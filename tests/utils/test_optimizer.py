@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from utils.training.optimizer import get_optimizer, learning_rate
+from utils.training.optimizer import get_optimizer, learning_rate, set_learning_rate
 
 
 @pytest.mark.parametrize('scheduler, kwargs, epoch, expected', [
@@ -55,3 +55,19 @@ def test_one_group_of_what_learns_with_weight_decay_on_all_of_it():
     for parameter, old in zip(network.parameters(), before, strict=True):
         assert torch.allclose(parameter, old * (1 - 0.5 * 0.1) if parameter.requires_grad else old)
     assert isinstance(get_optimizer(network.parameters(), 'adam', lr=0.5), torch.optim.Adam)
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adam'])
+def test_heads_may_have_a_learning_rate_of_their_own(name):
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    network[0].requires_grad_(False)
+    heads = list(network[2].parameters())
+    optimizer = get_optimizer(network.parameters(), name, lr=0.5, weight_decay=0.1, head_lr=2.0, heads=heads)
+    assert [[id(one) for one in group['params']] for group in optimizer.param_groups] == [
+        [id(one) for one in network[1].parameters()], [id(one) for one in heads]]
+    assert [(group['lr'], group['weight_decay']) for group in optimizer.param_groups] == [(0.5, 0.1), (2.0, 0.1)]
+    set_learning_rate(optimizer, 0.25)  # half of it
+    assert [group['lr'] for group in optimizer.param_groups] == [0.25, 1.0]
+    single = get_optimizer(network.parameters(), name, lr=0.5, heads=heads)
+    set_learning_rate(single, 0.25)
+    assert [group['lr'] for group in single.param_groups] == [0.25]

@@ -22,9 +22,10 @@ def published(saliency, batch, pretraining, moco, freeze, K):
         'head': 'deeplab', 'freeze_layers': freeze, 'moco_kwargs': {'T': 0.5, 'm': 0.999, 'K': K, 'loss': 'fused'},
         'epochs': 40,
         'optimizer': 'sgd',
-        'optimizer_kwargs': {'lr': 0.004, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
+        'optimizer_kwargs': {'lr': 0.004, 'head_lr': None, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
         'scheduler': 'poly', 'scheduler_kwargs': {'lr_decay_rate': None, 'lr_decay_epochs': None},
         'transformation_kwargs': {'crop_size': 224}, 'on_bad_image': 'stop', 'seed': None, 'checkpoint_every': None,
+        'keep_every': None,
         'simulate_processes': None}
 
 

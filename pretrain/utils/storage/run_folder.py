@@ -64,6 +64,19 @@ def release_folders() -> None:
         file.close()
 
 
+def is_held(path: str | Path) -> bool:
+    """Whether another process holds the folder `path`. Where the file system has no locks, whether it says so."""
+    try:
+        with open(Path(path) / '.lock', encoding='utf-8') as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment, which whoever wants to hold it waits for
+            except OSError:
+                return True
+    except OSError:
+        return False
+    return False
+
+
 def set_aside(path: str | Path) -> Path:
     """Rename `path` to `path.old-1` (or the next free number) and return the new path. Nothing is deleted.
 

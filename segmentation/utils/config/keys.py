@@ -88,6 +88,7 @@ KEYS = (
     Key('epochs', 'int', REQUIRED, TRAINED, minimum=1),
     Key('optimizer', 'str', 'sgd', TRAINED, choices=('sgd', 'adam')),
     Key('optimizer_kwargs.lr', 'float', REQUIRED, TRAINED, above=0),
+    Key('optimizer_kwargs.head_lr', 'float', None, (PRETRAIN,), above=0),
     Key('optimizer_kwargs.weight_decay', 'float', 0.0, TRAINED, minimum=0),
     Key('optimizer_kwargs.momentum', 'float', None, TRAINED, minimum=0),
     Key('optimizer_kwargs.nesterov', 'bool', None, TRAINED),
@@ -96,6 +97,7 @@ KEYS = (
     Key('scheduler_kwargs.lr_decay_epochs', 'ints', None, TRAINED),
     Key('seed', 'int', None, SCRIPTS, minimum=0, maximum=MAX_SEED),
     Key('checkpoint_every', 'int', None, TRAINED, minimum=1),
+    Key('keep_every', 'int', None, (PRETRAIN,), minimum=1),
     # Evaluation
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
     Key('kmeans_kwargs.whiten', 'bool', True, (KMEANS,)),
