@@ -47,12 +47,12 @@ def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
     else:
         content = load_file(source)
         weights = _plain(content, source)
-        foreign = 'state_dict' in content and not set(weights) & set(build_backbone(name, {}).state_dict())
-        if foreign or any(key.startswith(MOCO_PREFIX) for key in weights):
-            weights = _moco(content, source)
-        elif any(key.startswith(QUERY_PREFIX) for key in weights):
+        if any(key.startswith(QUERY_PREFIX) for key in weights):
             raise UserError(f'{source}: a checkpoint of this project, which head: deeplab reads; head: none takes a MoCo v2 '
                             'checkpoint or a plain state dict')
+        if any(key.startswith(MOCO_PREFIX) for key in weights) or (
+                'state_dict' in content and not set(weights) & set(build_backbone(name, {}).state_dict())):
+            weights = _moco(content, source)  # or its error, where no key is one of the backbone's
     return _without_classifier(weights)
 
 
