@@ -111,17 +111,17 @@ def report(seen: Contents, dataset: SegmentationDataset, name: str, space: Label
 def all_empty(dataset: SegmentationDataset, names: Iterable[str], predicted: bool) -> str:
     """The message where no mask of a split has an object. names: ids of these masks. predicted: as for `report`."""
     if predicted:
-        return (f'{dataset.split_file}: the network predicts no object in any of the images of {dataset.split}, so there is nothing to '
-                'cluster or to retrieve: these weights have not learnt masks (train longer, look at the saliency loss in '
-                "metrics.jsonl), or name the data set's masks as saliency in the experiment file")
+        return (f'{dataset.split_file}: the network predicts no object in any of the images of {dataset.split}, so there is '
+                'nothing to cluster or to retrieve: these weights have not learnt masks (train longer, look at the saliency '
+                "loss in metrics.jsonl), or name the data set's masks as saliency in the experiment file")
     assert dataset.masks is not None
     return f'{dataset.masks}: no mask of {dataset.split} has any object: {files.empty_masks(dataset.masks, sorted(names))}'
 
 
 def no_label(dataset: SegmentationDataset) -> str:
     """The message where all labels of a split are void."""
-    return (f'{dataset.labels}: no labelled pixel in {dataset.split}: every pixel of its labels is void, so nothing can be learnt from '
-            'them or scored: correct the files, or say in dataset.yml what they mean')
+    return (f'{dataset.labels}: no labelled pixel in {dataset.split}: every pixel of its labels is void, so nothing can be '
+            'learnt from them or scored: correct the files, or say in dataset.yml what they mean')
 
 
 def absent_classes(labels: np.ndarray, space: LabelSpace, ignored: Iterable[int] = ()) -> list[str]:
