@@ -29,7 +29,7 @@ MASKS_READ = 500  # at most, for a message
 class Fault(UserError):
     """A file that can not be used. The message begins with its path. kind: what `data.check` calls it."""
 
-    def __init__(self, message: str, kind: str = '', path: str | Path = ''):
+    def __init__(self, message: str, kind: str = '', path: str | Path = ''):  # a DataLoader passes the message alone
         super().__init__(message)
         self.kind, self.path = kind, path
 

@@ -108,7 +108,7 @@ def test_ids_that_lead_elsewhere(folder, problems, name):
 @pytest.mark.parametrize('name', ['x' * 300, f'{"y" * 240}/{"z" * 240}', "it's \"odd\" $(x) `y` %s {0}", 'A_1 a_1', '日本 é',
                                   '-rf', '~'])
 def test_names_of_all_kinds(folder, problems, name):
-    """They are read where the disk takes them, and are a clear error else."""
+    """They are read where the disk takes them, and are a clear error where it does not."""
     write_ids(folder, [*NAMES, name])
     try:
         for part in ('images', 'saliency_supervised_model', 'SegmentationClass', 'SegmentationClassAug'):
