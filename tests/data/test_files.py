@@ -11,10 +11,11 @@ from helpers.mini import KMEANS, NAMES, SHAPE, assert_right, each, labels_of, ma
 from PIL import Image
 
 from data.dataset import SegmentationDataset
-from data.decoding import read_image
+from data.decoding import MAX_PIXELS, read_image
 from data.files import Fault, find, present, read_ids
 from data.label_space import label_space
 from utils.config import create_config
+from utils.config.keys import KEYS
 
 
 @pytest.fixture
@@ -169,6 +170,7 @@ def test_labels_and_masks_of_turned_images(folder, problems, orientation, scale)
 
 
 def test_too_many_pixels(folder, problems):
+    assert [key.default for key in KEYS if key.name == 'max_image_pixels'] == [MAX_PIXELS]
     name = folder / 'images' / 'a_1.jpg'
     for kind in ('JPEG', 'PNG', 'BMP', 'WEBP'):
         save(name, np.zeros((*SHAPE, 3), np.uint8), format=kind)
