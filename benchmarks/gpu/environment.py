@@ -13,8 +13,7 @@ def run(settings):
             card = torch.cuda.get_device_properties(index)
             report(f'GPU {index}', value=card.name, unit='', detail=f'capability {card.major}.{card.minor}, '
                    f'{card.total_memory / 2 ** 30:.0f} GiB, {card.multi_processor_count} multiprocessors')
-        report('driver', value=torch.cuda.driver_version() if hasattr(torch.cuda, 'driver_version') else _driver(), unit='',
-               detail=f'CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}')
+        report('driver', value=_driver(), unit='', detail=f'CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}')
     else:
         report('GPU', skipped='PyTorch finds none here: only what a CPU can show runs')
     report('PyTorch', value=torch.__version__, unit='', detail=f'Python {platform.python_version()}, {os.cpu_count()} cores')

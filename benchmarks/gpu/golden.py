@@ -45,6 +45,7 @@ def _values(key, tensor):
 
 
 def inputs(images=3, size=56):
+    """Query and key views, B x 3 x H x W, and their masks, B x H x W."""
     g = torch.Generator().manual_seed(7)
     views = [torch.randn(images, 3, size, size, generator=g) for _ in range(2)]
     masks = torch.zeros(2, images, size, size, dtype=torch.long)

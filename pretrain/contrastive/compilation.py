@@ -9,8 +9,8 @@ log = logging.getLogger('maskcontrast')
 
 
 class Compiled:
-    """`function` as `torch.compile` makes it on the first call. Where that fails, for want of a compiler say, it is `function`
-    itself from then on, and the log has one line about it.
+    """`function` as `torch.compile` makes it on the first call. Where that fails, for example for want of a compiler, it is
+    `function` itself from then on, and the log has one line about it.
 
     function: of tensors, without effects. what: in words, for the log. options: of `torch.compile`.
     """

@@ -29,8 +29,8 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
     """As `fused_losses.contrastive_loss`. object_pixels: how many pixels of each image's mask are not zero, B numbers on the
     host; None: not known.
 
-    Raises ValueError on a CPU where they are other numbers than the mask's. On a GPU that would take a wait, and they are
-    believed: of more pixels than that, the last are left out.
+    Raises ValueError on a CPU where they are other numbers than the mask's. On a GPU that check would make the host wait, so
+    they are trusted: object pixels beyond the count are left out.
     """
     if object_pixels is None:
         return fused_losses.contrastive_loss(grid, mask, prototypes, queue, temperature)

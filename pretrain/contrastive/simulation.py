@@ -59,7 +59,7 @@ class SimulatedProcesses(nn.Module):
 @contextlib.contextmanager
 def _statistics_left_alone(network: nn.Module) -> Iterator[None]:
     """Batch norms in train mode use their batch's statistics, and don't add them to the running ones."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.decoding import exif_turn, palette_index, read_gray
-from data.label_space import read_text
+from data.label_space import object_values, read_text
 from utils.errors import UserError, nearest_name
 
 IMAGE, MASK, LABEL = 'image', 'mask', 'label'
@@ -29,7 +29,7 @@ MASKS_READ = 500  # at most, for a message
 class Fault(UserError):
     """A file that can not be used. The message begins with its path. kind: what `data.check` calls it."""
 
-    def __init__(self, message: str, kind: str = '', path: str | Path = ''):
+    def __init__(self, message: str, kind: str = '', path: str | Path = ''):  # a DataLoader passes the message alone
         super().__init__(message)
         self.kind, self.path = kind, path
 
@@ -86,7 +86,7 @@ def _listed(folder: str | Path, prefix: str = '', above: tuple[str, ...] = (), l
                     yield prefix + entry.name
                 elif entry.is_dir() and not (entry.is_symlink() and os.path.realpath(entry.path) in above):
                     yield from _listed(entry.path, f'{prefix}{entry.name}/', above, links)
-    except OSError:  # who reads its files will say so
+    except OSError:  # whoever reads its files reports it
         return
 
 
@@ -135,7 +135,7 @@ def size_text(array: np.ndarray) -> str:
 
 
 def no_image(split_file: Path, ids: list[str], images: Path, masks: Path | None) -> Fault:
-    """Of a split of which no id can be used."""
+    """The error for a split none of whose ids can be used."""
     text = f'{split_file}: none of its {len(ids)} ids has an image in {images}' + (f' and a mask in {masks}' if masks else '')
     if not ids:
         text += ': the split is empty. Write the ids of its images into it, one a line'
@@ -147,7 +147,7 @@ def no_image(split_file: Path, ids: list[str], images: Path, masks: Path | None)
 
 
 def missing_folder(folder: Path) -> UserError:
-    """Of a folder of a data set, images/, say, that is not there."""
+    """The error for a missing folder of a data set, for example images/."""
     data_set, text = folder.parent, f'{folder}: the folder is missing from the data set'
     if not data_set.is_dir():
         return UserError(text)
@@ -228,14 +228,17 @@ def _folders(folder: Path):
 
 
 def empty_masks(masks: Path, names: Iterable[str]) -> str:
-    """Why masks may have no object, in words: their largest value, and what to do."""
-    largest, palette = 0, None
+    """Why masks may have no object, in words: their largest value, and what to do. masks: the folder. names: ids."""
+    largest, palette, given = 0, None, object_values(masks.parent)
     for name in list(names)[:MASKS_READ]:
         path = find(masks, name, MASK)
         value = int(read_gray(path).max())
         if value > largest or palette is None:
             largest, palette = max(value, largest), palette_index(path)
-    text = f'the largest value in these masks is {largest}; object pixels must be 255'
-    if palette and palette[0]:
+    text = f'the largest value in these masks is {largest}; object pixels must be '
+    if given is not None:
+        return text + (f'{" or ".join(map(str, given))}, as dataset.yml says' if given else 'other than 0')
+    text += '255'
+    if palette and 0 < palette[0] != 255:
         text += f', and palette images count by index: index {palette[0]} is not 255, though its colour is {palette[1]}'
     return text + (f'. Save them with 0 and 255, or say `object: {largest}` in dataset.yml' if 0 < largest != 255 else '')

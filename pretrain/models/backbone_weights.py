@@ -91,7 +91,7 @@ def _encoder(content: Any, path: str | Path) -> dict[str, Any]:
     if any(key.startswith(OURS) for key in weights):
         raise UserError(f'{path}: a checkpoint of this project, which head: deeplab reads; head: none takes weights of a '
                         'backbone alone')
-    decoder = MAE_DECODER if 'mask_token' in weights else ()
+    decoder = MAE_DECODER if any(key.startswith(MAE_DECODER[0]) for key in weights) else ()  # DINOv2 has a mask token, too
     return _with_prefix(weights, MOCO_PREFIXES) or {
         key: value for key, value in weights.items() if not key.startswith(decoder)}
 

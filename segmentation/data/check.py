@@ -153,11 +153,10 @@ def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int 
     """What is wrong with a split as a whole. seen: of all its files. needed: images that it must have, None for any number."""
     data, split = checks.dataset, checks.split
     if seen.masks and seen.masks == seen.empty:
-        yield Finding(split, None, 'no object in any mask', str(data.masks), contents.all_empty(data, split, seen.masks, False),
-                      False)
+        yield Finding(split, None, 'no object in any mask', str(data.masks), contents.all_empty(data, seen.masks, False), False)
     if seen.labels is not None and checks.space is not None:
         if not seen.labels[:VOID].any():
-            yield Finding(split, None, 'no labelled pixel', str(data.labels), contents.no_label(data, split), False)
+            yield Finding(split, None, 'no labelled pixel', str(data.labels), contents.no_label(data), False)
         else:
             names = p.retrieval_kwargs.ignore_classes or () if p.script == RETRIEVAL else ()
             for name in contents.absent_classes(seen.labels, checks.space):
@@ -245,11 +244,11 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
         yield from split_findings(checks, seen, p, images_needed(p, part, spaces.get(name)))
         read.append(f'{len(checks)} ids of {split}')
         training = checks.ids if part is parts[0] else training
-    if len(parts) > 1 and len({id(space) for space in spaces.values()}) > 1 and None not in spaces.values():
-        first, second = list(spaces.items())[:2]
-        if first[1] != second[1]:
-            yield Finding(None, None, 'different classes', str(Path(p.db_root) / second[0]),
-                          f'{Path(p.db_root) / second[0]} does not have the same classes as {first[0]}', False)
+    known = [(name, space) for name, space in spaces.items() if space is not None]
+    for name, space in known[1:]:
+        if space != known[0][1]:
+            yield Finding(None, None, 'different classes', str(Path(p.db_root) / name),
+                          f'{Path(p.db_root) / name} does not have the same classes as {known[0][0]}', False)
 
 
 @command

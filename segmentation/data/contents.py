@@ -22,8 +22,9 @@ SHOWN = 12  # values, and names of classes, at most
 
 @dataclass
 class Contents:
-    """Of some items of a data set, ids: `images`; `masks`, with those that are `empty`, were `thresholded` as JPEGs, or are
-    `lossy`: hold other values besides. labels: 256 int64, pixels of each class index and of VOID, or None without labels."""
+    """What was seen of some items of a data set. Sets of ids: `images`; `masks`, and those of them that are `empty`, that were
+    `thresholded` as JPEGs, and that are `lossy`, holding other values besides. labels: 256 int64, pixels of each class index
+    and of VOID, or None without labels."""
     images: set[str] = field(default_factory=set)
     masks: set[str] = field(default_factory=set)
     empty: set[str] = field(default_factory=set)
@@ -82,14 +83,14 @@ def merged(parts: Iterable[Contents | None]) -> Contents:
     return result
 
 
-def report(seen: Contents, dataset: SegmentationDataset, split: str, space: LabelSpace | None = None, predicted: bool = False,
+def report(seen: Contents, dataset: SegmentationDataset, name: str, space: LabelSpace | None = None, predicted: bool = False,
            ignored: Iterable[int] = ()) -> None:
-    """Log what was seen of a split, and warn of what is odd about it. predicted: whether the masks are the network's. ignored:
-    classes that were made void.
+    """Log what was seen of a split, and warn of what is odd about it. name: what the log calls the split. predicted: whether
+    the masks are the network's. ignored: classes that were made void.
 
     Raises `UserError` where all masks are empty, and where labels leave no pixel that counts.
     """
-    log.info('%s: %s', split, seen.line(predicted))
+    log.info('%s: %s', name, seen.line(predicted))
     if seen.thresholded:
         log.warning('%s: %d masks are JPEGs, which are not exact: values from %d on count as object', dataset.masks,
                     len(seen.thresholded), HALF)
@@ -97,30 +98,30 @@ def report(seen: Contents, dataset: SegmentationDataset, split: str, space: Labe
         log.warning('%s: %d masks, of %s, say, hold values that are neither background (0) nor object (255), and count as '
                     'background', dataset.masks, len(seen.lossy), min(seen.lossy))
     if seen.masks and seen.empty == seen.masks:
-        raise UserError(all_empty(dataset, dataset.split, seen.masks, predicted))
+        raise UserError(all_empty(dataset, seen.masks, predicted))
     if seen.labels is not None and space is not None:
         if not seen.labels[:VOID].any():
-            raise UserError(no_label(dataset, dataset.split))
+            raise UserError(no_label(dataset))
         absent = absent_classes(seen.labels, space, ignored)
         if absent:
             shown = ', '.join(absent[:SHOWN]) + (f' and {len(absent) - SHOWN} others' if len(absent) > SHOWN else '')
             log.warning('%s: no pixel in the labels of %s is of the class %s', dataset.labels, dataset.split, shown)
 
 
-def all_empty(dataset: SegmentationDataset, split: str, names: Iterable[str], predicted: bool) -> str:
-    """The message where no mask of a split has an object."""
+def all_empty(dataset: SegmentationDataset, names: Iterable[str], predicted: bool) -> str:
+    """The message where no mask of a split has an object. names: ids of these masks. predicted: as for `report`."""
     if predicted:
-        return (f'{dataset.split_file}: the network predicts no object in any of the images of {split}, so there is nothing to '
-                'cluster or to retrieve: these weights have not learnt masks (train longer, look at the saliency loss in '
-                "metrics.jsonl), or name the data set's masks as saliency in the experiment file")
+        return (f'{dataset.split_file}: the network predicts no object in any of the images of {dataset.split}, so there is '
+                'nothing to cluster or to retrieve: these weights have not learnt masks (train longer, look at the saliency '
+                "loss in metrics.jsonl), or name the data set's masks as saliency in the experiment file")
     assert dataset.masks is not None
-    return f'{dataset.masks}: no mask of {split} has any object: {files.empty_masks(dataset.masks, sorted(names))}'
+    return f'{dataset.masks}: no mask of {dataset.split} has any object: {files.empty_masks(dataset.masks, sorted(names))}'
 
 
-def no_label(dataset: SegmentationDataset, split: str) -> str:
+def no_label(dataset: SegmentationDataset) -> str:
     """The message where all labels of a split are void."""
-    return (f'{dataset.labels}: no labelled pixel in {split}: every pixel of its labels is void, so nothing can be learnt from '
-            'them or scored: correct the files, or say in dataset.yml what they mean')
+    return (f'{dataset.labels}: no labelled pixel in {dataset.split}: every pixel of its labels is void, so nothing can be '
+            'learnt from them or scored: correct the files, or say in dataset.yml what they mean')
 
 
 def absent_classes(labels: np.ndarray, space: LabelSpace, ignored: Iterable[int] = ()) -> list[str]:

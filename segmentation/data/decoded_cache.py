@@ -31,7 +31,7 @@ class DecodedCache:
 
     def read(self, decode: Callable[[Path], np.ndarray], path: Path, kind: str = '') -> np.ndarray:
         """decode(path), an array, or the one that an earlier call has kept. decode: a function of `data.decoding`. kind:
-        what else its results depend on, with its name; else they are kept by its name."""
+        its name with all else that its results depend on; by default its name alone."""
         try:
             source = os.stat(path)
         except OSError:

@@ -1,6 +1,7 @@
 """Images, masks and labels from files. A file that can't be read whole is an error that names it."""
 import io
 import struct
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from data.label_colours import VOC_TABLE, ColourTable
 from utils.errors import UserError
 
 MAX_PIXELS = 178_956_970  # of one image, where nothing else is said: Pillow's own limit
-Image.MAX_IMAGE_PIXELS = None  # `_check_pixels` asks, and names the key
 OBJECT = 255  # in masks as stored
 THRESHOLDED, LOSSY = 2, 4  # bits of `read_mask`, in every pixel: what is odd about the file
 HALF = 128  # of JPEG's masks, from which on a pixel is an object's
@@ -66,7 +66,7 @@ def read_photograph(path: str | Path, limit: int = MAX_PIXELS) -> np.ndarray:
 def is_plain_jpeg(path: str | Path) -> bool:
     """Whether a file is a JPEG in RGB or gray that is stored upright, of which `read_image` gives what a viewer shows."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return image.format == 'JPEG' and image.mode in ('RGB', 'L') and _orientation(image) == 1
     except (OSError, SyntaxError, ValueError):  # whoever reads it will say so
         return False
@@ -75,7 +75,7 @@ def is_plain_jpeg(path: str | Path) -> bool:
 def exif_turn(path: str | Path) -> int:
     """The EXIF orientation of an image file, 1 to 8; 1, upright, where there is none, or no image."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return _orientation(image)
     except (OSError, SyntaxError, ValueError):
         return 1
@@ -135,16 +135,16 @@ def read_labels(path: str | Path, colours: ColourTable = VOC_TABLE, limit: int =
 
 
 def read_gray(path: str | Path) -> np.ndarray:
-    """H x W: the stored values of an 8- or 16-bit image, of its first channel if there are several.
+    """H x W: the stored values of an 8- or 16-bit image of any size, of its first channel if there are several.
 
     Raises `UserError` when the file is missing, truncated, or no such image.
     """
-    return _channel(path, _open(path, _bytes(path)), True)
+    return _channel(path, _open(path, _bytes(path), sys.maxsize), True)
 
 
 def palette_index(path: str | Path) -> tuple[int, str] | None:
     """Of a palette image: its largest index in use and that one's colour, #rrggbb; else None."""
-    image = _open(path, _bytes(path))
+    image = _open(path, _bytes(path), sys.maxsize)
     if image.mode != 'P':
         return None
     largest = int(np.max(np.array(image)))
@@ -219,19 +219,28 @@ def _stored_size(data: bytes):
     return None
 
 
+def _opened(source: str | Path | io.BytesIO):
+    """Image.open without Pillow's own limit, which others may rely on: `_check_pixels` asks, and names the key."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(source)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def _check_pixels(path: str | Path, size: tuple[int, int] | None, limit: int):
-    """Whether the size is known. Raises `UserError` where it is above the limit."""
+    """Raise a `UserError` for a size above the limit. Returns whether the size is known."""
     if size and size[0] * size[1] > limit:
         raise UserError(f'{path} is {size[0]} x {size[1]}, more pixels than max_image_pixels ({limit}): shrink it, or, where '
                         'there is memory for it, set max_image_pixels higher in the experiment file')
     return size is not None
 
 
-def _open(path: str | Path, data: bytes, limit: int = MAX_PIXELS):
+def _open(path: str | Path, data: bytes, limit: int):
     if not data:
         raise UserError(f'{path} is not a whole image (it is empty, 0 bytes): replace it, or leave it out')
     try:
-        image = Image.open(io.BytesIO(data))
+        image = _opened(io.BytesIO(data))
         _check_pixels(path, image.size, limit)
         image.load()
     except (OSError, SyntaxError, ValueError) as error:

@@ -155,16 +155,15 @@ def _described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str,
 def _class_lines(file: Path) -> tuple[list[str], dict[str, Colour]]:
     """The names in classes.txt, and their colours where all lines have one."""
     lines = [line.strip() for line in read_text(file).split('\n') if line.strip()]
-    base = 10
     for pattern in (HEX, BEHIND, BEFORE):
         found = [pattern.fullmatch(line) for line in lines]
         if lines and all(found):
-            base = 16 if pattern is HEX else 10
             break
     else:
         if any(HEX.fullmatch(line) for line in lines):
             raise UserError(f'{file}: some lines have a colour and some have none: give one to all, or to none')
         return lines, {}
+    base = 16 if pattern is HEX else 10
     coloured: dict[str, Colour] = {}
     names = []
     for line, match in zip(lines, found, strict=True):

@@ -40,7 +40,7 @@ class FeatureCache:
         self.network, self.loader, self.device, self.precision = network, loader, device, precision
         self.resolution, self.folder, self.keep = tuple(resolution), folder, keep
         self.file: IO[bytes] | None = None
-        self.seen = Contents()  # of this process's images
+        self.seen: Contents | None = None  # of this process's images, once a pass has read them all
         self.batches: list[tuple[list[str], tuple[int, ...]]] = []  # ids, and shape of the features as B x h x w x 256
 
     def __enter__(self) -> Self:
@@ -68,12 +68,13 @@ class FeatureCache:
 
     def _compute(self):
         self.network.eval()
-        first = not self.seen.images  # passes see the same again
+        seen = Contents()
         for batch in progress(self.loader, 'Validation'):
             features = frozen_features(self.network, batch['image'], self.device, self.precision)
-            for contents in batch['contents'] if first else ():
-                self.seen.add(contents)
+            for contents in batch['contents']:
+                seen.add(contents)
             yield batch['id'], features, np.stack([resize_labels(labels, self.resolution) for labels in batch['labels']])
+        self.seen = seen
 
     def _fill(self):
         self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - lives as long as this object

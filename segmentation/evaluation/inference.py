@@ -66,10 +66,10 @@ def write_and_report(predictions: Iterable[np.ndarray], seen: Contents, loader: 
 
 
 class _Found:
-    """Whether predictions that went by had any object."""
+    """Notes whether any of the predictions that pass through `look` has an object."""
     objects = False
 
-    def look(self, predictions: Iterable[np.ndarray], space: LabelSpace):
+    def look(self, predictions: Iterable[np.ndarray], space: LabelSpace) -> Iterator[np.ndarray]:
         for prediction in predictions:
             self.objects = self.objects or bool((prediction != space.outside).any())
             yield prediction

@@ -45,6 +45,7 @@ class LinearTrainer(Trainer):
     def __init__(self, *arguments: Any, best_model: str | Path, **named: Any):
         super().__init__(*arguments, **named)
         self.best_model, self.best_epoch, self.best_iou = best_model, 0, 0.0
+        self.validation_told = False  # whether rank 0 has logged what the validation images hold
 
     def own_state(self) -> dict[str, Any]:
         return {'best_epoch': self.best_epoch, 'best_iou': self.best_iou}
@@ -105,29 +106,30 @@ def train(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: 
     with FeatureCache(trainer.model, val_loader, trainer.device, trainer.precision, p.transformation_kwargs.resolution,
                             output, keep) as validation, \
             MetricsWriter(output, trainer.epoch, functools.partial(view_figure, space)) as record, deferred(), trainer.writer:
-        reported = keep and _report_validation(validation, space)
+        if keep:
+            _report_validation(trainer, validation, space)  # before a classifier is trained for them
         while trainer.epoch < p.epochs:
             lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
             set_learning_rate(trainer.optimizer, lr)
             epoch = trainer.epoch + 1
             numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
             numbers['mIoU'] = trainer.score(validation, len(space))
-            reported = reported or _report_validation(validation, space)
+            _report_validation(trainer, validation, space)
             record.scalars(epoch, {'lr': lr, **numbers})
             trainer.save_epoch(numbers['mIoU'])
             log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', epoch, p.epochs,
                      numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
 
 
-def _report_validation(validation: FeatureCache, space: LabelSpace):
-    """Say what the validation images held, before a classifier is trained for them if that is known. Returns True."""
+def _report_validation(trainer: LinearTrainer, validation: FeatureCache, space: LabelSpace):
+    """Log once what the validation images hold, when all of them have been read. All processes call it."""
     images: Any = validation.loader.dataset  # `EvaluationImages`
     dataset: SegmentationDataset = images.dataset
     with distributed.watched():
         parts = distributed.gather_objects(validation.seen)
-        if parts is not None and any(part.images for part in parts):  # on rank 0
+        if parts is not None and None not in parts and not trainer.validation_told:  # on rank 0
+            trainer.validation_told = True
             contents.report(contents.merged(parts), dataset, dataset.split, space)
-    return True
 
 
 def final_evaluation(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: EasyDict, output: Path,
@@ -137,7 +139,7 @@ def final_evaluation(trainer: LinearTrainer, val_loader: DataLoader, space: Labe
              trainer.best_epoch + 1, ', with CRF' if crf else '')
     network = on_device(finetuned_network(p, len(space), p.best_model), trainer.device)
     confusion = evaluate(network, val_loader, space, output, trainer.device, trainer.precision, crf, pictures=0,
-                         told=trainer.reported)
+                         told=trainer.validation_told)
     if not is_main() or confusion is None:
         return
     iou = class_iou(confusion) * 100

@@ -79,7 +79,7 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
             thumbnails = sum(distributed.gather_objects(thumbnails) or [], [])
         if confusion is not None and not confusion.any():
             assert isinstance(dataset, SegmentationDataset)
-            raise UserError(no_label(dataset, dataset.split))
+            raise UserError(no_label(dataset))
         save_contact_sheet(folder, thumbnails)
     return confusion
 

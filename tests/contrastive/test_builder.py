@@ -1,6 +1,5 @@
 """One and several steps of the whole method against the plain version, and against published figures."""
 import copy
-import zlib
 
 import pytest
 import torch
@@ -8,6 +7,7 @@ from helpers.plain_method import plain_step
 from torch import nn
 
 from contrastive.builder import ContrastiveModel
+from gpu import golden
 from plain import plain_network
 
 
@@ -211,63 +211,25 @@ def test_wrong_sizes_are_refused():
         model(*batch(images=4))
 
 
-# One step of the published implementation (PyTorch, CPU, float32) on weights that follow from the keys' names
-PUBLISHED = {
-    'resnet18': {'eval': (-1.3887007930908872, 13.949073995722227, -3.2262401213602865),
-                 'contrastive_loss': 1.8807135820388794, 'saliency_loss': 0.171695277094841, 'acc1': 53.635501861572266,
-                 'acc5': 100.0, 'grad_norm': 45.56456346396513,
-                 'column': (0.04299, -0.214152, 0.006011, -0.128312, -0.060178, -0.130527)},
-    'resnet50': {'eval': (57.05040605020268, 496.70869546338196, -684.4815099369101),
-                 'contrastive_loss': 2.0603110790252686, 'saliency_loss': 0.15509600937366486, 'acc1': 29.461755752563477,
-                 'acc5': 98.58356475830078, 'grad_norm': 612.1378987718131,
-                 'column': (-0.027606, -0.262917, 0.167809, 0.06443, -0.139486, -0.086162)},
-}
-
-
-def fill(model):
-    """Give every tensor of a state dict values that follow from its name alone."""
-    state = model.state_dict()
-    for key, tensor in state.items():
-        if not tensor.is_floating_point():
-            continue
-        g = torch.Generator().manual_seed(zlib.crc32(('example ' + key.replace('model_k.', 'model_q.')).encode()))
-        if key == 'queue':
-            value = nn.functional.normalize(torch.randn(tensor.shape, generator=g), dim=0)
-        elif tensor.dim() >= 2:
-            value = torch.randn(tensor.shape, generator=g) * (2.0 / tensor[0].numel()) ** 0.5
-        elif key.endswith('running_var'):
-            value = torch.ones(tensor.shape)
-        elif key.endswith(('running_mean', 'bias')):
-            value = torch.zeros(tensor.shape)
-        else:
-            value = torch.ones(tensor.shape) + 0.1 * torch.randn(tensor.shape, generator=g)
-        tensor.copy_(value)
-
-
-def published_inputs(images=3, size=56):
-    g = torch.Generator().manual_seed(7)
-    im_q, im_k = (torch.randn(images, 3, size, size, generator=g) for _ in range(2))
-    masks = torch.zeros(2, images, size, size, dtype=torch.long)
-    for view in range(2):
-        for image in range(images):
-            y, x = torch.randint(0, size // 2, (2,), generator=g).tolist()
-            h, w = torch.randint(size // 4, size // 2, (2,), generator=g).tolist()
-            masks[view, image, y:y + h, x:x + w] = 1
-    return im_q, im_k, masks[0], masks[1]
+# Besides the figures that `make gpu` compares: of the outputs in eval mode, and the queue's first column
+EVAL = {'resnet18': (-1.3887007930908872, 13.949073995722227, -3.2262401213602865),
+        'resnet50': (57.05040605020268, 496.70869546338196, -684.4815099369101)}
+COLUMN = {'resnet18': (0.04299, -0.214152, 0.006011, -0.128312, -0.060178, -0.130527),
+          'resnet50': (-0.027606, -0.262917, 0.167809, 0.06443, -0.139486, -0.086162)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('backbone, tolerance, norm_tolerance', [('resnet18', 1e-5, 1e-3), ('resnet50', 1e-4, 2e-2)])
 def test_published_figures(backbone, tolerance, norm_tolerance):
-    want = PUBLISHED[backbone]
+    want = golden.FIGURES[backbone]
     model = build(backbone, ndim=32)
     model.K, model.queue = 12, torch.empty(32, 12)
-    fill(model)
-    inputs = published_inputs()
+    golden.fill(model)
+    inputs = golden.inputs()
     with torch.no_grad():
         embeddings, saliency = model.eval().model_q(inputs[0])
     assert (embeddings.mean().item(), embeddings.std().item(), saliency.mean().item()) == pytest.approx(
-        want['eval'], rel=tolerance)
+        EVAL[backbone], rel=tolerance)
     output = model.train()(*inputs)
     output['loss'].backward()
     for name in ('contrastive_loss', 'saliency_loss', 'acc1', 'acc5'):
@@ -275,4 +237,4 @@ def test_published_figures(backbone, tolerance, norm_tolerance):
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(want['grad_norm'], rel=norm_tolerance)
     assert model.queue_ptr.item() == 3
-    assert model.queue[:6, 0].tolist() == pytest.approx(want['column'], abs=5e-5)
+    assert model.queue[:6, 0].tolist() == pytest.approx(COLUMN[backbone], abs=5e-5)

@@ -93,7 +93,8 @@ def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch
         shutil.copy(path, folder / 'checkpoint.pth.tar')
         (folder / 'log_file.txt').unlink()
         main(arguments)
-        assert position in (folder / 'log_file.txt').read_text()
+        log = (folder / 'log_file.txt').read_text()
+        assert position in log and log.count('trainaug: ') == log.count('trainaug: 12 images, 12 masks (0 empty)') == 1
         assert_same(load(folder), final)
         rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
         for row, want in zip(rows, map(json.loads, metrics.splitlines()), strict=True):

@@ -26,7 +26,7 @@ MASKS = 'saliency_supervised_model'
 def root(shapes_root, tmp_path):
     """A copy of `Shapes` to damage; its db_root."""
     folder = shutil.copytree(shapes_root / 'Shapes', tmp_path / 'datasets' / 'Shapes')
-    for path in folder.glob('SegmentationClass*/*.png'):  # each class in each image, lest a split lack one
+    for path in folder.glob('SegmentationClass*/*.png'):  # every class in every image, so that no split lacks one
         labels = values(path)
         labels[0, :9] = range(9)
         save(path, labels)

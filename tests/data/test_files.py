@@ -11,10 +11,11 @@ from helpers.mini import KMEANS, NAMES, SHAPE, assert_right, each, labels_of, ma
 from PIL import Image
 
 from data.dataset import SegmentationDataset
-from data.decoding import read_image
+from data.decoding import MAX_PIXELS, read_image
 from data.files import Fault, find, present, read_ids
 from data.label_space import label_space
 from utils.config import create_config
+from utils.config.keys import KEYS
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_ids_that_lead_elsewhere(folder, problems, name):
 @pytest.mark.parametrize('name', ['x' * 300, f'{"y" * 240}/{"z" * 240}', "it's \"odd\" $(x) `y` %s {0}", 'A_1 a_1', '日本 é',
                                   '-rf', '~'])
 def test_names_of_all_kinds(folder, problems, name):
-    """They are read where the disk takes them, and are a clear error else."""
+    """They are read where the disk takes them, and are a clear error where it does not."""
     write_ids(folder, [*NAMES, name])
     try:
         for part in ('images', 'saliency_supervised_model', 'SegmentationClass', 'SegmentationClassAug'):
@@ -169,11 +170,13 @@ def test_labels_and_masks_of_turned_images(folder, problems, orientation, scale)
 
 
 def test_too_many_pixels(folder, problems):
+    assert [key.default for key in KEYS if key.name == 'max_image_pixels'] == [MAX_PIXELS]
     name = folder / 'images' / 'a_1.jpg'
     for kind in ('JPEG', 'PNG', 'BMP', 'WEBP'):
         save(name, np.zeros((*SHAPE, 3), np.uint8), format=kind)
         assert 'more pixels than max_image_pixels (767)' in refusal(masked(folder, max_pixels=767).__getitem__, 0)
         assert read_image(name, 768).shape == (*SHAPE, 3)
+    assert Image.MAX_IMAGE_PIXELS  # Pillow's own limit is there for other code in this process
     code, lines = problems(KMEANS, {'max_image_pixels': 100})
     assert code == 2 and 'unusable image: 6' in lines[-1]
 

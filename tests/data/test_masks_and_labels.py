@@ -1,17 +1,16 @@
 """Masks and labels as people store them: what is read, what is said of it, and what is asked about."""
-import struct
-import zlib
-
 import numpy as np
 import pytest
 from helpers.checks import refusal
 from helpers.files import save
 from helpers.mini import KMEANS, NAMES, SHAPE, assert_right, each, labels_of, masked, report_of
 from PIL import Image
+from test_decoding_photographs import write_png
 
 from data.contents import Contents, report
 from data.dataset import SegmentationDataset
 from data.decoding import read_labels
+from data.files import empty_masks
 from data.label_colours import VOC_TABLE
 from data.label_space import colour_table, label_space
 from data.palette import VOC_COLOURS, save_labels
@@ -49,6 +48,23 @@ def test_palette_masks_say_which_index(folder):
         image.save(path)
     each(folder, 'saliency_supervised_model', change)
     assert 'index 3 is not 255, though its colour is #fafafa' in refusal(report_of, masked(folder))
+
+
+@pytest.mark.parametrize('said, wanted', [('[7, 9]', '7 or 9, as dataset.yml says'), ('nonzero', 'other than 0')])
+def test_masks_without_the_objects_that_the_data_set_says(folder, said, wanted):
+    (folder / 'dataset.yml').write_text(f'object: {said}\n')
+    each(folder, 'saliency_supervised_model', lambda mask, path: save(path, mask * 0))
+    assert refusal(report_of, masked(folder)).endswith(f'in these masks is 0; object pixels must be {wanted}')
+
+
+def test_palette_masks_of_255_are_not_blamed_on_their_palette(folder):
+    def change(mask, path):
+        image = Image.fromarray(mask)
+        image.putpalette(bytes(range(256)) * 3)
+        image.save(path)
+    each(folder, 'saliency_supervised_model', change)
+    assert empty_masks(folder / 'saliency_supervised_model', NAMES) == (
+        'the largest value in these masks is 255; object pixels must be 255')
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.jpeg'])
@@ -165,22 +181,13 @@ def test_palettes_of_other_data_sets_are_indices(folder):
 @pytest.mark.parametrize('bits', [1, 2, 4])
 def test_labels_of_few_bits(tmp_path, bits):
     values = np.arange(2 ** bits, dtype=np.uint8)[None].repeat(2, 0)
-    for image in (Image.fromarray(values), Image.fromarray(values)):
-        image.putpalette(bytes(range(48)))
-        image.save(tmp_path / 'palette.png', bits=bits)
-        assert np.array_equal(read_labels(tmp_path / 'palette.png'), values)
-    gray_png(tmp_path / 'gray.png', values, bits)
-    assert np.array_equal(read_labels(tmp_path / 'gray.png'), values)
-
-
-def gray_png(path, values, bits):
-    rows = b''.join(b'\0' + np.packbits(((row[:, None] >> np.arange(bits)[::-1]) & 1).ravel()).tobytes() for row in values)
-
-    def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    head = struct.pack('>IIBBBBB', values.shape[1], len(values), bits, 0, 0, 0, 0)
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(rows))
-                     + chunk(b'IEND', b''))
+    image = Image.fromarray(values)
+    image.putpalette(bytes(range(48)))
+    image.save(tmp_path / 'palette.png', bits=bits)
+    rows = [np.packbits(((row[:, None] >> np.arange(bits)[::-1]) & 1).ravel()).tobytes() for row in values]
+    write_png(tmp_path / 'gray.png', values.shape[::-1], bits, 0, rows)
+    for name in ('palette.png', 'gray.png'):
+        assert np.array_equal(read_labels(tmp_path / name), values)
 
 
 def test_labels_of_16_bits(folder):

@@ -148,7 +148,7 @@ def test_mistakes(experiment, toys, source, user_error, tmp_path, weights, monke
     torch.save({'model': {'module.model_q.head.bias': torch.zeros(8)}, 'epoch': 1}, path)
     assert 'a checkpoint of this project, which head: deeplab reads' in fails({'pretraining': path})
     torch.save({'state_dict': {'encoder.conv1.weight': weights['conv1.weight']}}, path)
-    assert "no key of its state_dict starts with 'module.encoder_q.'" in fails({'pretraining': path})
+    assert 'left over backbone.encoder.conv1.weight' in fails({'pretraining': path})
     assert "no weights of this name, only voc_supervised_pretrained" in fails({'pretraining': 'zoo://moco'})
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'empty'))
     for name in ('HTTPS_PROXY', 'https_proxy'):

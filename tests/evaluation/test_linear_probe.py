@@ -154,8 +154,9 @@ def test_without_room_every_pass_computes(features, tmp_path, caplog, monkeypatc
         free = shutil.disk_usage(tmp_path).free
         monkeypatch.setattr('evaluation.feature_cache.RESERVE', free)
     with limit, validation if failure == 'no folder' else features(True) as validation:
-        first = list(validation)
+        told, first = validation.seen, list(validation)
         assert 'No room to keep the features' in caplog.text and validation.file is None
+        assert told is None and len(validation.seen.images) == 6  # not of the pass that was broken off
         assert_equal_passes(first, validation)
     assert sum(len(ids) for ids, _, _ in first) == 6
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TREES = ('pretrain', 'segmentation')
 TWINS = ('data', 'models', 'utils')
 COMMANDS = ('data.check', 'utils.model_zoo.__main__')  # of both trees, run by `python -m`
-UPWARDS = {'utils.config.create': {'data.util.mypath', 'models.backbones'}, 'utils.config.keys': {'models.backbones'}}
+UPWARDS = {'utils.config.create': {'data.util.mypath', 'models.backbones'}}
 SCRIPTS = sorted(path.relative_to(ROOT) for tree in TREES for path in (ROOT / tree).glob('*.py'))
 HEAVY = ('torch', 'torchvision', 'torch._dynamo')  # nobody loads the others without the first, but they are what costs
 

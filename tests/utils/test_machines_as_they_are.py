@@ -14,6 +14,7 @@ from helpers.processes import MAIN, ONE_THREAD
 
 import kmeans
 from main import main
+from utils.cli import packages
 from utils.cli.command import command
 from utils.cli.packages import missing_package
 from utils.parallel.network import check_url
@@ -47,6 +48,10 @@ def ends_without(package, tmp_path, *words):
 def test_every_script_looks_for_packages_first(script):
     first = next(node for node in ast.parse(script.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom)))
     assert ast.unparse(first) == 'import utils.cli.packages'
+
+
+def test_other_programs_keep_their_hook():
+    assert sys.excepthook is not packages._report  # this one has imported the module, and is no script of the project
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ WRAPPERS = ('module', '_orig_mod')  # attributes of DistributedDataParallel or D
 def unwrapped(content: Any, source: object) -> dict[str, Any]:
     """The state dict in a file's content, under the network's own names. source: the file, for the message.
 
-    Where names would fall together without their prefixes, all stay as they are. Raises `UserError` for other content."""
+    Where two names would be equal without their prefixes, all stay as they are. Raises `UserError` for other content."""
     state, seen = content, 0
     while isinstance(state, dict) and seen < len(HOLDERS):
         holder = next((name for name in HOLDERS if isinstance(state.get(name), Mapping)), None)

@@ -38,7 +38,7 @@ class BackgroundWriter:
         """Have `write()` run, after the write before has ended. then: what the thread that started it calls when it is done."""
         self.finish()
         self._then = then
-        # A daemon, or nothing could end a process whose disk hangs: what counts is waited for where the context ends.
+        # A daemon, so that a process whose disk hangs can be ended; the end of the context waits for every write.
         self._thread = threading.Thread(target=self._run, args=(write,), name='checkpoint', daemon=True)
         self._thread.start()
 

@@ -1,7 +1,7 @@
 """NumPy's numbers and arrays in checkpoints of other code: `best_iou` of the published linear_finetune.py is a numpy.float64.
 
-They are data. torch.load without code takes them only by way of stand-ins, which are here: what builds them from bytes is
-NumPy's own code, but nothing but plain numbers, truth values and texts comes out of it.
+They are data. torch.load(weights_only=True) accepts them only through the stand-ins defined here: NumPy's own code builds them
+from bytes, and only plain numbers, truth values and texts come out of it.
 """
 import pickle
 from collections.abc import Callable

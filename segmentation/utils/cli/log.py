@@ -29,7 +29,7 @@ class _Console(logging.Handler):
         if record.levelno in COLOURS:
             text = colored(text, COLOURS[record.levelno])
         stream = sys.stderr if record.levelno >= logging.ERROR else sys.stdout
-        encoding = getattr(stream, 'encoding', None) or 'utf-8'  # ascii, say, where nobody has set a language
+        encoding = getattr(stream, 'encoding', None) or 'utf-8'  # ascii, for example, where no language is set
         text = text.encode(encoding, 'backslashreplace').decode(encoding)
         try:
             tqdm.write(text, file=stream)

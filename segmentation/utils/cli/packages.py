@@ -1,4 +1,4 @@
-"""Packages of others. Imported first by every script, so that one that is missing ends it in a line, whoever needs it."""
+"""Third-party packages. Every script imports this module first, so that a missing package ends the script with one line."""
 import importlib
 import sys
 from pathlib import Path
@@ -7,10 +7,10 @@ from types import ModuleType, TracebackType
 from utils.errors import UserError, one_line
 
 TREE = Path(__file__).resolve().parents[2]
-# What requirements.txt calls a package otherwise than an import does
+# Import names that are not the names in requirements.txt
 NAMES = {'cv2': 'opencv-python-headless', 'PIL': 'pillow', 'pydensecrf': 'pydensecrf2', 'skimage': 'scikit-image',
          'sklearn': 'scikit-learn', 'yaml': 'pyyaml'}
-OPTIONAL = ('onnx', 'onnxruntime', 'onnxscript', 'rembg')  # of requirements-optional.txt
+OPTIONAL = ('onnx', 'onnxruntime', 'onnxscript', 'rembg')  # in requirements-optional.txt
 
 
 def require(package: str, what: str) -> ModuleType:
@@ -25,7 +25,7 @@ def require(package: str, what: str) -> ModuleType:
 
 
 def missing_package(error: ImportError) -> str | None:
-    """What to say of an import that failed because a package of others is missing or broken; None for other reasons."""
+    """The line for an import that failed because a third-party package is missing or broken; None for other reasons."""
     package = (error.name or '').partition('.')[0]
     own = (TREE / package).is_dir() or (TREE / f'{package}.py').is_file()
     if not package or own or package in sys.stdlib_module_names:
@@ -36,8 +36,13 @@ def missing_package(error: ImportError) -> str | None:
     return f'this script needs the package {package}{called}{reason}: pip install -r {file}'
 
 
+def _is_script(file: str | None):
+    """Whether the program that Python runs, whose file this is, belongs to this tree."""
+    return file is not None and Path(file).resolve().is_relative_to(TREE)
+
+
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None):
-    """Ends a script that fails before its `main`, with the exit code of a user's error."""
+    """End a script that fails before its `main`, with the exit code of a user's error."""
     line = missing_package(error) if isinstance(error, ImportError) else None
     if line is None:
         sys.__excepthook__(kind, error, trace)
@@ -46,4 +51,5 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     raise SystemExit(2)
 
 
-sys.excepthook = _report
+if _is_script(getattr(sys.modules['__main__'], '__file__', None)):  # a program that only imports this keeps its own hook
+    sys.excepthook = _report

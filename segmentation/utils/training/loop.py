@@ -76,7 +76,7 @@ class Trainer:
         self.writer = BackgroundWriter()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         self.epoch = self.step = self.skipped = 0
-        self.seen: _Contents | None = None  # of the images, in the first epoch that this process runs
+        self.seen: _Contents | None = None  # of the images, in the first epoch that this process runs from its beginning
         self.reported = False
         self.totals = dict.fromkeys(self.NUMBERS, 0.0)
 
@@ -89,7 +89,7 @@ class Trainer:
         return {}
 
     def report_seen(self, seen: Sequence[Any]) -> None:
-        """Say what the images held that the first epoch has seen. seen: a `_Contents` of each process; on rank 0 alone."""
+        """Say what the images hold, after the first whole epoch. seen: a `_Contents` of each process. Rank 0 alone calls it."""
 
     def resume(self, state: Mapping[str, Any], source: str | Path, same_optimizer: bool = True,
                same_batches: bool = True) -> None:
@@ -183,7 +183,8 @@ class Trainer:
                 numbers = self.train_step(batch)
                 unread.append((self.step, batch['id'], numbers))
                 self._report_skipped(batch['skipped'])
-                self._look(batch)
+                if first_step == 0:
+                    self._look(batch)
                 self.step += 1
                 self._note_step(in_step=False)
                 saves = self.checkpoint_every and self.step % self.checkpoint_every == 0 and self.step < len(sampler)
@@ -204,7 +205,8 @@ class Trainer:
                     self.writer.finish()
                     raise preemption.Preempted(stop, agreed=True)
             self.writer.finish()  # before the numbers of another epoch are written
-            self._report_seen()
+            if first_step == 0:  # the rest of an epoch may lack a class by chance
+                self._report_seen()
         images = (self.step - first_step) * sampler.batch_size
         return self._epoch_report(images / max(time.perf_counter() - started, 1e-9))
 
