@@ -5,6 +5,9 @@
 The start is the backbone alone with its initial weights. Results are under <run>/curve/: curve.json and curve.png, which grow
 with each checkpoint. Given again, it scores what is new.
 """
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
 import argparse
 import time
 from collections.abc import Sequence
@@ -42,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from easydict import EasyDict
 
     from data.dataset import SegmentationDataset, dataset_folder
+    from data.decoding import MAX_PIXELS
     from data.label_space import label_space
     from data.loaders import make_loader
     from evaluation.evaluation_images import EvaluationImages
@@ -71,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Data
     folder = dataset_folder(env.db_root, p.train_db_name)
     space, masks = label_space(folder), f'saliency_{args.saliency}' if args.saliency else 'labels'
-    splits = [SegmentationDataset(folder, split, args.saliency, labels=True) for split in (args.database, 'val')]
+    splits = [SegmentationDataset(folder, split, args.saliency, labels=True, max_pixels=p.get('max_image_pixels', MAX_PIXELS))
+              for split in (args.database, 'val')]
     if len(splits[1]) < space.n_clusters - 1:
         log.warning('%s: %d images are too few for %d clusters of objects: K-means is left out', splits[1].split_file,
                     len(splits[1]), space.n_clusters - 1)

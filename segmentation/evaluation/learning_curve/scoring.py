@@ -68,7 +68,7 @@ class Grids:
 def network_grids(network: PretrainingNetwork, images: Tensor) -> Grids:
     """B x 3 x H x W normalised images -> all grids, in one pass."""
     backbone = network.backbone(images)
-    decoded = network.decoder(backbone)
+    decoded = backbone if network.decoder is None else network.decoder(backbone)
     head = network.classification_head
     return Grids({NETWORK: network.head(decoded), BACKBONE: backbone},
                  {BACKBONE: backbone} if decoded is backbone else {NETWORK: decoded, BACKBONE: backbone},
