@@ -52,9 +52,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--model', choices=MODELS,
                         help=f'what makes the masks, see generate_masks.py (default: {ROBUST_BACKGROUND})')
     parser.add_argument('--weights', default=AUTO, metavar='WEIGHTS',
-                        help=f'of the backbone: {AUTO} (the default: those of ImageNet where they are on disk or can be fetched, '
-                             f'else none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a state dict or a '
-                             'MoCo v2 checkpoint')
+                        help=f'of the backbone: {AUTO} (the default: those of ImageNet where they are on disk or can be '
+                             f'fetched, else none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a state '
+                             'dict or a MoCo v2 checkpoint')
     parser.add_argument('--train', default='auto', choices=('auto', '1', '0'),
                         help='whether to pre-train on the photographs (default: auto, with many of them, or without weights)')
     parser.add_argument('--clusters', metavar='N', help='clusters that are wanted afterwards, or auto; only checked here')

@@ -19,9 +19,8 @@ import yaml
 from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
 from utils.cli.log import start_log
-from utils.cli.progress import progress
 from utils.config import create_config, read_env
-from utils.config.keys import KMEANS, MAX_SEED
+from utils.config.keys import KMEANS
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 from utils.storage.run_folder import hold_folder
@@ -143,8 +142,8 @@ def _how_many(asked: int | str | None, points: Any, output: Path, seeds: range):
     scores = silhouettes(points, counts, seeds)
     best = best_count(counts, scores)
     save_silhouette_figure(output / FIGURE, counts, scores, best)
-    log.info('%d clusters: of %d to %d these have the highest silhouette, %.3f (from -1 to 1; below some 0.25 the clusters have '
-             'no clear borders), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
+    log.info('%d clusters: of %d to %d these have the highest silhouette, %.3f (from -1 to 1; the lower, the less the '
+             'clusters stand apart), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
     return best
 
 

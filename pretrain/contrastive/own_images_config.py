@@ -17,8 +17,8 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Images with masks from which on a network is trained although there are weights. High, as no training on fewer has been seen to
-# gain anything over the weights that it began with, and 241 photographs lost by it.
+# Images with masks from which on a network is trained although there are weights. High, as no training on fewer has been seen
+# to gain anything over the weights that it began with, and 241 photographs lost by it.
 TRAIN_FROM = 4000
 MANY = 2000  # images: from here on a larger network has enough to learn from
 NARROW = 500  # images: below, an embedding of more channels would hold noise

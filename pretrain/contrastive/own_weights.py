@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.model_zoo.zoo import is_zoo, local_file
 
 AUTO, NONE, IMAGENET = 'auto', 'none', 'imagenet_classification'
-BACKBONES = ('resnet18', 'resnet50')  # whose weights `auto` takes: the first that is on disk, else the first that can be fetched
+BACKBONES = ('resnet18', 'resnet50')  # whose weights `auto` takes: the first on disk, else the first to be fetched
 RANDOM = 'resnet18'  # the backbone where there are no weights
 TIMM = 'timm://'  # timm://<model name>: the backbone timm/<model name> with the weights that timm has of it
 TIMEOUT = 20  # seconds to wait for a server

@@ -7,7 +7,6 @@
 """
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import yaml
 
 from data.label_space import LabelSpace
+from evaluation.saved_clusters import FILE as SAVED
 from evaluation.saved_clusters import SavedClusters
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
@@ -55,8 +55,12 @@ def write_names(path: str | Path, clustering: str, names: Mapping[int, str]) -> 
     """Write what `read_names` reads."""
     with atomic_file(path, 'w') as file:
         file.write(f'# What the clusters are called. Those with the same name are one.\nclustering: "{clustering}"\nnames:')
-        file.writelines(f'\n  {number}: {json.dumps(name)}' for number, name in sorted(names.items()))
+        file.writelines(f'\n  {number}: {_quoted(name)}' for number, name in sorted(names.items()))
         file.write('\n' if names else ' {}\n')
+
+
+def _quoted(text: str):
+    return yaml.safe_dump(text, default_style='"', width=10 ** 6).strip()
 
 
 def one_label(names: Mapping[int, str], clusters: int) -> np.ndarray:
@@ -126,3 +130,19 @@ def read_or_none(path: str | Path) -> tuple[str, dict[int, str]] | None:
         return read_names(path)
     except UserError:
         return None
+
+
+def clusters_and_names(folder: Path, given: str | None) -> tuple[SavedClusters, dict[int, str]]:
+    """The clusters in the folder of own_clusters.py, and their names: from the file `given`, or the folder's if it has one.
+
+    Raises `UserError` for a folder without clusters, and for names of other ones.
+    """
+    found = SavedClusters.load(folder / SAVED)
+    path = Path(given).expanduser() if given else folder / FILE
+    if not given and not path.exists():
+        return found, {}
+    names = names_for(found, None, path)
+    if names is None:
+        raise UserError(f'{path}: these names are of other clusters than {folder / SAVED}: save them from the '
+                        'clusters.html beside it')
+    return found, names

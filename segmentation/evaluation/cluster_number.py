@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import pairwise_distances, silhouette_score
 
-from evaluation.clustering import fit
+from evaluation.clustering import cluster_all, most_compact
 from utils.cli.progress import progress
 
 SAMPLE = 2000  # vectors that the silhouette is taken of: its time grows with their square
@@ -24,15 +24,18 @@ def counts_to_try(images: int, most: int) -> list[int]:
 
 
 def silhouettes(vectors: np.ndarray, counts: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
-    """The mean silhouette, from -1 to 1, of K-means with each of `counts` clusters, averaged over `seeds`; NaN for one cluster.
+    """The mean silhouette, from -1 to 1, of K-means with each of `counts` clusters, the most compact of those of `seeds`.
 
-    vectors: M x D.
+    vectors: M x D. NaN where all vectors are the same, and so in one cluster.
     """
     chosen = np.random.default_rng(seeds[0]).permutation(len(vectors))[:SAMPLE]
     between = pairwise_distances(vectors[chosen])
     np.fill_diagonal(between, 0)
-    return np.array([np.mean([_silhouette(between, fit(vectors, count, seed).labels_[chosen]) for seed in seeds])
-                     for count in progress(counts, 'Numbers of clusters')])
+    found = []
+    for count in progress(counts, 'Numbers of clusters'):
+        clusterings = cluster_all(vectors, None, count + 1, seeds)
+        found.append(_silhouette(between, clusterings[most_compact(vectors, clusterings)].clusters[chosen]))
+    return np.array(found)
 
 
 def _silhouette(between: np.ndarray, clusters: np.ndarray):
@@ -42,5 +45,7 @@ def _silhouette(between: np.ndarray, clusters: np.ndarray):
 
 
 def best_count(counts: Sequence[int], scores: np.ndarray) -> int:
-    """The number with the highest silhouette, the smallest of equal ones."""
+    """The number with the highest silhouette, the smallest of equal ones, and of numbers without any."""
+    if np.isnan(scores).all():
+        return counts[0]
     return int(counts[int(np.nanargmax(scores))])

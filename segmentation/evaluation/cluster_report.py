@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import SegmentationDataset
-from evaluation.cluster_names import one_label, named_space
+from evaluation.cluster_names import named_space, one_label
 from evaluation.clustering import Clustering
 from evaluation.predictions import write_predictions
 from evaluation.results import write_results

@@ -42,7 +42,8 @@ class Whitening:
 @dataclass(frozen=True)
 class SavedClusters:
     """settings: of `feature_settings`. centres: K x E. whitening: or None. keys: M x 32 uint8, which images (`image_keys`) they
-    were made from. clusters: M integers in [0, K), the cluster of each of these. data: name of the data set and of its masks."""
+    were made from. clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set, and `saliency`,
+    that of its masks."""
     settings: dict[str, Any]
     centres: np.ndarray
     whitening: Whitening | None
@@ -66,7 +67,7 @@ class SavedClusters:
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
-        whitening = {} if self.whitening is None else {'mean': self.whitening.mean, 'axes': self.whitening.axes}
+        whitening: dict[str, Any] = {} if self.whitening is None else {'mean': self.whitening.mean, 'axes': self.whitening.axes}
         text = json.dumps({'settings': self.settings, 'data': self.data})
         with atomic_file(path) as file:
             np.savez(file, description=np.array(text), centres=self.centres, keys=self.keys, clusters=self.clusters,

@@ -40,7 +40,7 @@ def save_cluster_sheet(path: str | Path, dataset: SegmentationDataset | ImageFol
     order: M values; the images of the smallest come first. space: of what `clustering.classes_of` gives. shown: clusters,
     counted from 0, that have a row; None for all.
     """
-    rows = []
+    rows: list[np.ndarray] = []
     for cluster, label in enumerate(clustering.classes_of[1:]):
         if shown is not None and cluster not in shown or len(rows) == MOST_ROWS:
             continue

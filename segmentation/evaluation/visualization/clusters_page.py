@@ -65,8 +65,8 @@ def save_clusters_page(path: str | Path, name: str, clustering: str, rows: Seque
                        thumbnail: Callable[[int, Row], bytes], command: str) -> None:
     """Write the page.
 
-    name: of the experiment. clustering: what names.yml has as `clustering`. names: M file names. thumbnail: gives the JPEG of an
-    image in a row. command: what hands names.yml on.
+    name: of the experiment. clustering: what names.yml has as `clustering`. names: M file names. thumbnail: gives the JPEG of
+    an image in a row. command: what hands names.yml on.
     """
     folder = Path(__file__).parent
     template, style, script = ((folder / f'clusters_page.{kind}').read_text(encoding='utf-8') for kind in ('html', 'css', 'js'))
@@ -94,7 +94,8 @@ def _row(row: Row, names: Sequence[str], thumbnail: Callable[[int, Row], bytes])
     return (f'<section><svg class="colour" viewBox="0 0 1 1" preserveAspectRatio="none"><rect width="1" height="1" '
             f'fill="{colour}"/></svg><div class="about"><h2>Cluster {row.number}</h2><p>{count}</p>'
             f'<input type="text" maxlength="60" autocomplete="off" list="known" data-cluster="{row.number}" '
-            f'aria-label="name of cluster {row.number}" placeholder="name" value="{_shown(row.name)}"><p class="same"></p></div>'
+            f'aria-label="name of cluster {row.number}" placeholder="name" value="{_shown(row.name)}">'
+            f'<p class="same"></p></div>'
             f'<div class="pictures">{pictures(row.typical)}{doubtful}</div></section>')
 
 
