@@ -103,7 +103,7 @@ def _settings_for(weights: Weights, settings: Mapping[str, Any]):
 def network_settings(name: str, saliency: str, device: torch.device, weights: Weights) -> dict[str, Any]:
     """The content of network.yml, from which own_clusters.py takes its network: weights of others, untrained."""
     return {'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'num_workers': 2 if device.type == 'cpu' else 8,
-            'backbone': weights.backbone, 'backbone_kwargs': {'dilated': True}, 'head': 'none', 'pretraining': weights.source}
+            'backbone': weights.backbone, 'head': 'none', 'pretraining': weights.source}
 
 
 def trained_settings(settings: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
