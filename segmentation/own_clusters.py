@@ -21,6 +21,7 @@ from utils.cli.flags import add_machine_flags, make_env_parser
 from utils.cli.log import start_log
 from utils.config import create_config, read_env
 from utils.config.keys import KMEANS
+from utils.config.snapshot import write_config
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 from utils.storage.run_folder import hold_folder
@@ -53,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from data.dataset import SegmentationDataset
     from evaluation.cluster_names import FILE as NAMES
     from evaluation.cluster_names import settle_names
+    from evaluation.cluster_number import how_many
     from evaluation.cluster_report import report
-    from evaluation.clustering import cluster_all, fit, most_compact
     from evaluation.mask_features import compute_missing, feature_settings, image_keys
     from evaluation.own_images_config import clustering_settings, clusters_for
     from evaluation.prototype_cache import PrototypeCache, file_for
-    from evaluation.saved_clusters import FILE, SavedClusters, Whitening, distances_to, earlier_clusters
+    from evaluation.saved_clusters import FILE, Whitening, earlier_clusters, most_compact_clusters
     from utils.training.device import be_deterministic, choose_device
     from utils.training.precision import choose_precision
 
@@ -86,22 +87,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     whitening = Whitening.fit(vectors) if p.kmeans_kwargs.whiten else None
     points = whitening(vectors) if whitening else vectors
     seed = FIRST_SEED if args.seed is None else args.seed
-    seeds = range(seed, seed + SEEDS)
-    clusters = _how_many(args.clusters, points, output, seeds)
-    if clusters != settings['kmeans_kwargs']['n_clusters'] - 1:
-        settings['kmeans_kwargs']['n_clusters'] = clusters + 1
-        _write_experiment(output, settings)
-    best = seeds[most_compact(points, cluster_all(points, None, clusters + 1, seeds))]
-    centres = fit(points, clusters, best).cluster_centers_
-    distances = distances_to(centres, whitening, vectors)
-    found = SavedClusters(chosen, centres, whitening, np.frombuffer(b''.join(keys), np.uint8).reshape(len(keys), -1),
-                          distances.argmin(1), {'name': args.name, 'saliency': saliency})
-    names = settle_names(output / NAMES, found, earlier_clusters(output / FILE), args.names)
+    seeds, earlier = range(seed, seed + SEEDS), earlier_clusters(output / FILE)
+    named = earlier if args.names or (output / NAMES).exists() else None
+    clusters = how_many(args.clusters, len(named) if named else None, points, seeds, output)
+    settings['kmeans_kwargs']['n_clusters'] = clusters + 1
+    _write_experiment(output, settings)
+    data = {'name': args.name, 'saliency': saliency}
+    found, best = most_compact_clusters(points, clusters, seeds, whitening, chosen, keys, data)
+    names = settle_names(output / NAMES, found, earlier, args.names)
     found.save(output / FILE)
     clustered = time.monotonic()
 
     # Report
-    report(output, args.name, dataset, found, distances, names, p.pretraining, list(seeds), best)
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': chosen['precision']})
+    report(output, args.name, dataset, found, found.distances(vectors), names, p.pretraining, list(seeds), best)
     log.info('features of %d new images %.1f s, clusters %.1f s, pictures %.1f s', new, embedded - begin, clustered - embedded,
              time.monotonic() - clustered)
     log.info('Look at %s, and name the clusters there', output / 'clusters.html')
@@ -123,28 +122,6 @@ def _write_experiment(output: Path, settings: dict[str, Any]):
         file.write('# Made by own_clusters.py\n')
         yaml.safe_dump(settings, file, sort_keys=False)
     return experiment
-
-
-def _how_many(asked: int | str | None, points: Any, output: Path, seeds: range):
-    """The number of clusters, which is explained in the log."""
-    from evaluation.cluster_number import best_count, counts_to_try, silhouettes
-    from evaluation.own_images_config import MOST_CLUSTERS, clusters_for
-    from evaluation.visualization.silhouette_figure import FIGURE, save_silhouette_figure
-    if isinstance(asked, int):
-        if asked > len(points):
-            raise UserError(f'--clusters {asked}: only {len(points)} of the images have masks')
-        log.info('%d clusters, as asked', asked)
-        return asked
-    counts = counts_to_try(len(points), MOST_CLUSTERS) if asked == AUTO else []
-    if not counts:
-        log.info('%d clusters: the root of %d images', clusters_for(len(points)), len(points))
-        return clusters_for(len(points))
-    scores = silhouettes(points, counts, seeds)
-    best = best_count(counts, scores)
-    save_silhouette_figure(output / FIGURE, counts, scores, best)
-    log.info('%d clusters: of %d to %d these have the highest silhouette, %.3f (from -1 to 1; the lower, the less the '
-             'clusters stand apart), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
-    return best
 
 
 def _clusters(text: str):

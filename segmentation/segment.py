@@ -16,6 +16,7 @@ from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
 from utils.cli.log import start_log
 from utils.config import read_env
+from utils.config.snapshot import write_config
 from utils.storage.run_folder import hold_folder
 
 log = logging.getLogger('maskcontrast')
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = write_table(output, photographs, keys, cache, found, names)
 
     # Report
+    write_config(output / 'config.yml', vars(args), resolved={'device': str(device), **found.settings})
     log.info('features of %d new photographs %.1f s (%.1f/s), pictures of %d %.1f s', new, embedded - begin,
              new / max(embedded - begin, 1e-9), drawn, drew - embedded)
     log.info('Which photograph is in which cluster is in %s', table)

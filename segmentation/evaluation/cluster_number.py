@@ -2,16 +2,50 @@
 
 Axes: M vectors, D features.
 """
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import pairwise_distances, silhouette_score
 
 from evaluation.clustering import cluster_all, most_compact
+from evaluation.own_images_config import MOST_CLUSTERS, clusters_for
+from evaluation.visualization.silhouette_figure import FIGURE, save_silhouette_figure
 from utils.cli.progress import progress
+from utils.errors import UserError
 
 SAMPLE = 2000  # vectors that the silhouette is taken of: its time grows with their square
 EXACT = 20  # numbers up to here are all tried, then every tenth part more
+AUTO = 'auto'
+
+log = logging.getLogger('maskcontrast')
+
+
+def how_many(asked: int | str | None, named: int | None, points: np.ndarray, seeds: Sequence[int], output: Path) -> int:
+    """The number of clusters, which the log explains in a line.
+
+    asked: a number, 'auto' or None. named: how many there were that have names, which are kept if nothing else is asked for.
+    points: M x D. output: the folder for the figure of 'auto'. Raises `UserError` for more than there are images.
+    """
+    if isinstance(asked, int):
+        if asked > len(points):
+            raise UserError(f'--clusters {asked}: only {len(points)} of the images have masks')
+        log.info('%d clusters, as asked', asked)
+        return asked
+    if asked is None and named:
+        log.info('%d clusters, as many as those that have names', min(named, len(points)))
+        return min(named, len(points))
+    counts = counts_to_try(len(points), MOST_CLUSTERS) if asked == AUTO else []
+    if not counts:
+        log.info('%d clusters: the root of %d images', clusters_for(len(points)), len(points))
+        return clusters_for(len(points))
+    scores = silhouettes(points, counts, seeds)
+    best = best_count(counts, scores)
+    save_silhouette_figure(output / FIGURE, counts, scores, best)
+    log.info('%d clusters: of %d to %d these have the highest silhouette, %.3f (from -1 to 1; the lower, the less the clusters '
+             'stand apart), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
+    return best
 
 
 def counts_to_try(images: int, most: int) -> list[int]:

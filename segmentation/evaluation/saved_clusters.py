@@ -5,6 +5,7 @@ Axes: M images, D features, E of them after whitening, K clusters.
 import hashlib
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +14,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
-from evaluation.clustering import COMPONENTS
+from evaluation.clustering import COMPONENTS, cluster_all, fit, most_compact
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
@@ -63,7 +64,7 @@ class SavedClusters:
 
     def distances(self, vectors: np.ndarray) -> np.ndarray:
         """Euclidean distance of each vector, M x D before whitening, to each centre: M x K."""
-        return distances_to(self.centres, self.whitening, vectors)
+        return cdist(self.whitening(vectors) if self.whitening else vectors, self.centres)
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
@@ -89,9 +90,16 @@ class SavedClusters:
             raise UserError(f'{path} could not be read ({error}): make the clusters again (make mine)') from error
 
 
-def distances_to(centres: np.ndarray, whitening: Whitening | None, vectors: np.ndarray) -> np.ndarray:
-    """As `SavedClusters.distances`."""
-    return cdist(whitening(vectors) if whitening else vectors, centres)
+def most_compact_clusters(points: np.ndarray, clusters: int, seeds: Sequence[int], whitening: Whitening | None,
+                          settings: dict[str, Any], keys: Sequence[bytes], data: dict[str, str]) -> tuple[SavedClusters, int]:
+    """The most compact of the clusterings that K-means finds from `seeds`, as kmeans.py has it, and its seed.
+
+    points: M x E, whitened. clusters: how many. The others: as in `SavedClusters`, keys as M times 32 bytes.
+    """
+    best = seeds[most_compact(points, cluster_all(points, None, clusters + 1, seeds))]
+    centres = fit(points, clusters, best).cluster_centers_
+    return SavedClusters(settings, centres, whitening, np.frombuffer(b''.join(keys), np.uint8).reshape(len(keys), -1),
+                         cdist(points, centres).argmin(1), data), best
 
 
 def nearest(distances: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

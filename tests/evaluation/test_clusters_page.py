@@ -11,8 +11,8 @@ from evaluation.visualization.clusters_page import Row, save_clusters_page, thum
 
 FILES = ['a.jpg', '"><img src=x onerror=alert(1)>.jpg', "it's </script><script>window.hacked=1</script>.jpg",
          '$script & ${x}', 'umlaut äöü 犬 \U0001f415.jpg', 'a\udcffb.jpg', 'g.jpg', 'h.jpg']
-HOSTILE = ['plain', 'with "quotes" and \\ and \'one\'', '</script><script>window.hacked=1</script>', 'true', 'null: [a, {b', '# c',
-           'Größe 犬 \U0001f415', '  two   spaces \t tab ', '- 1', '0x1F', '&amp; <b>', '%TAG ! x', 'a: b', '1e3', '---']
+HOSTILE = ['plain', 'with "quotes" and \\ and \'one\'', '</script><script>window.hacked=1</script>', 'true', 'null: [a, {b',
+           '# c', 'Größe 犬 \U0001f415', '  two   spaces \t tab ', '- 1', '0x1F', '&amp; <b>', '%TAG ! x', 'a: b', '1e3', '---']
 
 def page(path, rows, names=FILES, clustering='0123456789ab'):
     def thumbnail(index, row):
