@@ -12,7 +12,7 @@ With --segment only the masks of DIR are made, with the model of those of <name>
 """
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = segmented_folder(env.db_root, args.name, args.images) if args.segment else Path(env.db_root) / args.name
     photographs = len(ImageFolder(args.images, without=folder))
     if args.segment:
-        _make_masks(args, folder, _model_of(output / NETWORK))
+        _make_masks(args, folder, _masks_of(output / NETWORK))
         return
     _check_clusters(args.clusters, photographs, 'images')
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
@@ -86,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     trains(args.train, photographs, weights)  # for its error, before the masks
 
     # Masks
-    model = args.model or ROBUST_BACKGROUND
-    _make_masks(args, folder, model)
-    dataset = SegmentationDataset(folder, 'trainaug', saliency=model, drop_missing=True)
+    masks = {'model': args.model or ROBUST_BACKGROUND}
+    _make_masks(args, folder, masks)
+    dataset = SegmentationDataset(folder, 'trainaug', saliency=masks['model'], drop_missing=True)
     _check_clusters(args.clusters, len(dataset), 'images with masks')
 
     # Network
@@ -96,26 +96,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     training, why = trains(args.train, len(dataset), weights)
     log.info('%s', why)
     if training:
-        settings = _pretrain(args, env, output, dataset, weights)
+        settings = _pretrain(args, env, output, dataset, masks['model'], weights)
         network = trained_settings(settings, str(output / 'checkpoint.pth.tar'))
     else:
-        network = network_settings(args.name, model, device, weights)
+        network = network_settings(args.name, masks['model'], device, weights)
     with atomic_file(output / NETWORK, 'w') as file:
         file.write('# Made by own_images.py, for own_clusters.py\n')
-        yaml.safe_dump(network, file, sort_keys=False)
+        yaml.safe_dump({**network, 'masks': masks}, file, sort_keys=False)
 
 
-def _make_masks(args: argparse.Namespace, folder: Path, model: str):
-    generate_masks.main(['--images', args.images, '--out', str(folder), '--model', model, '--device', args.device])
+def _make_masks(args: argparse.Namespace, folder: Path, masks: Mapping[str, str]):
+    """masks: the flags of generate_masks.py that say what makes them."""
+    flags = [part for flag, value in masks.items() for part in (f'--{flag}', value)]
+    generate_masks.main(['--images', args.images, '--out', str(folder), *flags, '--device', args.device])
 
 
-def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: SegmentationDataset, weights: Weights):
+def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: SegmentationDataset, model: str, weights: Weights):
     """Train a network on the photographs, or go on with that. Returns the content of its experiment file."""
     from utils.training.device import choose_device
     experiment, seen = output / f'{args.name}.yml', output / 'images.sha256'
     earlier, trained_on = earlier_settings(experiment, seen)
     given = args.weights not in (AUTO, NONE, IMAGENET)
-    model = args.model or ROBUST_BACKGROUND
     settings, reasons = training_settings(args.name, model, len(dataset), choose_device(args.device),
                                           weights.backbone if given else None)
     if weights.backbone != settings['backbone']:
@@ -140,11 +141,11 @@ def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: Segment
     return settings
 
 
-def _model_of(network: Path):
+def _masks_of(network: Path):
     """What made the masks of the photographs that the clusters were made from."""
     try:
-        return str(yaml.safe_load(network.read_text(encoding='utf-8'))['train_db_kwargs']['saliency'])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        return {str(flag): str(value) for flag, value in yaml.safe_load(network.read_text(encoding='utf-8'))['masks'].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f'{network} could not be read ({error}): make clusters first (make mine)') from error
 
 
