@@ -1,6 +1,7 @@
 """How far long work is, as lines in a file."""
 import logging
 import re
+from types import SimpleNamespace
 
 from utils.cli import progress
 
@@ -8,7 +9,7 @@ from utils.cli import progress
 def test_lines_say_how_long_it_still_takes(monkeypatch, caplog):
     monkeypatch.setattr(progress, 'EVERY', 0)
     clock = iter([0, *range(10, 200, 10)])
-    monkeypatch.setattr(progress.time, 'monotonic', lambda: next(clock))
+    monkeypatch.setattr(progress, 'time', SimpleNamespace(monotonic=lambda: next(clock)))  # of this module alone
     log = logging.getLogger('maskcontrast')
     monkeypatch.setattr(log, 'propagate', True)
     with caplog.at_level(logging.INFO, 'maskcontrast'):
