@@ -1,7 +1,9 @@
 # demo   draw data, pre-train, evaluate: one table, one picture (CPU, a few minutes)
 # test   whole test suite            test-fast   what one runs while editing (under a minute)
 # sync   copy data/ models/ utils/ from pretrain/ to segmentation/
-# mine   masks, network, clusters and pictures from a folder: make mine IMAGES=DIR [CLUSTERS=N] [NAME=mine] [MODEL=...]
+# mine   masks, clusters, pictures and a page from a folder: make mine IMAGES=DIR [CLUSTERS=N|auto] [NAME=mine] [MODEL=...]
+#        [WEIGHTS=auto|none|FILE|timm://...] [TRAIN=1] [NAMES=names.yml]
+# segment  other photographs into the clusters of `mine`: make segment NAME=mine IMAGES=DIR [NAMES=names.yml]
 # soak   long reliability tests: real kills, real signals (20 minutes at most)
 # gpu    all that only a GPU can show: one table, in ten minutes (ARGS="--only losses steps")
 # bench  the benchmarks of a CPU, into the table of docs/performance.md (8 minutes)
@@ -17,7 +19,7 @@ TWINS := data models utils
 PY := ../$(BIN)/python
 ENV := --config_env configs/env.yml
 
-.PHONY: demo mine reproduce test test-fast soak gpu bench lint sync clean
+.PHONY: demo mine segment reproduce test test-fast soak gpu bench lint sync clean
 .DELETE_ON_ERROR:
 
 # The stamp is made last, so that an installation that broke off is begun again.
@@ -40,12 +42,19 @@ demo: .venv/installed
 	cd segmentation && $(PY) demo.py $(ENV)
 
 # IMAGES may hold spaces: make gives it to the commands as it is.
-mine: .venv/installed $(if $(filter-out robust_background,$(MODEL)),.venv/installed-optional)
+mine: .venv/installed $(if $(filter-out robust_background,$(MODEL))$(filter timm://%,$(WEIGHTS)),.venv/installed-optional)
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
 	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" \
-	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(CLUSTERS),--clusters "$(CLUSTERS)")
-	$(BIN)/python segmentation/own_clusters.py --config_env segmentation/configs/env.yml --name "$(NAME)" \
+	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(TRAIN),--train "$(TRAIN)") \
 	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)")
+	$(BIN)/python segmentation/own_clusters.py --config_env segmentation/configs/env.yml --name "$(NAME)" \
+	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)") $(if $(NAMES),--names "$$NAMES")
+
+segment: .venv/installed
+	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make segment IMAGES=DIR' >&2; exit 2; }
+	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" --segment
+	$(BIN)/python segmentation/segment.py --config_env segmentation/configs/env.yml --images "$$IMAGES" \
+	  --clusters "$(NAME)_clusters" $(if $(NAMES),--names "$$NAMES")
 
 reproduce: .venv/installed
 	cd segmentation && $(PY) reproduce.py $(ENV) $(ARGS)

@@ -1,26 +1,40 @@
-"""From a folder of photographs to a pre-trained network: masks, settings for so many images, pre-training.
+"""From a folder of photographs to masks and the network that tells their objects apart.
 
-    python own_images.py --config_env configs/env.yml --images DIR [--name mine] [--model robust_background]
+    python own_images.py --config_env configs/env.yml --images DIR [--name mine] [--weights auto] [--train auto]
 
-Makes the data set <db_root>/<name> (see generate_masks.py) and the experiment <root_dir>/<name>/<name>.yml, and runs main.py on
-it. Given again, it goes on where it stopped; where photographs have been added or changed, the training starts over, and the
-earlier run's folder is renamed. `make mine` runs this and then own_clusters.py in segmentation/.
+Makes the data set <db_root>/<name> (see generate_masks.py) and <root_dir>/<name>/network.yml, which own_clusters.py in
+segmentation/ goes on from; `make mine` runs both. The network is one that others have trained, as it is. With --train 1 it is
+pre-trained on the photographs: the experiment <root_dir>/<name>/<name>.yml is written, and main.py runs on it. Given again, the
+command goes on where it stopped; where photographs have been added, only their masks are made, but a training starts over, and
+the earlier run's folder is renamed.
+
+With --segment only the masks of DIR are made, with the model of those of <name>, for segment.py (`make segment`).
 """
 import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
 
 # isort: split
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 import generate_masks
 import main as pretraining
-from contrastive.own_images_config import IMAGENET, earlier_settings, fingerprint, initial_weights, training_settings
+from contrastive.own_images_config import (
+    earlier_settings,
+    fingerprint,
+    initial_settings,
+    network_settings,
+    trained_settings,
+    training_settings,
+    trains,
+)
+from contrastive.own_weights import AUTO, IMAGENET, NONE, Weights, choose_weights
 from data.dataset import SegmentationDataset
-from data.image_folder import ImageFolder
+from data.image_folder import ImageFolder, segmented_folder
 from data.label_space import VOC
 from saliency.estimators import MODELS, ROBUST_BACKGROUND
 from utils.cli.command import command
@@ -33,17 +47,23 @@ from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 from utils.storage.run_folder import set_aside
 
+NETWORK = 'network.yml'
+
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs')
-    parser.add_argument('--name', default='mine', help='of the data set and the experiment (default: mine)')
-    parser.add_argument('--model', default=ROBUST_BACKGROUND, choices=MODELS,
-                        help='what makes the masks, see generate_masks.py (default: %(default)s)')
-    parser.add_argument('--weights', default='auto', choices=('auto', 'none', IMAGENET),
-                        help='initial weights of the backbone (default: auto, those of ImageNet where they are on disk or can '
-                             'be fetched, else none)')
-    parser.add_argument('--clusters', type=int, metavar='N', help='clusters that are wanted afterwards; only checked here')
+    parser.add_argument('--name', default='mine', help='of the data set and the results (default: mine)')
+    parser.add_argument('--model', choices=MODELS,
+                        help=f'what makes the masks, see generate_masks.py (default: {ROBUST_BACKGROUND})')
+    parser.add_argument('--weights', default=AUTO, metavar='WEIGHTS',
+                        help=f'of the backbone: {AUTO} (the default: those of ImageNet where they are on disk or can be '
+                             f'fetched, else none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a state '
+                             'dict or a MoCo v2 checkpoint')
+    parser.add_argument('--train', default='auto', choices=('auto', '1', '0'),
+                        help='whether to pre-train on the photographs (default: auto, with many of them, or without weights)')
+    parser.add_argument('--clusters', metavar='N', help='clusters that are wanted afterwards, or auto; only checked here')
+    parser.add_argument('--segment', action='store_true', help='only make masks, of photographs for the clusters of --name')
     add_machine_flags(parser, amp='auto')
     return parser.parse_args(argv)
 
@@ -54,32 +74,63 @@ def main(argv: Sequence[str] | None = None) -> None:
     env = read_env(args.config_env)
     if not re.fullmatch(r'\w[\w.-]*', args.name) or args.name in (VOC, 'Shapes'):
         raise UserError(f'--name {args.name}: use letters, digits, dots, hyphens and underscores; {VOC} and Shapes are others')
+    output = Path(env.root_dir) / args.name
+    folder = segmented_folder(env.db_root, args.name, args.images) if args.segment else Path(env.db_root) / args.name
+    photographs = len(ImageFolder(args.images, without=folder))
+    if args.segment:
+        _make_masks(args, folder, _masks_of(output / NETWORK))
+        return
+    _check_clusters(args.clusters, photographs, 'images')
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     from utils.training.device import choose_device
 
-    device = choose_device(args.device)
-    folder, output = Path(env.db_root) / args.name, Path(env.root_dir) / args.name
+    # Weights
+    log, device = start_log(), choose_device(args.device)
     require_own_folder(output, PRETRAIN, output / f'{args.name}.yml')
-    photographs = len(ImageFolder(args.images, without=folder))
-    if args.clusters is not None and not 1 <= args.clusters <= min(photographs, 254):
-        raise UserError(f'--clusters must be from 1 to 254, and no more than there are images ({photographs}), not '
-                        f'{args.clusters}')
+    weights = choose_weights(args.weights, env.root_dir)
+    log.info('%s', weights.why)
+    trains(args.train, photographs, weights)  # for its error, before the masks
 
     # Masks
-    generate_masks.main(['--images', args.images, '--out', str(folder), '--model', args.model, '--device', args.device])
-    dataset = SegmentationDataset(folder, 'trainaug', saliency=args.model, drop_missing=True)
-    if args.clusters and args.clusters > len(dataset):
-        raise UserError(f'--clusters {args.clusters}: only {len(dataset)} of the images have masks')
+    masks = {'model': args.model or ROBUST_BACKGROUND}
+    _make_masks(args, folder, masks)
+    dataset = SegmentationDataset(folder, 'trainaug', saliency=masks['model'], drop_missing=True)
+    _check_clusters(args.clusters, len(dataset), 'images with masks')
 
-    # Settings
-    log = start_log()
+    # Network
+    log = start_log(output / 'log_file.txt')
+    training, why = trains(args.train, len(dataset), weights)
+    log.info('%s', why)
+    if training:
+        settings = _pretrain(args, env, output, dataset, masks['model'], weights)
+        network = trained_settings(settings, str(output / 'checkpoint.pth.tar'))
+    else:
+        network = network_settings(args.name, masks['model'], device, weights)
+    with atomic_file(output / NETWORK, 'w') as file:
+        file.write('# Made by own_images.py, for own_clusters.py\n')
+        yaml.safe_dump({**network, 'masks': masks}, file, sort_keys=False)
+
+
+def _make_masks(args: argparse.Namespace, folder: Path, masks: Mapping[str, str]):
+    """masks: the flags of generate_masks.py that say what makes them."""
+    flags = [part for flag, value in masks.items() for part in (f'--{flag}', value)]
+    generate_masks.main(['--images', args.images, '--out', str(folder), *flags, '--device', args.device])
+
+
+def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: SegmentationDataset, model: str, weights: Weights):
+    """Train a network on the photographs, or go on with that. Returns the content of its experiment file."""
+    from utils.training.device import choose_device
     experiment, seen = output / f'{args.name}.yml', output / 'images.sha256'
     earlier, trained_on = earlier_settings(experiment, seen)
-    settings, reasons = training_settings(args.name, args.model, len(dataset), device)
-    weights, why = initial_weights(args.weights, settings, earlier)
-    settings |= weights
-    images = fingerprint(dataset)
-    if output.exists() and (earlier, trained_on) != (settings, images):
+    given = args.weights not in (AUTO, NONE, IMAGENET)
+    settings, reasons = training_settings(args.name, model, len(dataset), choose_device(args.device),
+                                          weights.backbone if given else None)
+    if weights.backbone != settings['backbone']:
+        weights = choose_weights(args.weights, env.root_dir, [settings['backbone']])
+    more, why = initial_settings(weights, settings, earlier if args.weights == AUTO else None)
+    settings |= more
+    log, images = start_log(), fingerprint(dataset)
+    if (output / 'checkpoint.pth.tar').exists() and (earlier, trained_on) != (settings, images):
         log.info('Photographs or settings are others than those of the earlier run, which is now in %s', set_aside(output))
     log = start_log(output / 'log_file.txt')
     for reason in (*reasons, why):
@@ -90,11 +141,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         yaml.safe_dump(settings, file, sort_keys=False)
     with atomic_file(seen, 'w') as file:
         file.write(images + '\n')
-
-    # Pre-training
     seed = [] if args.seed is None else ['--seed', str(args.seed)]
     pretraining.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device,
                       '--amp', args.amp, '--world-size', '1', *seed])
+    return settings
+
+
+def _masks_of(network: Path):
+    """What made the masks of the photographs that the clusters were made from."""
+    try:
+        return {str(flag): str(value) for flag, value in yaml.safe_load(network.read_text(encoding='utf-8'))['masks'].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f'{network} could not be read ({error}): make clusters first (make mine)') from error
+
+
+def _check_clusters(clusters: str | None, images: int, what: str):
+    if clusters not in (None, AUTO) and not (clusters.isdecimal() and 1 <= int(clusters) <= min(images, 254)):
+        raise UserError(f'--clusters must be {AUTO} or from 1 to 254, and no more than there are {what} ({images}), not '
+                        f'{clusters}')
 
 
 if __name__ == '__main__':

@@ -1,37 +1,47 @@
-"""Cluster photographs of one's own: pictures with masks in the clusters' colours, and a sheet with a row for each cluster.
+"""Cluster photographs of one's own: pictures with masks in the clusters' colours, and a page on which to name the clusters.
 
-    python own_clusters.py --config_env configs/env.yml [--name mine] [--clusters N]
+    python own_clusters.py --config_env configs/env.yml [--name mine] [--clusters N|auto] [--names names.yml]
 
-Comes after own_images.py in pretrain/ (`make mine` runs both), reads what that left in <root_dir>/<name>/, writes the
-experiment <root_dir>/<name>_clusters/<name>_clusters.yml and runs kmeans.py on it.
+Comes after own_images.py in pretrain/ (`make mine` runs both), whose network.yml it reads. Results are in
+<root_dir>/<name>_clusters/: clusters.html, clusters.png, predictions/, visualization/, results.json; clusters.npz, with which
+segment.py puts other photographs into the same clusters; and <name>_clusters.yml, with which kmeans.py makes the same ones.
+Given again, only what is new goes through the network.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
 
 # isort: split
 import argparse
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-import kmeans
-from data.dataset import SegmentationDataset
-from evaluation.own_images_config import MOST_CLUSTERS, clustering_settings, clusters_for
 from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
 from utils.cli.log import start_log
-from utils.config import path_text, read_env
+from utils.config import create_config, read_env
 from utils.config.keys import KMEANS
-from utils.config.snapshot import require_own_folder
+from utils.config.snapshot import require_own_folder, write_config
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
+from utils.storage.run_folder import hold_folder
+
+AUTO = 'auto'
+FIRST_SEED, SEEDS = 1234, 5  # as kmeans.py has them
+
+log = logging.getLogger('maskcontrast')
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--name', default='mine', help='of the experiment of own_images.py (default: mine)')
     parser.add_argument('--clusters', type=_clusters, metavar='N',
-                        help=f'clusters of objects (default: the root of the number of images, {MOST_CLUSTERS} at most)')
+                        help='clusters of objects, or auto: as many as fit best, by their silhouette (default: the root of the '
+                             'number of images, 50 at most)')
+    parser.add_argument('--names', metavar='FILE', help='names.yml as clusters.html saves it (default: as before)')
     add_machine_flags(parser, amp='none')
     return parser.parse_args(argv)
 
@@ -40,32 +50,89 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
-    trained = Path(env.root_dir) / args.name
-    try:
-        p = yaml.safe_load((trained / 'config.yml').read_text(encoding='utf-8'))
-        folder, saliency = Path(env.db_root) / p['train_db_name'], p['train_db_kwargs']['saliency']
-        images = len(SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True))
-        settings, why = clustering_settings(p, path_text(trained / 'checkpoint.pth.tar'), images,
-                                            args.clusters or clusters_for(images))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f'{trained / "config.yml"} could not be read ({error}): run own_images.py --name {args.name} '
-                        'first') from error
+    network, folder, saliency = _network(env, args.name)
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    import numpy as np
 
-    output = Path(env.root_dir) / f'{args.name}_clusters'
+    from data.dataset import SegmentationDataset
+    from evaluation.cluster_names import FILE as NAMES
+    from evaluation.cluster_names import settle_names
+    from evaluation.cluster_number import how_many
+    from evaluation.cluster_report import report
+    from evaluation.mask_features import compute_missing, feature_settings, image_keys
+    from evaluation.own_images_config import clustering_settings, clusters_for
+    from evaluation.prototype_cache import PrototypeCache, file_for
+    from evaluation.saved_clusters import FILE, Whitening, earlier_clusters, most_compact_clusters
+    from utils.training.device import be_deterministic, choose_device
+    from utils.training.precision import choose_precision
+
+    # Settings
+    output, device = Path(env.root_dir) / f'{args.name}_clusters', choose_device(args.device)
+    if args.deterministic:
+        be_deterministic()
+    require_own_folder(output, KMEANS, output / f'{output.name}.yml')
+    hold_folder(output)
+    start_log(output / 'log_file.txt')
+    dataset = SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True)
+    settings, what = clustering_settings(network, len(dataset), clusters_for(len(dataset)))
+    experiment = _write_experiment(output, settings)
+    p = create_config(args.config_env, experiment, KMEANS)
+    log.info('%s', what)
+
+    # Features
+    begin = time.monotonic()
+    chosen, keys = feature_settings(p, choose_precision(args.amp, device)), image_keys(dataset)
+    with PrototypeCache(file_for(output / 'features', chosen)) as cache:
+        new = compute_missing(cache, dataset, keys, chosen, device, p.num_workers)
+        vectors = np.stack([cache[key] for key in keys])
+    embedded = time.monotonic()
+
+    # Clusters
+    whitening = Whitening.fit(vectors) if p.kmeans_kwargs.whiten else None
+    points = whitening(vectors) if whitening else vectors
+    seed = FIRST_SEED if args.seed is None else args.seed
+    seeds, earlier = range(seed, seed + SEEDS), earlier_clusters(output / FILE)
+    named = earlier if args.names or (output / NAMES).exists() else None
+    clusters = how_many(args.clusters, len(named) if named else None, points, seeds, output)
+    settings['kmeans_kwargs']['n_clusters'] = clusters + 1
+    _write_experiment(output, settings)
+    data = {'name': args.name, 'saliency': saliency}
+    found, best = most_compact_clusters(points, clusters, seeds, whitening, chosen, keys, data)
+    names = settle_names(output / NAMES, found, earlier, args.names)
+    found.save(output / FILE)
+    clustered = time.monotonic()
+
+    # Report
+    write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': chosen['precision']})
+    report(output, args.name, dataset, found, found.distances(vectors), names, p.pretraining, list(seeds), best)
+    log.info('features of %d new images %.1f s, clusters %.1f s, pictures %.1f s', new, embedded - begin, clustered - embedded,
+             time.monotonic() - clustered)
+    log.info('Look at %s, and name the clusters there', output / 'clusters.html')
+
+
+def _network(env: Any, name: str):
+    """The content of network.yml, the data set's folder, and the name of its masks."""
+    path = Path(env.root_dir) / name / 'network.yml'
+    try:
+        network = yaml.safe_load(path.read_text(encoding='utf-8'))
+        return network, Path(env.db_root) / network['train_db_name'], network['train_db_kwargs']['saliency']
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f'{path} could not be read ({error}): run own_images.py --name {name} first') from error
+
+
+def _write_experiment(output: Path, settings: dict[str, Any]):
     experiment = output / f'{output.name}.yml'
-    require_own_folder(output, KMEANS, experiment)
-    start_log(output / 'log_file.txt').info('%s', why)
     with atomic_file(experiment, 'w') as file:
         file.write('# Made by own_clusters.py\n')
         yaml.safe_dump(settings, file, sort_keys=False)
-    seed = [] if args.seed is None else ['--seed', str(args.seed)]
-    kmeans.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device, '--amp', args.amp,
-                 *seed])
+    return experiment
 
 
 def _clusters(text: str):
+    if text == AUTO:
+        return text
     if not text.isdecimal() or not 1 <= int(text) <= 254:
-        raise argparse.ArgumentTypeError(f'must be an integer from 1 to 254, not {text}')
+        raise argparse.ArgumentTypeError(f'must be {AUTO} or an integer from 1 to 254, not {text}')
     return int(text)
 
 

@@ -1,33 +1,56 @@
-"""Settings of a pre-training for a number of images and a device, where nobody has chosen them."""
+"""Whether a folder of photographs is trained on, and with which settings, where nobody has chosen them."""
 from __future__ import annotations
 
 import hashlib
 import math
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from contrastive.own_weights import Weights
 from data.dataset import SegmentationDataset
 from data.files import MASK
+from models.backbones import grid_kwargs
+from utils.config import path_text
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-IMAGENET = 'imagenet_classification'
+# Images with masks from which on a network is trained although there are weights. High, as no training on fewer has been seen
+# to gain anything over the weights that it began with, and 241 photographs lost by it.
+TRAIN_FROM = 4000
 MANY = 2000  # images: from here on a larger network has enough to learn from
 NARROW = 500  # images: below, an embedding of more channels would hold noise
 STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 10  # at least: of all, and over each image
-TIMEOUT = 20  # seconds to wait for a server
 
 
-def training_settings(name: str, saliency: str, images: int, device: torch.device) -> tuple[dict[str, Any], list[str]]:
+def trains(asked: str, images: int, weights: Weights) -> tuple[bool, str]:
+    """Whether to pre-train on so many images with masks, and a line that says why.
+
+    asked: '1', '0', or 'auto': from `TRAIN_FROM` images on, and where there are no weights that could do without.
+    Raises `UserError` where nothing would be left to tell objects apart by.
+    """
+    if asked == '1':
+        return True, 'a network is trained, as asked'
+    if asked == '0' and weights.source is None:
+        raise UserError('--train 0: random weights alone tell nothing apart: give --weights, or let it train')
+    if asked == '0':
+        return False, 'no training, as asked'
+    if weights.source is None:
+        return True, 'a network is trained, as there are no weights'
+    if images >= TRAIN_FROM:
+        return True, f'a network is trained, as there are {TRAIN_FROM} images or more'
+    return False, f'no training: these weights tell {images} images apart better without it (from {TRAIN_FROM} on, or TRAIN=1)'
+
+
+def training_settings(name: str, saliency: str, images: int, device: torch.device,
+                      backbone: str | None = None) -> tuple[dict[str, Any], list[str]]:
     """The content of an experiment file for main.py, but for what depends on the initial weights, and lines that say why.
 
-    name: the data set. saliency: its masks. images: with masks. device: a torch.device.
+    name: the data set. saliency: its masks. images: with masks. backbone: its name; None for one that suits their number.
     Raises `UserError` for fewer than 2 images.
     """
     if images < 2:
@@ -40,7 +63,7 @@ def training_settings(name: str, saliency: str, images: int, device: torch.devic
         'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'train_batch_size': batch,
         'num_workers': 2 if on_cpu else 8, 'transformation_kwargs': {'crop_size': 96 if on_cpu else 224},
         'on_bad_image': 'skip',
-        'backbone': 'resnet50' if images >= MANY and not on_cpu else 'resnet18',
+        'backbone': backbone or ('resnet50' if images >= MANY and not on_cpu else 'resnet18'),
         'model_kwargs': {'ndim': 16 if images < NARROW else 32, 'head': 'linear', 'upsample': True,
                          'use_classification_head': True},
         'head': 'deeplab', 'epochs': epochs, 'scheduler': 'poly', 'seed': 1,
@@ -55,53 +78,41 @@ def training_settings(name: str, saliency: str, images: int, device: torch.devic
         f'{epochs} epochs, {epochs * (images // batch)} steps: at least {steps} steps and {EPOCHS} epochs']
 
 
-def initial_weights(asked: str, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+def initial_settings(weights: Weights, settings: Mapping[str, Any],
+                     earlier: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
     """What `settings` lack: the keys that depend on the initial weights; and a line about these.
 
-    asked: 'none', IMAGENET or 'auto', which takes those of ImageNet where they can be had. earlier: settings of an earlier run
-    that this one may go on from, or None: it keeps its choice.
+    earlier: settings of an earlier run whose choice between these weights and random ones is kept, or None.
     """
-    line = {'none': 'training starts from random weights', IMAGENET: 'training starts from ImageNet weights'}.get(asked)
-    if line:
-        return _settings_for(asked == IMAGENET, settings), line
-    for imagenet in (False, True):
-        more = _settings_for(imagenet, settings)
+    for one in (Weights(weights.backbone, None, ''), weights):
+        more = _settings_for(one, settings)
         if earlier == {**settings, **more}:
             return more, 'initial weights: as the run began'
-    if not _can_have_weights(settings['backbone']):
-        return _settings_for(False, settings), (
-            'no ImageNet weights (neither on disk nor to be fetched): training starts from random ones, which find less; to '
-            f'start over with them, ask for {IMAGENET}')
-    return _settings_for(True, settings), 'training starts from ImageNet weights'
+    return _settings_for(weights, settings), f'training starts from {weights.source or "random weights"}'
 
 
-def _settings_for(imagenet: bool, settings: Mapping[str, Any]):
+def _settings_for(weights: Weights, settings: Mapping[str, Any]):
     """From pre-trained weights the published settings hold, but for a key network that follows within the shorter training;
     from random ones, for a few hundred steps, those of the demo."""
-    backbone = {'dilated': True, 'pretraining': IMAGENET if imagenet else None}
-    contrast = {'T': 0.5, 'm': 0.99} if imagenet else {'T': 0.2, 'm': 0.9}
+    given = weights.source is not None
+    contrast = {'T': 0.5, 'm': 0.99} if given else {'T': 0.2, 'm': 0.9}
     sgd = {'lr': 0.004, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False}
-    return {'backbone_kwargs': backbone, 'freeze_layers': imagenet, 'moco_kwargs': {**settings['moco_kwargs'], **contrast},
-            'optimizer': 'sgd' if imagenet else 'adam',
-            'optimizer_kwargs': sgd if imagenet else {'lr': 0.001, 'weight_decay': 0.0001}}
+    return {'backbone_kwargs': {'dilated': True, **weights.initial()}, 'freeze_layers': given,
+            'moco_kwargs': {**settings['moco_kwargs'], **contrast}, 'optimizer': 'sgd' if given else 'adam',
+            'optimizer_kwargs': sgd if given else {'lr': 0.001, 'weight_decay': 0.0001}}
 
 
-def _can_have_weights(backbone: str):
-    """Whether torchvision's weights are on disk or can be fetched, which is then done."""
-    from models.backbone_weights import backbone_weights  # here, as it loads torchvision
-    from models.backbones import find_backbone
-    imagenet = find_backbone(backbone).imagenet
-    if imagenet is None:
-        return False
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none of its own
-    try:
-        backbone_weights(imagenet, backbone)
-    except UserError:
-        return False
-    finally:
-        socket.setdefaulttimeout(before)
-    return True
+def network_settings(name: str, saliency: str, device: torch.device, weights: Weights) -> dict[str, Any]:
+    """The content of network.yml, from which own_clusters.py takes its network: weights of others, untrained."""
+    return {'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'num_workers': 2 if device.type == 'cpu' else 8,
+            'backbone': weights.backbone, 'head': 'none', 'pretraining': weights.source and path_text(weights.source)}
+
+
+def trained_settings(settings: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
+    """The same for a network that was trained with `settings`. checkpoint: its path."""
+    kept = ('train_db_name', 'train_db_kwargs', 'num_workers', 'transformation_kwargs', 'backbone', 'head', 'model_kwargs')
+    return {**{key: settings[key] for key in kept}, 'backbone_kwargs': grid_kwargs(settings['backbone_kwargs']),
+            'pretraining': path_text(checkpoint), 'from_random_weights': not settings['freeze_layers']}
 
 
 def earlier_settings(experiment: str | Path, seen: str | Path) -> tuple[dict[str, Any] | None, str | None]:

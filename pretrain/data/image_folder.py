@@ -62,6 +62,12 @@ class ImageFolder:
                     self.others[suffix] += 1
 
 
+def segmented_folder(root: str | Path, name: str, images: str | Path) -> Path:
+    """Where what belongs to the photographs in `images` is kept below `root`, when they are put into the clusters called
+    `name`: <root>/<name>_segment/<the folder's own name>."""
+    return Path(root) / f'{name}_segment' / (Path(os.path.realpath(os.path.expanduser(images))).name or 'photographs')
+
+
 def _unique_ids(files: Sequence[str]):
     """An id for each path."""
     ids = [_id(os.path.splitext(file)[0]) for file in files]

@@ -60,7 +60,12 @@ def whiten(prototypes: np.ndarray) -> np.ndarray:
 
 def cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The cluster of each row of `vectors`: M integers in [0, count)."""
-    return MiniBatchKMeans(count, batch_size=BATCH_SIZE, n_init=N_INIT, random_state=seed).fit_predict(vectors)
+    return fit(vectors, count, seed).labels_
+
+
+def fit(vectors: np.ndarray, count: int, seed: int) -> MiniBatchKMeans:
+    """K-means of the rows of `vectors`: its `labels_` are M integers in [0, count), its `cluster_centers_` count x D."""
+    return MiniBatchKMeans(count, batch_size=BATCH_SIZE, n_init=N_INIT, random_state=seed).fit(vectors)
 
 
 def distances(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:

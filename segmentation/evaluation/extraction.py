@@ -4,7 +4,9 @@ Axes: M images, D embedding, C classes. What is kept of an image does not grow w
 compressed.
 """
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +68,27 @@ def _embed_part(network: PretrainingNetwork | BackboneNetwork, loader: DataLoade
     masks: list[CompressedMask] = []
     histograms: list[np.ndarray] = []
     seen = Contents()
+    for batch, found, inside in embedded_batches(network, loader, device, precision, hide_background):
+        vectors.append(found)
+        given_labels = batch.get('labels', [None] * len(inside))
+        for name, size, mask, labels, counted in zip(batch['id'], batch['size'], inside, given_labels, batch['contents'],
+                                                     strict=True):
+            counted.add_mask(name, not mask.any())
+            seen.add(counted)
+            if not at_resolution:
+                mask = resize_labels(mask, size)
+            masks.append(CompressedMask(mask))
+            if labels is not None:
+                histograms.append(confusion_matrix(mask, resize_labels(labels, mask.shape), classes, name, ids=2))
+        ids += batch['id']
+    return ids, vectors, masks, histograms, seen
+
+
+@torch.no_grad()
+def embedded_batches(network: PretrainingNetwork | BackboneNetwork, loader: DataLoader, device: torch.device, precision: str,
+                     hide_background: bool = False) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    """Yield the batches of a loader of `EvaluationImages`, each with its prototypes (B x D float32, unit rows) and its masks at
+    the network's resolution (B x H x W uint8, 1 = object). Arguments and errors as of `extract_prototypes`."""
     for batch in progress(loader, 'Embedding'):
         distributed.note(f'embedding, image {batch["id"][0]}')
         images = to_images(batch['image'], device, network.backbone.normalization)
@@ -76,20 +99,9 @@ def _embed_part(network: PretrainingNetwork | BackboneNetwork, loader: DataLoade
         with autocast(device, precision):
             grid, saliency = network.grid(images)
         inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
-        vectors.append(prototypes(grid, weights).cpu().numpy())
-        finite = np.isfinite(vectors[-1]).all(1)
+        vectors = prototypes(grid, weights).cpu().numpy()
+        finite = np.isfinite(vectors).all(1)
         if not finite.all():
             raise UserError(f'the network gives no finite embedding for {batch["id"][int(np.argmin(finite))]}: try --amp none, '
                             'or another checkpoint')
-        given_labels = batch.get('labels', [None] * len(inside))
-        for name, size, mask, labels, counted in zip(batch['id'], batch['size'], inside.to(torch.uint8).cpu().numpy(),
-                                                     given_labels, batch['contents'], strict=True):
-            counted.add_mask(name, not mask.any())
-            seen.add(counted)
-            if not at_resolution:
-                mask = resize_labels(mask, size)
-            masks.append(CompressedMask(mask))
-            if labels is not None:
-                histograms.append(confusion_matrix(mask, resize_labels(labels, mask.shape), classes, name, ids=2))
-        ids += batch['id']
-    return ids, vectors, masks, histograms, seen
+        yield batch, vectors, inside.to(torch.uint8).cpu().numpy()

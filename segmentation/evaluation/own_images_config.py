@@ -1,38 +1,76 @@
 """Settings of a clustering where nobody has chosen them."""
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from models.backbones import find_backbone, grid_kwargs
+from utils.config.keys import EMBEDDING
 
-FEW = 2000  # images: from here on the embedding itself is clustered, as published
+FEW = 2000  # images: from here on the embedding of a trained network itself is clustered, as published
 MOST_CLUSTERS = 50
 
 
-def clusters_for(images: int) -> int:
-    """Clusters of objects, background not counted: the root of the number of images, 2 to 50."""
-    return min(max(2, round(math.sqrt(images))), MOST_CLUSTERS)
+@dataclass(frozen=True)
+class Features:
+    """The vectors that are clustered: a network's output, pooled in the masks.
 
-
-def clustering_settings(p: Mapping[str, Any], checkpoint: str, images: int, clusters: int) -> tuple[dict[str, Any], str]:
-    """The content of an experiment file for kmeans.py, and a line that says why.
-
-    p: configuration of the pre-training. images: with masks. clusters: of objects, background not counted.
-    With few images the contrast tells these apart, also by what is around the objects, so that is hidden here. It leaves the
-    embedding little of what different objects have in common; the backbone's last stage but one still has it (as the layers
-    before a contrastive head do, Chen et al., ICML 2020). Whitening would raise its noise to the size of what was learnt.
+    stage: of the backbone, counted from the front or (negative) from the end; None: the embedding. hide_background: whether the
+    network sees the object alone. side: of its square input in pixels; None: twice the side of the views that it learnt from.
+    whiten: whether the vectors are whitened. dense: whether weights of others are run with the backbone's densest grid, instead
+    of its coarsest; a network that was trained here keeps its own.
     """
-    side = 2 * p['transformation_kwargs']['crop_size']
-    few = images < FEW
-    features = find_backbone(p['backbone']).stages[-2] if few else 'embedding'
+    stage: int | None
+    hide_background: bool
+    side: int | None
+    whiten: bool
+    dense: bool = False
+
+
+# Weights that others trained on millions of images know objects in their surroundings, their last stage knows most, and the
+# grid that they were trained with is no worse than a denser one, in a quarter of the time.
+READY = Features(stage=-1, hide_background=False, side=320, whiten=False)
+# Trained from random weights on few images, the contrast tells these apart also by what is around the objects, so that is
+# hidden. It leaves the embedding little of what different objects have in common; the backbone's last stage but one still has
+# it (as the layers before a contrastive head do, Chen et al., ICML 2020). Whitening would raise its noise to the size of what
+# was learnt.
+SCRATCH = Features(stage=-2, hide_background=True, side=None, whiten=False)
+PUBLISHED = Features(stage=None, hide_background=False, side=None, whiten=True)
+
+
+def clusters_for(images: int) -> int:
+    """Clusters of objects, background not counted: the root of the number of images, 2 to 50, and no more than images."""
+    return min(max(2, round(math.sqrt(images))), MOST_CLUSTERS, images)
+
+
+def features_for(network: Mapping[str, Any], images: int) -> Features:
+    """network: the content of network.yml of own_images.py. images: with masks."""
+    if network['head'] == 'none':
+        return READY
+    if images >= FEW:
+        return PUBLISHED
+    return SCRATCH if network['from_random_weights'] else READY
+
+
+def clustering_settings(network: Mapping[str, Any], images: int, clusters: int) -> tuple[dict[str, Any], str]:
+    """The content of an experiment file for kmeans.py, and a line that says what is clustered.
+
+    network: the content of network.yml of own_images.py. images: with masks. clusters: of objects, background not counted.
+    """
+    chosen, backbone = features_for(network, images), network['backbone']
+    side = chosen.side or 2 * network['transformation_kwargs']['crop_size']
+    stage = EMBEDDING if chosen.stage is None else find_backbone(backbone).stages[chosen.stage]
+    grid = {'dilated': chosen.dense} if network['head'] == 'none' else grid_kwargs(network['backbone_kwargs'])
     settings = {
-        'val_db_name': p['train_db_name'],
-        'val_db_kwargs': {'split': 'trainaug', 'saliency': p['train_db_kwargs']['saliency'], 'hide_background': few},
-        'num_workers': p['num_workers'], 'transformation_kwargs': {'resolution': [side, side]},
-        'backbone': p['backbone'], 'backbone_kwargs': grid_kwargs(p['backbone_kwargs']),
-        'model_kwargs': p['model_kwargs'], 'head': p['head'],
-        'pretraining': checkpoint, 'kmeans_eval': True,
-        'kmeans_kwargs': {'n_clusters': clusters + 1, 'features': features, 'whiten': not few},
+        'val_db_name': network['train_db_name'],
+        'val_db_kwargs': {'split': 'trainaug', 'saliency': network['train_db_kwargs']['saliency'],
+                          'hide_background': chosen.hide_background},
+        'num_workers': network['num_workers'], 'transformation_kwargs': {'resolution': [side, side]},
+        'backbone': backbone, 'backbone_kwargs': grid, 'head': network['head'],
+        **({'model_kwargs': network['model_kwargs']} if 'model_kwargs' in network else {}),
+        'pretraining': network['pretraining'], 'kmeans_eval': True,
+        'kmeans_kwargs': {'n_clusters': clusters + 1, 'features': stage, 'whiten': chosen.whiten},
     }
-    what = 'features of the backbone, background hidden' if few else 'embeddings'
-    return settings, f'{images} images in {clusters} clusters of {what}'
+    background = 'hidden' if chosen.hide_background else 'visible'
+    return settings, (f'{images} images with masks: {stage} of {backbone} ({network["pretraining"]}), background {background}, '
+                      f'side {side}')

@@ -1,5 +1,5 @@
 """A picture of a clustering: a row for each cluster, in its colour, its most typical images first."""
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +9,7 @@ import numpy as np
 from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder
 from data.label_space import VOID, LabelSpace
-from evaluation.visualization.pictures import FONT, overlay, save_picture, thumbnail
+from evaluation.visualization.pictures import FONT, ascii_text, overlay, save_picture, thumbnail
 
 SHEET = 'clusters.png'
 COLUMNS, CELL = 8, (120, 150)  # CELL: height and width of a thumbnail
@@ -32,14 +32,18 @@ def cluster_space(n_clusters: int) -> LabelSpace:
 
 
 def save_cluster_sheet(path: str | Path, dataset: SegmentationDataset | ImageFolder, masks: Sequence[_Mask],
-                       clustering: _Clustering, order: np.ndarray, space: LabelSpace) -> None:
+                       clustering: _Clustering, order: np.ndarray, space: LabelSpace,
+                       shown: Collection[int] | None = None) -> None:
     """Write the sheet of a `Clustering` of the M images of `dataset`, whose `CompressedMask`s are `masks`: of the first 100
     clusters.
 
-    order: M values; the images of the smallest come first. space: of what `clustering.classes_of` gives.
+    order: M values; the images of the smallest come first. space: of what `clustering.classes_of` gives. shown: clusters,
+    counted from 0, that have a row; None for all.
     """
-    rows = []
-    for cluster, label in enumerate(clustering.classes_of[1:MOST_ROWS + 1]):
+    rows: list[np.ndarray] = []
+    for cluster, label in enumerate(clustering.classes_of[1:]):
+        if shown is not None and cluster not in shown or len(rows) == MOST_ROWS:
+            continue
         members = np.flatnonzero(clustering.clusters == cluster)
         typical = members[np.argsort(order[members], kind='stable')][:COLUMNS]
         title = dict.fromkeys((f'cluster {cluster + 1}', space.names[label], f'{len(members)} images'))
@@ -54,7 +58,7 @@ def _row(title: Iterable[str], colour: np.ndarray, pictures: Iterable[np.ndarray
     row = np.full((CELL[0], TITLE + COLUMNS * CELL[1], 3), 255, np.uint8)
     row[3:-3, :10] = colour
     for number, line in enumerate(title):
-        cv2.putText(row, line, (16, 24 + 20 * number), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(row, ascii_text(line), (16, 24 + 20 * number), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     for column, picture in enumerate(pictures):
         small = thumbnail(picture, CELL)
         left = TITLE + column * CELL[1] + 3

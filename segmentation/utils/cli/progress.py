@@ -21,9 +21,10 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     if total is None:
         assert isinstance(items, Sized)
         total = len(items)
-    last = time.monotonic()
+    start = last = time.monotonic()
     for done, item in enumerate(bar, start=1):
         yield item
-        if bar.disable and time.monotonic() - last >= EVERY:
-            last = time.monotonic()
-            log.info('%s: %d/%d', what, done, total)
+        now = time.monotonic()
+        if bar.disable and now - last >= EVERY:
+            last = now
+            log.info('%s: %d/%d, %s left', what, done, total, tqdm.format_interval((now - start) / done * (total - done)))

@@ -1,0 +1,85 @@
+"""How many clusters: the number whose clusters are most compact and apart, by their silhouette (Rousseeuw, 1987).
+
+Axes: M vectors, D features.
+"""
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import pairwise_distances, silhouette_score
+
+from evaluation.clustering import cluster_all, most_compact
+from evaluation.own_images_config import MOST_CLUSTERS, clusters_for
+from evaluation.visualization.silhouette_figure import FIGURE, save_silhouette_figure
+from utils.cli.progress import progress
+from utils.errors import UserError
+
+SAMPLE = 2000  # vectors that the silhouette is taken of: its time grows with their square
+EXACT = 20  # numbers up to here are all tried, then every tenth part more
+AUTO = 'auto'
+
+log = logging.getLogger('maskcontrast')
+
+
+def how_many(asked: int | str | None, named: int | None, points: np.ndarray, seeds: Sequence[int], output: Path) -> int:
+    """The number of clusters, which the log explains in a line.
+
+    asked: a number, 'auto' or None. named: how many there were that have names, which are kept if nothing else is asked for.
+    points: M x D. output: the folder for the figure of 'auto'. Raises `UserError` for more than there are images.
+    """
+    if isinstance(asked, int):
+        if asked > len(points):
+            raise UserError(f'--clusters {asked}: only {len(points)} of the images have masks')
+        log.info('%d clusters, as asked', asked)
+        return asked
+    if asked is None and named:
+        log.info('%d clusters, as many as those that have names', min(named, len(points)))
+        return min(named, len(points))
+    counts = counts_to_try(len(points), MOST_CLUSTERS) if asked == AUTO else []
+    if not counts:
+        log.info('%d clusters: the root of %d images', clusters_for(len(points)), len(points))
+        return clusters_for(len(points))
+    scores = silhouettes(points, counts, seeds)
+    best = best_count(counts, scores)
+    save_silhouette_figure(output / FIGURE, counts, scores, best)
+    log.info('%d clusters: of %d to %d these have the highest silhouette, %.3f (from -1 to 1; the lower, the less the clusters '
+             'stand apart), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
+    return best
+
+
+def counts_to_try(images: int, most: int) -> list[int]:
+    """Numbers of clusters from 2 to `most`, but with two images in each or more on average, in ever larger steps."""
+    counts, count = [], 2
+    while count <= min(most, images // 2):
+        counts.append(count)
+        count += 1 if count < EXACT else count // 10
+    return counts
+
+
+def silhouettes(vectors: np.ndarray, counts: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
+    """The mean silhouette, from -1 to 1, of K-means with each of `counts` clusters, the most compact of those of `seeds`.
+
+    vectors: M x D. NaN where all vectors are the same, and so in one cluster.
+    """
+    chosen = np.random.default_rng(seeds[0]).permutation(len(vectors))[:SAMPLE]
+    between = pairwise_distances(vectors[chosen])
+    np.fill_diagonal(between, 0)
+    found = []
+    for count in progress(counts, 'Numbers of clusters'):
+        clusterings = cluster_all(vectors, None, count + 1, seeds)
+        found.append(_silhouette(between, clusterings[most_compact(vectors, clusterings)].clusters[chosen]))
+    return np.array(found)
+
+
+def _silhouette(between: np.ndarray, clusters: np.ndarray):
+    if not 1 < len(np.unique(clusters)) < len(clusters):
+        return np.nan
+    return float(silhouette_score(between, clusters, metric='precomputed'))
+
+
+def best_count(counts: Sequence[int], scores: np.ndarray) -> int:
+    """The number with the highest silhouette, the smallest of equal ones, and of numbers without any."""
+    if np.isnan(scores).all():
+        return counts[0]
+    return int(counts[int(np.nanargmax(scores))])

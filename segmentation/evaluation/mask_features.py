@@ -1,0 +1,78 @@
+"""The vectors of photographs with masks: which network gives them, and which are still to be computed.
+
+Axes: M images, D features.
+"""
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from easydict import EasyDict
+from torch.utils.data import Subset
+
+from data.dataset import SegmentationDataset
+from data.files import IMAGE, MASK
+from data.loaders import make_loader
+from evaluation.evaluation_images import EvaluationImages
+from evaluation.extraction import embedded_batches
+from evaluation.model_loading import StageNetwork, embedding_network
+from evaluation.prototype_cache import PrototypeCache, content_key
+from models.networks import BackboneNetwork, PretrainingNetwork
+from utils.cli.progress import progress
+from utils.config.create import plain
+from utils.config.keys import EMBEDDING
+from utils.errors import UserError
+from utils.model_zoo.zoo import sha256
+from utils.training.device import on_device
+
+BATCH = 4  # images; small, so that little is lost when the work is interrupted
+
+log = logging.getLogger('maskcontrast')
+
+
+def feature_settings(p: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """All that a vector depends on besides the image and its mask, as plain values. p: the configuration of a kmeans.py run."""
+    weights = str(p['pretraining'])
+    return {**{key: plain(p[key]) for key in ('backbone', 'backbone_kwargs', 'head', 'model_kwargs')},
+            'resolution': plain(p['transformation_kwargs']['resolution']), 'features': p['kmeans_kwargs']['features'],
+            'hide_background': p['val_db_kwargs']['hide_background'], 'precision': precision, 'weights': weights,
+            'weights_sha256': None if '://' in weights else sha256(weights)}
+
+
+def feature_network(settings: Mapping[str, Any], device: torch.device) -> PretrainingNetwork | BackboneNetwork:
+    """The network of `feature_settings`, in eval mode. Raises `UserError` where its weights are gone or others by now."""
+    weights, digest = settings['weights'], settings['weights_sha256']
+    if digest and sha256(weights) != digest:
+        raise UserError(f'{weights} does not hold the weights that the clusters were made with: make them again (make mine)')
+    network = embedding_network(EasyDict({**settings, 'kmeans_eval': True}), weights)
+    if settings['features'] != EMBEDDING:
+        network = StageNetwork(network, settings['features'])
+    return on_device(network, device).eval()
+
+
+def image_keys(dataset: SegmentationDataset) -> list[bytes]:
+    """What tells each image and its mask from all others: M times 32 bytes."""
+    return [content_key(dataset.path_of(IMAGE, name), dataset.path_of(MASK, name))
+            for name in progress(dataset.ids, 'Looking for new ones')]
+
+
+def compute_missing(cache: PrototypeCache, dataset: SegmentationDataset, keys: Sequence[bytes], settings: Mapping[str, Any],
+                    device: torch.device, workers: int) -> int:
+    """Add the vectors of those images of `dataset` to `cache` that it lacks, batch by batch. Returns how many they were.
+
+    keys: of `image_keys`. settings: of `feature_settings`. workers: processes that read images.
+    """
+    first = {key: index for index, key in reversed(list(enumerate(keys))) if key not in cache}
+    missing = sorted(first.values())
+    if len(missing) < len(dataset):
+        log.info('%d of %d images are known from before', len(dataset) - len(missing), len(dataset))
+    if not missing:
+        return 0
+    network = feature_network(settings, device)
+    images = Subset(EvaluationImages(dataset, settings['resolution'], 0), missing)
+    loader = make_loader(images, min(workers, len(missing)), device, batch_size=BATCH)
+    done = 0
+    for batch, vectors, _ in embedded_batches(network, loader, device, settings['precision'], settings['hide_background']):
+        cache.add([keys[index] for index in missing[done:done + len(batch['id'])]], vectors)
+        done += len(batch['id'])
+    return done

@@ -1,0 +1,143 @@
+"""Photographs in saved clusters, one after the other: however many there are, a few are in memory at a time."""
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.dataset import SegmentationDataset
+from data.image_folder import ImageFolder
+from evaluation.cluster_names import named_space, one_label
+from evaluation.predictions import PREDICTIONS, in_threads
+from evaluation.prototype_cache import PrototypeCache
+from evaluation.saved_clusters import SavedClusters, nearest
+from evaluation.visualization.pictures import jpeg, overlay, save_prediction, with_legend
+from utils.cli.progress import progress
+from utils.errors import UserError
+from utils.storage.atomic import atomic_file
+
+OVERLAYS, TABLE, DRAWN = 'overlays', 'segments.csv', 'drawn.jsonl'
+COLUMNS = ('file', 'cluster', 'name', 'distance', 'second_nearest', 'second_name', 'second_distance')
+QUALITY = 90  # of overlays
+
+log = logging.getLogger('maskcontrast')
+
+
+class Photographs:
+    """Photographs and the data set of those that have masks.
+
+    images: a folder of photographs whose data set, made by generate_masks.py, is the folder `made`; or a data set itself.
+    saliency: the name of the masks. folder: where the files are that the table names. ids, paths: of all photographs.
+    dataset: a `SegmentationDataset` of those with masks, by the same ids. Raises `UserError` where there are no masks.
+    """
+
+    def __init__(self, images: str | Path, made: Path, saliency: str):
+        given = Path(images).expanduser()
+        itself = (given / f'saliency_{saliency}').is_dir()
+        folder = given if itself else made
+        if not (folder / f'saliency_{saliency}').is_dir():
+            raise UserError(f'{images}: there are no masks {saliency} of these photographs, neither there nor in {made}: make '
+                            'them first (make segment does, or generate_masks.py)')
+        all_of_them = ImageFolder(given / 'images' if itself else given, without=made)
+        self.folder, self.ids, self.paths = all_of_them.folder, all_of_them.ids, all_of_them.paths
+        self.dataset = SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True)
+
+    def __len__(self):
+        return len(self.ids)
+
+
+def draw_segments(output: Path, dataset: SegmentationDataset, keys: Sequence[bytes], cache: PrototypeCache,
+                  found: SavedClusters, names: Mapping[int, str]) -> int:
+    """Write predictions/<id>.png and overlays/<id>.jpg of the images whose ones are not there, or of something else.
+
+    keys: of the images. cache: has the vectors of all. Returns how many were drawn.
+    """
+    labels, space = one_label(names, len(found)), named_space(names, len(found))
+    journal, folders = _Journal(output / DRAWN), (output / PREDICTIONS, output / OVERLAYS)
+    for name in journal.stamps.keys() - set(dataset.ids):  # whose photograph is gone
+        (folders[0] / f'{name}.png').unlink(missing_ok=True)
+        (folders[1] / f'{name}.jpg').unlink(missing_ok=True)
+        del journal.stamps[name]
+
+    def todo() -> Iterator[tuple[int, int, str]]:
+        for index, key in enumerate(progress(keys, 'Pictures')):
+            label = int(nearest(found.distances(cache[key][None]), labels)[0][0])
+            stamp = hashlib.sha256(key + f'{label} {space.names[label + 1]}'.encode()).hexdigest()[:16]
+            name = dataset.ids[index]
+            whole = (folders[0] / f'{name}.png').is_file() and (folders[1] / f'{name}.jpg').is_file()
+            if not (whole and journal.stamps.get(name) == stamp):
+                yield index, label, stamp
+
+    def draw(item: tuple[int, int, str]):
+        index, label, stamp = item
+        sample = dataset[index]
+        prediction = sample['saliency'] * np.uint8(label + 1)
+        save_prediction(folders[0] / f'{sample["id"]}.png', prediction, space)
+        picture = with_legend(overlay(sample['image'], prediction, space), [sample['id']], space, prediction)
+        with atomic_file(folders[1] / f'{sample["id"]}.jpg', flush=False) as file:
+            file.write(jpeg(picture, QUALITY))
+        return sample['id'], stamp
+
+    drawn = 0
+    with journal:
+        for name, stamp in in_threads(draw, todo()):
+            journal.note(name, stamp)
+            drawn += 1
+    return drawn
+
+
+class _Journal:
+    """What has been drawn, a line each, so that an interrupted run knows. stamps: by id, what the pictures are of."""
+
+    def __init__(self, path: Path):
+        self.path, self.stamps = path, dict[str, str]()
+        try:
+            lines = path.read_text(encoding='utf-8').splitlines()
+        except (OSError, ValueError):
+            lines = []
+        for line in lines:
+            try:
+                name, stamp = json.loads(line)
+                self.stamps[name] = stamp
+            except (ValueError, TypeError):
+                continue  # cut off by a kill
+
+    def __enter__(self):
+        with atomic_file(self.path, 'w') as file:  # without what is cut off, or has been replaced
+            file.writelines(f'{json.dumps(item)}\n' for item in self.stamps.items())
+        self._file = open(self.path, 'a', encoding='utf-8')  # noqa: SIM115 - closed by __exit__
+        return self
+
+    def __exit__(self, *_: object):
+        self._file.close()
+
+    def note(self, name: str, stamp: str):
+        self._file.write(f'{json.dumps([name, stamp])}\n')
+        self._file.flush()
+
+
+def write_table(output: Path, photographs: Photographs, keys: Sequence[bytes], cache: PrototypeCache, found: SavedClusters,
+                names: Mapping[int, str]) -> Path:
+    """Write segments.csv: a row for each photograph, with its cluster (from 1; the first of those with one name), the distance
+    to the centre, and the nearest other cluster. Cells are empty for photographs without a mask. Returns its path."""
+    labels = one_label(names, len(found))
+    position = {name: index for index, name in enumerate(photographs.dataset.ids)}
+    with atomic_file(output / TABLE, 'w') as file:
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow(COLUMNS)
+        for name, path in zip(photographs.ids, photographs.paths, strict=True):
+            shown = path.relative_to(photographs.folder).as_posix().encode(errors='backslashreplace').decode()
+            if name not in position:
+                writer.writerow([shown, *[''] * (len(COLUMNS) - 1)])
+                continue
+            distances = found.distances(cache[keys[position[name]]][None])
+            (first,), (second,) = nearest(distances, labels)
+            cells = []
+            for label in (first, second):
+                near = [] if label < 0 else [label + 1, names.get(label + 1, ''), f'{distances[0, labels == label].min():.4f}']
+                cells += near or ['', '', '']
+            writer.writerow([shown, *cells])
+    return output / TABLE

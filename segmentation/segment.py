@@ -1,0 +1,87 @@
+"""Put other photographs into clusters that were made before: predictions, overlays, and a table.
+
+    python segment.py --config_env configs/env.yml --clusters mine_clusters --images DIR [--names names.yml]
+
+Comes after the masks of DIR (`make segment NAME=mine IMAGES=DIR` makes both; DIR may also be a data set of generate_masks.py).
+Results are in <root_dir>/<name>_segment/<the folder's name>/: segments.csv, predictions/ and overlays/. Given again, it goes on
+where it stopped, and only what is new or changed is computed.
+"""
+import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+
+# isort: split
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.cli.command import command
+from utils.cli.flags import add_machine_flags, make_env_parser
+from utils.cli.log import start_log
+from utils.config import read_env
+from utils.config.snapshot import write_config
+from utils.storage.run_folder import hold_folder
+
+log = logging.getLogger('maskcontrast')
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_env_parser(__doc__)
+    parser.add_argument('--clusters', required=True, metavar='FOLDER',
+                        help='what own_clusters.py left: its folder, or the name that this has below root_dir')
+    parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs, or a data set')
+    parser.add_argument('--names', metavar='FILE', help="names.yml (default: the clusters')")
+    parser.add_argument('--out', metavar='FOLDER', help='of the results (default: <root_dir>/<name>_segment/<name of DIR>)')
+    parser.add_argument('--num_workers', type=int, default=2, help='processes that read images (default: 2)')
+    add_machine_flags(parser, amp='none')
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    env = read_env(args.config_env)
+    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    from data.image_folder import segmented_folder
+    from evaluation.cluster_names import clusters_and_names
+    from evaluation.mask_features import compute_missing, image_keys
+    from evaluation.prototype_cache import PrototypeCache, file_for
+    from evaluation.segmentation import Photographs, draw_segments, write_table
+    from utils.training.device import be_deterministic, choose_device
+
+    # Clusters
+    folder = next((path for path in (Path(args.clusters).expanduser(), Path(env.root_dir) / args.clusters) if path.is_dir()),
+                  Path(args.clusters))
+    found, names = clusters_and_names(folder, args.names)
+    output = Path(args.out) if args.out else segmented_folder(env.root_dir, found.data['name'], args.images)
+
+    # Data
+    made = segmented_folder(env.db_root, found.data['name'], args.images)
+    photographs = Photographs(args.images, made, found.data['saliency'])
+    device = choose_device(args.device)
+    if args.deterministic:
+        be_deterministic()
+    hold_folder(output)
+    start_log(output / 'log_file.txt')
+    log.info('%s: %d photographs, %d with masks (%s); %d clusters of %s, %d of them named', photographs.folder,
+             len(photographs), len(photographs.dataset), found.data['saliency'], len(found), folder, len(names))
+
+    # Work
+    begin = time.monotonic()
+    keys = image_keys(photographs.dataset)
+    with PrototypeCache(file_for(output / 'features', found.settings)) as cache:
+        new = compute_missing(cache, photographs.dataset, keys, found.settings, device, args.num_workers)
+        embedded = time.monotonic()
+        drawn = draw_segments(output, photographs.dataset, keys, cache, found, names)
+        drew = time.monotonic()
+        table = write_table(output, photographs, keys, cache, found, names)
+
+    # Report
+    write_config(output / 'config.yml', vars(args), resolved={'device': str(device), **found.settings})
+    log.info('features of %d new photographs %.1f s (%.1f/s), pictures of %d %.1f s', new, embedded - begin,
+             new / max(embedded - begin, 1e-9), drawn, drew - embedded)
+    log.info('Which photograph is in which cluster is in %s', table)
+
+
+if __name__ == '__main__':
+    main()
