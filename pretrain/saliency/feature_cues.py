@@ -30,7 +30,7 @@ SIDE = 256  # pixels: longer side of the network's input, about
 STRIDE = 8  # of its grid, or the nearest that the backbone has
 CUT_SIDE, ROUNDS = 200, 1  # pixels, longer side of the image where colours are looked at and the cut is made; rounds of GrabCut
 CENTRE = 0.2  # width of the Gaussian around the centre, in sides of the image
-COMPONENT, CONTRAST, ACTIVITY, COLOUR = 1.0, 1.0, 0.5, 1.0  # weights of the votes; other values near these gain nothing
+COMPONENT, CONTRAST, ACTIVITY, COLOUR = 1.0, 1.0, 0.5, 1.0  # weights of the votes
 
 
 class FeatureCues:
