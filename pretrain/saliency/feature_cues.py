@@ -67,16 +67,20 @@ class FeatureCues:
 
     def features(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """H x W x 3 uint8 RGB -> the grids of the last stage but one and of the last, C x h x w float32 each."""
-        scale, step = SIDE / max(image.shape[:2]), self.network.output_stride
-        height, width = (max(1, round(side * scale / step)) * step for side in image.shape[:2])
-        resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))  # antialiased
-        batch = torch.from_numpy(resized).to(self._mean.device).permute(2, 0, 1)[None].float().div_(255)
         with torch.inference_mode():
-            grids = self.network.grids((batch - self._mean) / self._deviation, self.network.stages[-2:])
+            grids = self.network.grids(self.batch(image), self.network.stages[-2:])
             finer, last = (grid[0].float().cpu().numpy() for grid in grids)
         if not np.isfinite(last).all():
             raise UserError(f'{self.source}: the features of this network are not finite: its weights are damaged')
         return finer, last
+
+    def batch(self, image: np.ndarray) -> torch.Tensor:
+        """H x W x 3 uint8 RGB -> 1 x 3 x h x w, the network's input, normalised; its sides are whole steps of the grid."""
+        scale, step = SIDE / max(image.shape[:2]), self.network.output_stride
+        height, width = (max(1, round(side * scale / step)) * step for side in image.shape[:2])
+        resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))  # antialiased
+        values = torch.from_numpy(resized).to(self._mean.device).permute(2, 0, 1)[None].float() / 255
+        return (values - self._mean) / self._deviation
 
 
 def votes(finer: np.ndarray, last: np.ndarray, colour: np.ndarray) -> np.ndarray:
