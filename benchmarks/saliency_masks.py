@@ -1,4 +1,5 @@
-"""A saliency model against labels: mean IoU of its masks with all that is labelled as an object, and images a second.
+"""A saliency model against labels: mean IoU of its masks with all that is labelled as an object, and images a second. Where
+there are no labels, --against takes the masks of another model, a supervised one, say, in their place.
 
     python benchmarks/saliency_masks.py --folder ../datasets/VOCSegmentation --split val [--model robust_background]
 
@@ -21,16 +22,18 @@ from tqdm import tqdm  # noqa: E402
 
 from data.dataset import SegmentationDataset  # noqa: E402
 from data.label_space import VOID  # noqa: E402
-from saliency.estimators import MODELS, ROBUST_BACKGROUND, VIT, get_estimator  # noqa: E402
+from saliency.estimators import BACKBONE, MODELS, ROBUST_BACKGROUND, VIT, get_estimator  # noqa: E402
 from saliency.mask_generation import SMALLEST, object_mask  # noqa: E402
 
 
 def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', required=True, help='a data set with labels')
+    parser.add_argument('--folder', required=True, help='a data set with labels, or with other masks')
     parser.add_argument('--split', default='val', help='default: val')
     parser.add_argument('--model', default=ROBUST_BACKGROUND, choices=MODELS, help='default: %(default)s')
-    parser.add_argument('--weights', help='of tokencut: state dict of the ViT')
+    parser.add_argument('--against', metavar='MASKS', help='judge by the masks saliency_<MASKS>/ instead of by labels')
+    parser.add_argument('--weights', help='of tokencut or feature_cues: weights of the network')
+    parser.add_argument('--backbone', default=BACKBONE, help='of feature_cues (default: %(default)s)')
     parser.add_argument('--vit', default=VIT, help='of tokencut (default: %(default)s)')
     parser.add_argument('--side', type=int, default=400, help='longer side of the images in pixels (default: 400)')
     return parser.parse_args(argv)
@@ -47,7 +50,8 @@ def measure(dataset, estimator, side):
     """IoU (None for a mask that is left out) and seconds of each image."""
     scores, seconds = [], []
     for index in tqdm(range(len(dataset)), disable=None):
-        image, labels = dataset[index]['image'], dataset[index]['labels']
+        sample = dataset[index]
+        image, labels = sample['image'], sample['saliency' if dataset.masks else 'labels']
         scale = side / max(labels.shape)
         size = round(labels.shape[1] * scale), round(labels.shape[0] * scale)
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -63,9 +67,11 @@ def main(argv=None):
     args = parse_arguments(argv)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    dataset = SegmentationDataset(args.folder, args.split, labels=True)
+    dataset = SegmentationDataset(args.folder, args.split, saliency=args.against, labels=not args.against,
+                                  drop_missing=bool(args.against))
+    estimator = get_estimator(args.model, vit=args.vit, weights=args.weights, backbone=args.backbone)
     with threadpool_limits(1):
-        scores, seconds = measure(dataset, get_estimator(args.model, vit=args.vit, weights=args.weights), args.side)
+        scores, seconds = measure(dataset, estimator, args.side)
     print(json.dumps({'benchmark': 'saliency_masks', 'model': args.model, 'split': args.split, 'images': len(scores),
                       'mean_IoU': round(100 * float(np.mean([score or 0.0 for score in scores])), 1),
                       'left_out': scores.count(None), 'images_per_second': round(1 / float(np.median(seconds)), 2)}))

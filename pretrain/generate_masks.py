@@ -4,8 +4,8 @@
 
 DIR is searched with its sub-folders, and not changed. The data set holds images/<id>.jpg, saliency_<model>/<id>.png and
 sets/trainaug.txt. Given again, the command goes on where it stopped, and makes masks of new photographs. Where DIR is the
-images/ of the data set --out itself, only masks are added. tokencut and the ONNX networks (u2net, isnet-general-use,
-birefnet-general, or your own with --onnx) need requirements-optional.txt.
+images/ of the data set --out itself, only masks are added. --model auto takes the best that can be had and says which. tokencut
+and the ONNX networks (u2net, isnet-general-use, birefnet-general, or your own with --onnx) need requirements-optional.txt.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
 
@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.image_folder import ImageFolder
-from saliency.estimators import MODELS, ROBUST_BACKGROUND, TOKENCUT, VIT, get_estimator
+from saliency.estimators import BACKBONE, FEATURE_CUES, MODELS, ROBUST_BACKGROUND, TOKENCUT, VIT, get_estimator
+from saliency.model_choice import AUTO, choose_model
+from saliency.onnx_formats import add_format_flags, find_format, format_options, given_flags
 from utils.cli.command import command
 from utils.cli.flags import make_plain_parser
 from utils.cli.log import start_log
@@ -34,19 +36,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_plain_parser(__doc__)
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs')
     parser.add_argument('--out', required=True, metavar='DATASET_DIR', help='folder of the data set, made if need be')
-    parser.add_argument('--model', help=f'one of {", ".join(MODELS)}; with --onnx a name for its masks (default: '
+    parser.add_argument('--model', help=f'{AUTO}, or one of {", ".join(MODELS)}; with --onnx a name for its masks (default: '
                                         f"{ROBUST_BACKGROUND}; with --onnx the file's name)")
     parser.add_argument('--onnx', metavar='PATH', help='an ONNX file with a saliency network')
-    parser.add_argument('--onnx_logits', action='store_true', help='its output is logits (default: probabilities)')
-    parser.add_argument('--weights', metavar='PATH', help='of tokencut: a file with weights of the backbone (default: fetched)')
+    add_format_flags(parser)
+    parser.add_argument('--weights', metavar='PATH',
+                        help=f"of {FEATURE_CUES}: weights of the backbone, a file or published ones (default: torchvision's of "
+                             'ImageNet); of tokencut: a file with weights of the backbone (default: fetched)')
+    parser.add_argument('--backbone', metavar='NAME', help=f'of {FEATURE_CUES} (default: {BACKBONE})')
     parser.add_argument('--vit', metavar='NAME',
                         help=f"of tokencut: a backbone, by timm's name or as in experiment files (default: {VIT})")
     parser.add_argument('--val_fraction', type=_fraction, metavar='F',
                         help='share of the images that go to the split val instead of trainaug (default: as before, or 0)')
     parser.add_argument('--max_side', type=_count, default=1024, metavar='PIXELS',
                         help='longer sides of copied images are shrunk to this many pixels; 0: never (default: 1024)')
-    parser.add_argument('--num_workers', type=_count, help=f'processes (default: one a core for {ROBUST_BACKGROUND}; 0 for '
-                                                            'networks, which use all cores by themselves)')
+    parser.add_argument('--num_workers', type=_count,
+                        help=f'processes (default: one a core for {ROBUST_BACKGROUND} and, on a CPU, {FEATURE_CUES}; 0 for '
+                             'other networks, which use all cores by themselves)')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
                         help='where networks compute (default: auto, the first there is of cuda, mps and cpu)')
     return parser.parse_args(argv)
@@ -55,6 +61,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
+    out = Path(args.out).expanduser()
+    photographs = ImageFolder(args.images, without=out)
+    why = _choose(args) if args.model == AUTO and not args.onnx else None
     name, options = _options(args)
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
 
@@ -63,16 +72,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from saliency.mask_generation import MaskGenerator
     from utils.training.device import choose_device
 
-    out, device = Path(args.out).expanduser(), choose_device(args.device)
+    device = choose_device(args.device)
     if args.num_workers and name != ROBUST_BACKGROUND and device.type != 'cpu':
         raise UserError('--num_workers: a network on a GPU runs in one process: leave it out')
-    photographs = ImageFolder(args.images, without=out)
     require_same_options(out / f'config_{name}.yml', options, out / f'saliency_{name}')
     data_set = MaskDataSet(out, photographs, name, args.max_side, args.val_fraction)
-    estimator = get_estimator(name, args.onnx, args.onnx_logits, args.vit or VIT, args.weights, device)
+    estimator = get_estimator(name, args.onnx, find_format(args), args.vit or VIT, args.weights, device,
+                              args.backbone or BACKBONE)
     data_set.begin()
     log = start_log(out / 'log_file.txt')
     write_config(out / f'config_{name}.yml', {'options': options, **vars(args)})
+    if why:
+        log.info('%s', why)
     others = ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in sorted(photographs.others.items()))
     log.info('%s: %d images%s; masks: %s', photographs.folder, len(photographs), f' (other files: {others})' if others else '',
              data_set.target.masks)
@@ -80,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Masks
     workers = args.num_workers
     if workers is None:
-        workers = cores() if name == ROBUST_BACKGROUND and cores() > 1 else 0
+        on_cores = name == ROBUST_BACKGROUND or name == FEATURE_CUES and device.type == 'cpu'
+        workers = cores() if on_cores and cores() > 1 else 0
     start = time.monotonic()
     loader = make_loader(MaskGenerator(photographs, estimator, data_set.target), workers, choose_device('cpu'), batch_size=1)
     results = [{key: values[0] for key, values in batch.items()} for batch in progress(loader, 'Masks')]
@@ -99,19 +111,31 @@ def main(argv: Sequence[str] | None = None) -> None:
              data_set.write_splits(), len(results) / seconds)
 
 
+def _choose(args: argparse.Namespace):
+    """Put the best model that can be had in the place of `auto`, and return why."""
+    args.model, why = choose_model(args.backbone or BACKBONE, args.weights)
+    if args.model != FEATURE_CUES:
+        args.weights = args.backbone = None  # they were for it
+    return why
+
+
 def _options(args: argparse.Namespace):
     """The name of the masks, and all that they depend on. Raises `UserError` for flags that don't go together."""
     name = args.model or (Path(args.onnx).stem if args.onnx else ROBUST_BACKGROUND)
     if not re.fullmatch(r'\w[\w.-]*', name):
         raise UserError(f'--model {name}: use letters, digits, dots, hyphens and underscores, as it names a folder')
-    if args.onnx and name in MODELS:
+    if args.onnx and name in (AUTO, *MODELS):
         raise UserError(f'--model {name}: with --onnx give its masks a name of their own')
-    if args.onnx_logits and not args.onnx:
-        raise UserError('--onnx_logits: this is about the output of a network given with --onnx')
-    if (args.weights or args.vit) and name != TOKENCUT:
-        raise UserError('--weights and --vit are for --model tokencut')
-    return name, {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'onnx_logits': args.onnx_logits,
-                  'weights': args.weights and os.path.abspath(args.weights), 'vit': args.vit}
+    given = given_flags(args)
+    if given and not args.onnx:
+        raise UserError(f'--{given[0]}: this is about a network given with --onnx')
+    if args.vit and name != TOKENCUT or args.weights and name not in (TOKENCUT, FEATURE_CUES):
+        raise UserError(f'--weights and --vit are for --model {TOKENCUT}, --weights and --backbone for --model {FEATURE_CUES}')
+    if args.backbone and name != FEATURE_CUES:
+        raise UserError(f'--backbone is for --model {FEATURE_CUES}')
+    weights = args.weights and (args.weights if '://' in args.weights else os.path.abspath(args.weights))
+    return name, {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'weights': weights, 'vit': args.vit,
+                  'backbone': args.backbone, **format_options(args)}
 
 
 def _fraction(text: str):

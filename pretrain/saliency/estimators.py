@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saliency.onnx_formats import OnnxFormat
 from utils.errors import UserError, nearest_name
 
 if TYPE_CHECKING:
@@ -15,23 +16,28 @@ if TYPE_CHECKING:
 
 Estimator = Callable[[np.ndarray], np.ndarray]
 
-ROBUST_BACKGROUND, TOKENCUT = 'robust_background', 'tokencut'
+ROBUST_BACKGROUND, FEATURE_CUES, TOKENCUT = 'robust_background', 'feature_cues', 'tokencut'
 REMBG = ('u2net', 'isnet-general-use', 'birefnet-general')
-MODELS = (ROBUST_BACKGROUND, TOKENCUT, *REMBG)
+MODELS = (ROBUST_BACKGROUND, FEATURE_CUES, TOKENCUT, *REMBG)
 VIT = 'vit_small_patch16_224.dino'  # of TokenCut, if nothing else is said
+BACKBONE = 'resnet18'  # of the feature cues, if nothing else is said
 
 
-def get_estimator(model: str, onnx: str | Path | None = None, logits: bool = False, vit: str = VIT,
-                  weights: str | Path | None = None, device: torch.device | str = 'cpu') -> Estimator:
+def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat | None = None, vit: str = VIT,
+                  weights: str | Path | None = None, device: torch.device | str = 'cpu',
+                  backbone: str = BACKBONE) -> Estimator:
     """The estimator called `model`, loaded; with `onnx`, a path, that network, whatever it is called.
 
-    logits: of the ONNX network, see `OnnxSaliency`. vit, weights: of TokenCut. device: of networks.
-    Raises `UserError` for an unknown name, a missing package, and weights that can't be had.
+    form: of the ONNX network's input and output. vit: of TokenCut. backbone: of the feature cues. weights: of either.
+    device: of networks. Raises `UserError` for an unknown name, a missing package, and weights that can't be had.
     """
     # Here, because each brings packages along that the others don't need.
     if onnx is not None:
         from saliency.onnx_network import OnnxSaliency
-        return OnnxSaliency(onnx, logits, device)
+        return OnnxSaliency(onnx, form or OnnxFormat(), device)
+    if model == FEATURE_CUES:
+        from saliency.feature_cues import FeatureCues
+        return FeatureCues(backbone, weights, device)
     if model == ROBUST_BACKGROUND:
         from saliency.robust_background import robust_background
         return robust_background

@@ -8,13 +8,16 @@ SIDE = 320  # pixels: longer side at which colours are modelled and the cut is m
 ROUNDS = 3
 # Shares of the way from 0 to the threshold, and from there to the map's maximum. Below and above, pixels are certain.
 SURELY_OUT, SURELY_IN = 0.15, 0.6
+SMALL = 0.2  # share of the largest segment's area below which others are left out of `whole_objects`
 
 
-def refine(image: np.ndarray, saliency: np.ndarray, threshold: float | None = None) -> np.ndarray:
+def refine(image: np.ndarray, saliency: np.ndarray, threshold: float | None = None,
+           rounds: int = ROUNDS) -> np.ndarray:
     """Cut the object out: H x W float32, above 0.5 inside.
 
     The colours inside and outside a thresholded map give two mixture models, and the cut between them runs along edges.
-    image: H x W x 3 uint8 RGB. saliency: H x W float32 in [0, 1]. threshold: None for one that fits the map.
+    image: H x W x 3 uint8 RGB. saliency: H x W float32 in [0, 1]. threshold: None for one that fits the map. rounds: of
+    colour models and cuts.
     """
     height, width = saliency.shape
     threshold = adaptive_threshold(saliency) if threshold is None else threshold
@@ -28,16 +31,37 @@ def refine(image: np.ndarray, saliency: np.ndarray, threshold: float | None = No
     inside = saliency > threshold
     if inside.any() and not inside.all():  # else there is nothing to tell apart
         cv2.setRNGSeed(0)  # the mixtures begin with random centres: the same image gives the same mask
-        cv2.grabCut(image, mask, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(image, mask, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), rounds, cv2.GC_INIT_WITH_MASK)
         inside = (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
     return cv2.resize(inside.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def otsu_threshold(saliency: np.ndarray) -> float:
+    """That which splits the values into the two most different groups (Otsu, 1979). saliency: H x W float32 in [0, 1]."""
+    return cv2.threshold((saliency * 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)[0] / 255
 
 
 def adaptive_threshold(saliency: np.ndarray) -> float:
     """Between Otsu's threshold and twice the mean (Achanta et al., CVPR 2009): the latter alone is too low for large objects,
     the former too high for faint ones. saliency: H x W float32 in [0, 1]."""
-    otsu = cv2.threshold((saliency * 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)[0] / 255
-    return (otsu + min(2 * float(saliency.mean()), 0.9)) / 2
+    return (otsu_threshold(saliency) + min(2 * float(saliency.mean()), 0.9)) / 2
+
+
+def whole_objects(inside: np.ndarray) -> np.ndarray:
+    """Without holes, and without segments that are small beside the largest: H x W bool -> H x W bool.
+
+    A hole is a part of the rest that doesn't reach the image's border. Segments are connected over corners, the rest is not.
+    """
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats((~inside).astype(np.uint8), connectivity=4)
+    outside = np.zeros(len(statistics), bool)
+    for side in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
+        outside[side] = True
+    outside[0] = False  # the segments
+    inside = ~outside[parts]
+    _, segments, statistics, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=8)
+    areas = statistics[:, cv2.CC_STAT_AREA]
+    areas[0] = 0  # the rest
+    return (inside & (areas >= SMALL * areas.max())[segments]).astype(bool)
 
 
 class Refined:

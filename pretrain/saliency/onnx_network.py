@@ -7,29 +7,29 @@ import torch
 from PIL import Image
 from scipy.special import expit
 
-from models.backbones import IMAGENET
+from saliency.onnx_formats import LOGITS, STRETCHED, OnnxFormat
 from saliency.resizing import resize_probability
 from utils.cli.packages import require
 from utils.errors import UserError, one_line
 
-SIDE = 320  # where the file leaves height or width open: that of U2-Net (Qin et al., Pattern Recognition 2020)
 TOLERANCE = 1e-3  # that a probability may be outside [0, 1]: float16 rounds to 5e-4 below 1
+DEFAULT = OnnxFormat()
 DTYPES = {'tensor(float)': np.float32, 'tensor(float16)': np.float16}
 
 
 class OnnxSaliency:
     """estimator(image): H x W x 3 uint8 RGB -> H x W float32 in [0, 1], the probability that a pixel is salient.
 
-    path: a network with one input, 1 x 3 x h x w float32 or float16 (RGB in [0, 1], normalised by ImageNet's mean and
-    deviation), whose first output is 1 x 1 x h' x w', 1 x h' x w' or h' x w'. logits: that output is not yet a probability.
-    device: where it isn't CUDA, the CPU computes.
+    path: a network with one input, 1 x 3 x h x w float32 or float16 (RGB in [0, 1], normalised), whose first output is
+    1 x 1 x h' x w', 1 x h' x w' or h' x w'. form: how the input is normalised, its size where the file leaves it open, and
+    what the output is. device: where it isn't CUDA, the CPU computes.
     Raises `UserError` for a file that is missing, no ONNX file or another network, and for CUDA that onnxruntime lacks;
     `estimator(image)` does when the network fails or its output is none of the above.
     """
 
-    def __init__(self, path: str | Path, logits: bool = False, device: torch.device | str = 'cpu'):
+    def __init__(self, path: str | Path, form: OnnxFormat = DEFAULT, device: torch.device | str = 'cpu'):
         onnxruntime = require('onnxruntime', 'this saliency network')
-        self.path, self.logits = Path(path), logits
+        self.path, self.form = Path(path), form
         if not self.path.is_file():
             raise UserError(f'{path}: there is no such ONNX file')
         options = onnxruntime.SessionOptions()
@@ -50,7 +50,7 @@ class OnnxSaliency:
         size = self._size[::-1]  # PIL's order
         resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)  # antialiased
         values: np.ndarray = np.asarray(resized, np.float32)
-        values = (values / 255 - np.array(IMAGENET[0], np.float32)) / np.array(IMAGENET[1], np.float32)
+        values = (values / 255 - np.array(self.form.mean, np.float32)) / np.array(self.form.deviation, np.float32)
         batch = np.ascontiguousarray(values.transpose(2, 0, 1)[None], self._dtype)
         try:
             output = self._session.run(None, {self._input: batch})[0]
@@ -72,7 +72,7 @@ class OnnxSaliency:
                             'export it for one RGB image')
         if kind not in DTYPES:
             raise UserError(f'{self.path}: its input {name} is a {kind}, not float32 or float16: export it again')
-        return name, DTYPES[kind], (sizes[2] or SIDE, sizes[3] or SIDE)
+        return name, DTYPES[kind], (sizes[2] or self.form.size[0], sizes[3] or self.form.size[1])
 
     def _probability(self, output: np.ndarray):
         """The network's first output -> h' x w' float32."""
@@ -83,12 +83,14 @@ class OnnxSaliency:
         output = output.reshape(output.shape[-2:]).astype(np.float32)
         if not np.isfinite(output).all():
             raise UserError(f'{self.path}: its output is not finite: try it in float32, or another file')
-        if self.logits:
+        if self.form.output == LOGITS:
             return expit(output)
         low, high = output.min(), output.max()
+        if self.form.output == STRETCHED:
+            return (output - low) / max(high - low, np.finfo(np.float32).tiny)
         if low < -TOLERANCE or high > 1 + TOLERANCE:
             raise UserError(f'{self.path}: its output is not a probability (it goes from {low:.4g} to {high:.4g}): '
-                            'add --onnx_logits')
+                            'add --onnx_output logits, or stretched')
         return output
 
 

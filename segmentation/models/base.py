@@ -1,6 +1,7 @@
 """What every backbone is to the rest of the program: a network from images to a grid of features, and its stages."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class Backbone(nn.Module):
     def grid(self, x: Tensor, stage: str) -> Tensor:
         """B x 3 x H x W normalised images -> B x channels x h x w, the grid of a stage."""
         raise NotImplementedError
+
+    def grids(self, x: Tensor, stages: Sequence[str]) -> list[Tensor]:
+        """The grids of several stages. A subclass may have a faster way than one after the other."""
+        return [self.grid(x, stage) for stage in stages]
 
     def forward(self, x: Tensor) -> Tensor:
         """B x 3 x H x W normalised images -> B x channels x h x w, with h = ceil(H / output stride)."""

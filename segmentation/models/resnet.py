@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +32,17 @@ class ResNet(Backbone):
             _dilate(self.get_submodule('layer4'), first=2, others=4)
 
     def grid(self, x: Tensor, stage: str) -> Tensor:
+        return self.grids(x, (stage,))[0]
+
+    def grids(self, x: Tensor, stages: Sequence[str]) -> list[Tensor]:
+        found: dict[str, Tensor] = {}
         for name, part in self.named_children():
             x = part(x)
-            if name == stage:
-                return x
-        raise ValueError(f'no stage is called {stage}')
+            if name in stages:
+                found[name] = x
+            if len(found) == len(stages):
+                return [found[stage] for stage in stages]
+        raise ValueError(f'no stage is called {" or ".join(stages)}')
 
 
 def _dilate(layer: nn.Module, first: int, others: int):

@@ -10,6 +10,7 @@ import torch
 import yaml
 from helpers.checks import assert_same, refusal
 from helpers.experiments import KMEANS, LINEAR, PRETRAINING, RETRIEVAL
+from helpers.photographs import disc
 from torch import nn
 
 import export
@@ -21,6 +22,7 @@ from evaluation.model_loading import stored_network
 from models import backbones
 from models.base import Backbone
 from models.factory import get_model
+from saliency.feature_cues import FeatureCues
 from utils.config import create_config
 
 KWARGS = {'output_stride': 4}
@@ -136,6 +138,19 @@ def test_published_weights(experiment, tmp_path):
     given = {**TOY, 'head': 'none', 'pretraining': 'shop://toy', 'model_kwargs': ...}
     kmeans.main([*experiment(given, 'kmeans', base=KMEANS), '--num_seeds', '1'])
     assert json.loads((tmp_path / 'output' / 'kmeans' / 'results.json').read_text())['weights'] == 'shop://toy'
+
+
+def test_saliency_by_its_features(tmp_path, monkeypatch):
+    """Two stages of other strides than a ResNet's; the stride nearest to 8 is that of 4."""
+    estimator = FeatureCues('toy')
+    image = disc(60, 80)[0]
+    finer, last = estimator.features(image)
+    assert finer.shape == (8, 48, 64) and last.shape == (12, 48, 64) and (estimator(image) > 0.5).any()
+    for stage, found in zip(('early', 'late'), (finer, last), strict=True):
+        again = estimator.network.grids(estimator.batch(image), (stage,))[0][0].numpy()
+        assert np.array_equal(again, found)
+    monkeypatch.setitem(backbones._registry, 'toy', dataclasses.replace(SPEC, imagenet=None))
+    assert refusal(FeatureCues, 'toy') == '--backbone toy: there are no published ImageNet weights of it: add --weights PATH'
 
 
 def test_a_file_alone_is_recognised_where_that_is_unambiguous(tmp_path, monkeypatch):

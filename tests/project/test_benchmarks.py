@@ -85,5 +85,9 @@ def test_quality_of_masks(shapes_root, capsys):
     saliency_masks.main(['--folder', str(shapes_root / 'Shapes'), '--split', 'val', '--side', '96'])
     report = json.loads(capsys.readouterr().out)
     assert report['images'] == 6 and 0 < report['mean_IoU'] <= 100 and report['images_per_second'] > 0
+    saliency_masks.main(['--folder', str(shapes_root / 'Shapes'), '--split', 'val', '--side', '96', '--against',
+                         'supervised_model'])
+    against = json.loads(capsys.readouterr().out)
+    assert against['images'] == 6 and 0 < against['mean_IoU'] <= 100 and against['mean_IoU'] != report['mean_IoU']
     mask, labels = np.array([[1, 1, 0, 0]]), np.array([[3, 255, 5, 0]])
     assert saliency_masks.intersection_over_union(mask, labels) == 0.5  # one of two labelled pixels; void does not count

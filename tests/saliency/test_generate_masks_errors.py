@@ -153,7 +153,12 @@ def test_damaged_configuration(root, refuse, text):
     (('--max_side', '-1'), 'argument --max_side: must be an integer of at least 0, not -1'),
     (('--max_side', '²'), 'argument --max_side: must be an integer of at least 0, not ²'),
     (('--num_workers', '1.5'), 'argument --num_workers: must be an integer of at least 0, not 1.5'),
+    (('--onnx', 'x.onnx', '--onnx_preset', 'u3net'), "argument --onnx_preset: invalid choice: 'u3net'"),
+    (('--onnx', 'x.onnx', '--onnx_std', '0.5'), 'argument --onnx_std: must be three numbers with commas between them, not 0.5'),
+    (('--onnx', 'x.onnx', '--onnx_size', '320'), 'argument --onnx_size: must be height,width in pixels, not 320'),
+    (('--onnx', 'x.onnx', '--onnx_size', '0,9'), 'argument --onnx_size: must be height,width in pixels, not 0,9'),
     (('--model', 'tokencut', '--weights', 'absent.pth', '--vit', 'test_vit'), 'absent.pth'),
+    (('--model', 'feature_cues', '--weights', 'absent.pth'), 'absent.pth'),
 ])
 def test_flags(refuse, flags, words):
     if 'absent.onnx' in flags:
@@ -205,7 +210,8 @@ def test_a_second_model(root, refuse, network, user_error):
     out = root / 'mine'
     before = contents(out, 'images', 'saliency_robust_background', 'sets'), times(out / 'saliency_robust_background')
     line = user_error(lambda: make_masks(root / 'photographs', out, '--onnx', network('red.onnx')))
-    assert line.startswith(f'error: {root}/red.onnx: its output is not a probability') and line.endswith('add --onnx_logits')
+    assert line.startswith(f'error: {root}/red.onnx: its output is not a probability')
+    assert line.endswith('add --onnx_output logits, or stretched')
     results = make_masks(root / 'photographs', out, '--onnx', root / 'red.onnx', '--onnx_logits')
     assert (results['model'], results['masks']) == ('red', 2)
     assert contents(out, 'images', 'saliency_robust_background', 'sets') == before[0]
@@ -235,8 +241,15 @@ def test_masks_of_others_are_not_touched(root, refuse, network):
 
 @pytest.mark.parametrize('flags, words', [
     (('--onnx', 'x.onnx', '--model', 'tokencut'), '--model tokencut: with --onnx give its masks a name of their own'),
-    (('--onnx_logits',), '--onnx_logits: this is about the output of a network given with --onnx'),
-    (('--weights', 'x.pth'), '--weights and --vit are for --model tokencut')])
+    (('--onnx', 'x.onnx', '--model', 'auto'), '--model auto: with --onnx give its masks a name of their own'),
+    (('--onnx_logits',), '--onnx_logits: this is about a network given with --onnx'),
+    (('--onnx_mean', '0,0.5,1', '--model', 'tokencut'), '--onnx_mean: this is about a network given with --onnx'),
+    (('--onnx', 'x.onnx', '--onnx_logits', '--onnx_output', 'stretched'),
+     '--onnx_logits and --onnx_output stretched contradict each other: remove one'),
+    (('--weights', 'x.pth'), '--weights and --vit are for --model tokencut, --weights and --backbone for --model feature_cues'),
+    (('--vit', 'x', '--model', 'feature_cues'),
+     '--weights and --vit are for --model tokencut, --weights and --backbone for --model feature_cues'),
+    (('--backbone', 'resnet50'), '--backbone is for --model feature_cues')])
 def test_flags_that_do_not_go_together(refuse, flags, words):
     assert refuse(*flags) == words
 

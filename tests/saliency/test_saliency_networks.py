@@ -18,6 +18,7 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from models.backbones import IMAGENET  # noqa: E402
 from saliency.estimators import REMBG  # noqa: E402
+from saliency.onnx_formats import LOGITS, OUTPUTS, PRESETS, STRETCHED, OnnxFormat  # noqa: E402
 from saliency.onnx_network import OnnxSaliency  # noqa: E402
 from saliency.rembg_models import RembgSaliency  # noqa: E402
 from utils.cli.packages import require  # noqa: E402
@@ -108,12 +109,45 @@ def test_output_of_half_the_size(network, image, removed):
 
 def test_logits(network, image):
     path = network((48, 64), slope=6, offset=-3)
-    probability = OnnxSaliency(path, logits=True)(image)
+    probability = OnnxSaliency(path, OnnxFormat(output=LOGITS))(image)
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(3 - 6 * (image[..., 0] / 255))), atol=1e-5)
     message = refusal(OnnxSaliency(path), image)
-    assert message == f'{path}: its output is not a probability (it goes from -3 to 3): add --onnx_logits'
+    assert message == f'{path}: its output is not a probability (it goes from -3 to 3): add --onnx_output logits, or stretched'
     path = network((48, 64), slope=1.001, offset=-0.0005)  # rounding, not logits
     assert (OnnxSaliency(path)(image).min(), OnnxSaliency(path)(image).max()) == (0, 1)
+
+
+def test_stretched(network, image):
+    path = network((48, 64), slope=6, offset=-3)
+    probability = OnnxSaliency(path, OnnxFormat(output=STRETCHED))(image)
+    np.testing.assert_allclose(probability, image[..., 0] / 255, atol=1e-6)
+    assert (OnnxSaliency(network((48, 64), slope=0, offset=7), OnnxFormat(output=STRETCHED))(image) == 0).all()
+
+
+def test_another_mean_and_deviation(network, image):
+    """The network undoes ImageNet's for red; with others that is a slope and an offset of red, here below 0 and above 1."""
+    form = OnnxFormat((0.5, 0.1, 0.2), (0.5, 3.0, 4.0), (12, 20), STRETCHED)
+    values = OnnxSaliency(network((48, 64), slope=0.3, offset=0.2), OnnxFormat((0.5, 0.1, 0.2), (0.5, 3.0, 4.0)))(image)
+    expected = (image[..., 0] / 255 - 0.5) / 0.5 * 0.3 * IMAGENET[1][0] + 0.3 * IMAGENET[0][0] + 0.2
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+    np.testing.assert_allclose(OnnxSaliency(network(), form)(image),  # 12 x 20, as the file leaves it open
+                               resized(_stretch(resized(image[..., 0] / 255, 12, 20)), 48, 64), atol=2 / 255)
+
+
+def _stretch(values):
+    return (values - values.min()) / np.ptp(values)
+
+
+def test_presets():
+    """As their authors run them: (value - mean) / deviation of values from 0 to 255."""
+    def run(form, value):
+        return [(value / 255 - mean) / deviation for mean, deviation in zip(form.mean, form.deviation, strict=True)]
+    assert run(PRESETS['imgly'], 200) == pytest.approx([(200 - 128) / 256] * 3) and PRESETS['imgly'].size == (1024, 1024)
+    assert run(PRESETS['isnet'], 200) == pytest.approx([200 / 255 - 0.5] * 3) and PRESETS['isnet'].size == (1024, 1024)
+    for name, size, output in (('u2net', 320, STRETCHED), ('birefnet', 1024, LOGITS)):
+        assert run(PRESETS[name], 124) == pytest.approx(
+            [(124 / 255 - 0.485) / 0.229, (124 / 255 - 0.456) / 0.224, (124 / 255 - 0.406) / 0.225])
+        assert PRESETS[name].size == (size, size) and PRESETS[name].output == output
 
 
 @pytest.mark.parametrize(('options', 'words'), [
@@ -138,8 +172,8 @@ def test_another_network(network, options, words):
      'the network failed on an image of 320 x 320 (')])
 def test_another_output(network, image, capfd, options, words):
     path = network(**options)
-    for logits in (False, True):
-        assert refusal(OnnxSaliency(path, logits), image).startswith(f'{path}: {words}')
+    for output in OUTPUTS:
+        assert refusal(OnnxSaliency(path, OnnxFormat(output=output)), image).startswith(f'{path}: {words}')
     assert capfd.readouterr().err == ''
 
 
