@@ -42,7 +42,7 @@ demo: .venv/installed
 	cd segmentation && $(PY) demo.py $(ENV)
 
 # IMAGES may hold spaces: make gives it to the commands as it is.
-mine: .venv/installed $(if $(filter-out robust_background,$(MODEL))$(filter timm://%,$(WEIGHTS)),.venv/installed-optional)
+mine: .venv/installed $(if $(filter-out robust_background feature_cues auto,$(MODEL)),.venv/installed-optional)
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
 	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" \
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(TRAIN),--train "$(TRAIN)") \

@@ -36,7 +36,8 @@ from contrastive.own_weights import AUTO, IMAGENET, NONE, Weights, choose_weight
 from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder, segmented_folder
 from data.label_space import VOC
-from saliency.estimators import MODELS, ROBUST_BACKGROUND
+from saliency.estimators import FEATURE_CUES, MODELS, ROBUST_BACKGROUND
+from saliency.model_choice import choose_model
 from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
 from utils.cli.log import start_log
@@ -54,8 +55,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs')
     parser.add_argument('--name', default='mine', help='of the data set and the results (default: mine)')
-    parser.add_argument('--model', choices=MODELS,
-                        help=f'what makes the masks, see generate_masks.py (default: {ROBUST_BACKGROUND})')
+    parser.add_argument('--model', choices=(AUTO, *MODELS),
+                        help=f'what makes the masks, see generate_masks.py (default: {FEATURE_CUES}, without weights '
+                             f'{ROBUST_BACKGROUND})')
     parser.add_argument('--weights', default=AUTO, metavar='WEIGHTS',
                         help=f'of the backbone: {AUTO} (the default: those of ImageNet where they are on disk or can be '
                              f'fetched, else none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a state '
@@ -92,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     trains(args.train, photographs, weights)  # for its error, before the masks
 
     # Masks
-    masks = {'model': args.model or ROBUST_BACKGROUND}
+    masks, chosen = choose_masks(args.model, weights)
+    log.info('%s', chosen)
     _make_masks(args, folder, masks)
     dataset = SegmentationDataset(folder, 'trainaug', saliency=masks['model'], drop_missing=True)
     _check_clusters(args.clusters, len(dataset), 'images with masks')
@@ -109,6 +112,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic_file(output / NETWORK, 'w') as file:
         file.write('# Made by own_images.py, for own_clusters.py\n')
         yaml.safe_dump({**network, 'masks': masks}, file, sort_keys=False)
+
+
+def choose_masks(model: str | None, weights: Weights) -> tuple[dict[str, str], str]:
+    """The flags of generate_masks.py that say what makes the masks, and a line that says why. model: as asked for, or None for
+    what needs no more than the weights."""
+    if model == AUTO:
+        name, why = choose_model(weights.backbone, weights.source) if weights.source else (ROBUST_BACKGROUND, '')
+    else:
+        name, why = model or (FEATURE_CUES if weights.source else ROBUST_BACKGROUND), ''
+    if name != FEATURE_CUES:
+        return {'model': name}, why or f'masks: {name}'
+    if not weights.source:
+        raise UserError(f'--model {FEATURE_CUES} needs weights: name them as --weights')
+    masks = {'model': name, 'backbone': weights.backbone, 'weights': weights.source}
+    return masks, why or f'masks: {name} of {weights.backbone}'
 
 
 def _make_masks(args: argparse.Namespace, folder: Path, masks: Mapping[str, str]):

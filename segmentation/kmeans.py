@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.contents import report
     from data.dataset import dataset_folder
     from data.label_space import label_space
-    from evaluation.clustering import check_clusters, cluster_all, distances, most_compact, seed_scores, whiten
+    from evaluation.clustering import check_clusters, cluster_all, distances, most_compact, reduced, seed_scores
     from evaluation.context import EvaluationContext
     from evaluation.extraction import extract_prototypes
     from evaluation.model_loading import StageNetwork, embedding_network
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     report(found.contents, dataset, dataset.split, space, predicted=not dataset.masks)
     seeds = range(first_seed, first_seed + args.num_seeds)
-    vectors = whiten(found.prototypes) if p.kmeans_kwargs.whiten else found.prototypes
+    vectors = reduced(found.prototypes, p.kmeans_kwargs.whiten, p.kmeans_kwargs.pca)
     clusterings = cluster_all(vectors, found.histograms, n_clusters, seeds, has_background)
     iou, scores = seed_scores(clusterings, seeds, space.names, args.metrics) if space else (None, {})
     chosen = 0 if space else most_compact(vectors, clusterings)

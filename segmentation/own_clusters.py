@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from evaluation.mask_features import compute_missing, feature_settings, image_keys
     from evaluation.own_images_config import clustering_settings, clusters_for
     from evaluation.prototype_cache import PrototypeCache, file_for
-    from evaluation.saved_clusters import FILE, Whitening, earlier_clusters, most_compact_clusters
+    from evaluation.saved_clusters import FILE, Projection, earlier_clusters, most_compact_clusters
     from utils.training.device import be_deterministic, choose_device
     from utils.training.precision import choose_precision
 
@@ -88,8 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     embedded = time.monotonic()
 
     # Clusters
-    whitening = Whitening.fit(vectors) if p.kmeans_kwargs.whiten else None
-    points = whitening(vectors) if whitening else vectors
+    projected = p.kmeans_kwargs.whiten or p.kmeans_kwargs.pca
+    projection = Projection.fit(vectors, p.kmeans_kwargs.whiten) if projected else None
+    points = projection(vectors) if projection else vectors
     seed = FIRST_SEED if args.seed is None else args.seed
     seeds, earlier = range(seed, seed + SEEDS), earlier_clusters(output / FILE)
     named = earlier if args.names or (output / NAMES).exists() else None
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings['kmeans_kwargs']['n_clusters'] = clusters + 1
     _write_experiment(output, settings)
     data = {'name': args.name, 'saliency': saliency}
-    found, best = most_compact_clusters(points, clusters, seeds, whitening, chosen, keys, data)
+    found, best = most_compact_clusters(points, clusters, seeds, projection, chosen, keys, data)
     names = settle_names(output / NAMES, found, earlier, args.names)
     found.save(output / FILE)
     clustered = time.monotonic()

@@ -58,6 +58,22 @@ def whiten(prototypes: np.ndarray) -> np.ndarray:
     return PCA(n_components=components, whiten=True, svd_solver='full').fit_transform(prototypes)
 
 
+def reduced(prototypes: np.ndarray, whitened: bool, pca: bool) -> np.ndarray:
+    """What is clustered: the whitened prototypes, or with `pca` alone min(32, D, M) components as unit vectors, or themselves.
+
+    prototypes: M x D. Returns M x components."""
+    if whitened or not pca:
+        return whiten(prototypes) if whitened else prototypes
+    components = min(COMPONENTS, *prototypes.shape)
+    reduced = PCA(n_components=components, svd_solver='full').fit_transform(prototypes.astype(np.float64))
+    return unit_rows(reduced)
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Each row divided by its length; rows of zeros stay. M x D -> M x D."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+
+
 def cluster(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The cluster of each row of `vectors`: M integers in [0, count)."""
     return fit(vectors, count, seed).labels_

@@ -1,6 +1,6 @@
-"""Clusters that stay: centres, whitening and the settings of the features, in a file without pickles.
+"""Clusters that stay: centres, projection and the settings of the features, in a file without pickles.
 
-Axes: M images, D features, E of them after whitening, K clusters.
+Axes: M images, D features, E of them after a projection, K clusters.
 """
 import hashlib
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
-from evaluation.clustering import COMPONENTS, cluster_all, fit, most_compact
+from evaluation.clustering import COMPONENTS, cluster_all, fit, most_compact, unit_rows
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
@@ -22,32 +22,37 @@ FILE = 'clusters.npz'
 
 
 @dataclass(frozen=True)
-class Whitening:
-    """PCA to E components of unit variance. mean: D. axes: D x E, of which (x - mean) @ axes are the components."""
+class Projection:
+    """PCA to E components: with whitening of unit variance, without it then scaled to vectors of unit length (`unit`). mean: D.
+    axes: D x E, of which (x - mean) @ axes are the components."""
     mean: np.ndarray
     axes: np.ndarray
+    unit: bool
 
     @classmethod
-    def fit(cls, vectors: np.ndarray) -> Self:
-        """That of vectors M x D, to min(32, D, M) components, as `clustering.whiten` has it."""
-        pca = PCA(min(COMPONENTS, *vectors.shape), whiten=True, svd_solver='full').fit(vectors.astype(np.float64))
+    def fit(cls, vectors: np.ndarray, whiten: bool) -> Self:
+        """That of vectors M x D, to min(32, D, M) components, as `clustering.reduced` has it."""
+        pca = PCA(min(COMPONENTS, *vectors.shape), whiten=whiten, svd_solver='full').fit(vectors.astype(np.float64))
+        if not whiten:
+            return cls(pca.mean_, pca.components_.T, unit=True)
         # The last component of as many as there are images has no variance but rounding.
         scale = np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float64).eps))
-        return cls(pca.mean_, pca.components_.T / scale)
+        return cls(pca.mean_, pca.components_.T / scale, unit=False)
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
         """M x D -> M x E."""
-        return (vectors.astype(np.float64) - self.mean) @ self.axes
+        components = (vectors.astype(np.float64) - self.mean) @ self.axes
+        return unit_rows(components) if self.unit else components
 
 
 @dataclass(frozen=True)
 class SavedClusters:
-    """settings: of `feature_settings`. centres: K x E. whitening: or None. keys: M x 32 uint8, which images (`image_keys`) they
-    were made from. clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set, and `saliency`,
+    """settings: of `feature_settings`. centres: K x E. projection: or None. keys: M x 32 uint8, which images they were
+    made from (`image_keys`). clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set, and `saliency`,
     that of its masks."""
     settings: dict[str, Any]
     centres: np.ndarray
-    whitening: Whitening | None
+    projection: Projection | None
     keys: np.ndarray
     clusters: np.ndarray
     data: dict[str, str]
@@ -63,16 +68,17 @@ class SavedClusters:
         return digest.hexdigest()[:12]
 
     def distances(self, vectors: np.ndarray) -> np.ndarray:
-        """Euclidean distance of each vector, M x D before whitening, to each centre: M x K."""
-        return cdist(self.whitening(vectors) if self.whitening else vectors, self.centres)
+        """Euclidean distance of each vector, M x D before the projection, to each centre: M x K."""
+        return cdist(self.projection(vectors) if self.projection else vectors, self.centres)
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
-        whitening: dict[str, Any] = {} if self.whitening is None else {'mean': self.whitening.mean, 'axes': self.whitening.axes}
+        projection: dict[str, Any] = {} if self.projection is None else {
+            'mean': self.projection.mean, 'axes': self.projection.axes, 'unit': np.array(self.projection.unit)}
         text = json.dumps({'settings': self.settings, 'data': self.data})
         with atomic_file(path) as file:
             np.savez(file, description=np.array(text), centres=self.centres, keys=self.keys, clusters=self.clusters,
-                     **whitening)
+                     **projection)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -81,8 +87,9 @@ class SavedClusters:
             with np.load(path, allow_pickle=False) as file:
                 content = dict(file)
             described = json.loads(str(content['description']))
-            whitening = Whitening(content['mean'], content['axes']) if 'mean' in content else None
-            return cls(dict(described['settings']), content['centres'], whitening, content['keys'], content['clusters'],
+            projection = (Projection(content['mean'], content['axes'], bool(content['unit']))
+                          if 'mean' in content else None)
+            return cls(dict(described['settings']), content['centres'], projection, content['keys'], content['clusters'],
                        dict(described['data']))
         except FileNotFoundError as error:
             raise UserError(f'{path} is missing: make clusters first (make mine)') from error
@@ -90,15 +97,15 @@ class SavedClusters:
             raise UserError(f'{path} could not be read ({error}): make the clusters again (make mine)') from error
 
 
-def most_compact_clusters(points: np.ndarray, clusters: int, seeds: Sequence[int], whitening: Whitening | None,
+def most_compact_clusters(points: np.ndarray, clusters: int, seeds: Sequence[int], projection: Projection | None,
                           settings: dict[str, Any], keys: Sequence[bytes], data: dict[str, str]) -> tuple[SavedClusters, int]:
     """The most compact of the clusterings that K-means finds from `seeds`, as kmeans.py has it, and its seed.
 
-    points: M x E, whitened. clusters: how many. The others: as in `SavedClusters`, keys as M times 32 bytes.
+    points: M x E, projected. clusters: how many. The others: as in `SavedClusters`, keys as M times 32 bytes.
     """
     best = seeds[most_compact(points, cluster_all(points, None, clusters + 1, seeds))]
     centres = fit(points, clusters, best).cluster_centers_
-    return SavedClusters(settings, centres, whitening, np.frombuffer(b''.join(keys), np.uint8).reshape(len(keys), -1),
+    return SavedClusters(settings, centres, projection, np.frombuffer(b''.join(keys), np.uint8).reshape(len(keys), -1),
                          cdist(points, centres).argmin(1), data), best
 
 

@@ -15,9 +15,10 @@ import own_clusters
 from data.palette import VOC_COLOURS
 from evaluation.cluster_names import read_names, write_names
 from evaluation.cluster_number import best_count, counts_to_try, silhouettes
+from evaluation.clustering import reduced
 from evaluation.own_images_config import clustering_settings, clusters_for
 from evaluation.prototype_cache import PrototypeCache, content_key
-from evaluation.saved_clusters import SavedClusters, Whitening, nearest
+from evaluation.saved_clusters import Projection, SavedClusters, nearest
 from utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('small_features')
@@ -211,17 +212,28 @@ def test_planted_clusters_are_counted():
 def test_whitening_is_that_of_kmeans():
     random = np.random.default_rng(2)
     points = (random.normal(size=(80, 50)) * random.uniform(0.1, 3, 50)).astype(np.float32)
-    whitening = Whitening.fit(points)
+    whitening = Projection.fit(points, whiten=True)
     expected = PCA(32, whiten=True, svd_solver='full').fit(points.astype(np.float64))
     assert np.allclose(whitening(points), expected.transform(points.astype(np.float64)), atol=1e-9)
     assert np.allclose(whitening(points).std(0, ddof=1), 1)
-    assert np.isfinite(Whitening.fit(points[:5])(points)).all()
+    assert np.isfinite(Projection.fit(points[:5], whiten=True)(points)).all()
+    assert np.allclose(whitening(points), reduced(points, True, True), atol=1e-3)
+
+
+def test_reduction_to_components_of_unit_length():
+    points = np.random.default_rng(2).normal(size=(80, 50)).astype(np.float32) * np.linspace(3, 0.1, 50, dtype=np.float32)
+    found = Projection.fit(points, whiten=False)(points)
+    centred = points.astype(np.float64) - points.mean(0, dtype=np.float64)
+    components = centred @ np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :32]
+    expected = components / np.linalg.norm(components, axis=1, keepdims=True)
+    assert np.allclose(found @ found.T, expected @ expected.T, atol=1e-9)  # signs of components are free
+    assert np.allclose(found, reduced(points, False, True), atol=1e-9) and np.array_equal(reduced(points, False, False), points)
 
 
 def test_saved_clusters(tmp_path, user_error):
     random = np.random.default_rng(3)
     points, centres = random.normal(size=(9, 6)), random.normal(size=(4, 3))
-    whitening = Whitening(random.normal(size=6), random.normal(size=(6, 3)))
+    whitening = Projection(random.normal(size=6), random.normal(size=(6, 3)), unit=False)
     keys = random.integers(0, 256, (5, 32), dtype=np.uint8)
     saved = SavedClusters({'a': [1, None, 'x']}, centres, whitening, keys, np.array([3, 0, 1, 1, 2]), {'name': 'mine'})
     saved.save(tmp_path / 'clusters.npz')
