@@ -47,9 +47,9 @@ class Projection:
 
 @dataclass(frozen=True)
 class SavedClusters:
-    """settings: of `feature_settings`. centres: K x E. projection: or None. keys: M x 32 uint8, which images they were
-    made from (`image_keys`). clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set, and `saliency`,
-    that of its masks."""
+    """settings: of `feature_settings`. centres: K x E. projection: or None. keys: M x 32 uint8, which images they were made
+    from (`image_keys`). clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set, and
+    `saliency`, that of its masks."""
     settings: dict[str, Any]
     centres: np.ndarray
     projection: Projection | None
