@@ -57,7 +57,7 @@ def read_ids(split_file: Path) -> list[str]:
 
 def is_there(path: str | Path) -> bool:
     """Whether a reader would find a file at `path`."""
-    return os.path.isfile(path)
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def find(folder: Path, name: str, part: str) -> Path:
@@ -82,7 +82,7 @@ def _listed(folder: str | Path, prefix: str = '', above: tuple[str, ...] = (), l
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_file() or links and entry.is_symlink() and not entry.is_dir():
+                if not entry.is_dir() and (links or entry.is_file() or not entry.is_symlink()):
                     yield prefix + entry.name
                 elif entry.is_dir() and not (entry.is_symlink() and os.path.realpath(entry.path) in above):
                     yield from _listed(entry.path, f'{prefix}{entry.name}/', above, links)

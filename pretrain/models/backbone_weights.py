@@ -100,7 +100,9 @@ def _moco(content: Any, path: str | Path) -> dict[str, Any]:
     weights = _with_prefix(unwrapped(content, path), MOCO_PREFIXES) if isinstance(content, dict) else {}
     if not weights:
         names = ' or '.join(f"'module.{prefix}'" for prefix in MOCO_PREFIXES)
-        raise UserError(f'{path}: not a MoCo checkpoint: no key of its state_dict starts with {names}')
+        raise UserError(f'{path}: not a MoCo checkpoint: ' + (
+            f'no key of its state_dict starts with {names}' if isinstance(content, dict) and 'state_dict' in content else
+            "it has no 'state_dict'"))
     return weights
 
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from data.label_colours import COLOURS, INDICES, Colour, ColourTable, voc_values
 from data.palette import VOC_COLOURS
-from utils.config.yaml_files import parse_yaml
 from utils.errors import UserError, nearest_name
 from utils.storage import text
+from utils.storage.yaml_files import parse_yaml
 
 VOC = 'VOCSegmentation'
 VOC_CLASSES = ('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow',

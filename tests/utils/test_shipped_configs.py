@@ -24,8 +24,8 @@ def published(saliency, batch, pretraining, moco, freeze, K):
         'optimizer': 'sgd',
         'optimizer_kwargs': {'lr': 0.004, 'head_lr': None, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
         'scheduler': 'poly', 'scheduler_kwargs': {'lr_decay_rate': None, 'lr_decay_epochs': None},
-        'transformation_kwargs': {'crop_size': 224}, 'on_bad_image': 'stop', 'seed': None, 'checkpoint_every': None,
-        'keep_every': None,
+        'transformation_kwargs': {'crop_size': 224}, 'on_bad_image': 'stop', 'max_image_pixels': 178956970, 'seed': None,
+        'checkpoint_every': None, 'keep_every': None,
         'simulate_processes': None}
 
 
@@ -61,4 +61,5 @@ def test_shipped_linear_files_are_the_published_ones(kind):
         'epochs': 60, 'optimizer': 'sgd', 'scheduler': 'step',
         'optimizer_kwargs': {'lr': 0.1, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},
         'scheduler_kwargs': {'lr_decay_rate': 0.1, 'lr_decay_epochs': [25]}, 'kmeans_eval': False,
-        'transformation_kwargs': {'resolution': [512, 512]}, 'on_bad_image': 'stop', 'seed': None, 'checkpoint_every': None}
+        'transformation_kwargs': {'resolution': [512, 512]}, 'on_bad_image': 'stop',
+        'max_image_pixels': 178956970, 'seed': None, 'checkpoint_every': None}

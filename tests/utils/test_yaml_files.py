@@ -7,7 +7,7 @@ from helpers.checks import refusal
 
 from utils.config import create_config, path_text, read_env
 from utils.config.values import TREE
-from utils.config.yaml_files import parse_yaml
+from utils.storage.yaml_files import parse_yaml
 
 
 @pytest.fixture

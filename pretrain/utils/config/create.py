@@ -9,8 +9,8 @@ from data.util.mypath import Path as MyPath
 from utils.config import keys as config_keys
 from utils.config.keys import ENV_KEYS, KEYS, REQUIRED, Key
 from utils.config.values import checked_value
-from utils.config.yaml_files import read_yaml
 from utils.errors import UserError, nearest_name
+from utils.storage.yaml_files import read_yaml
 
 
 def create_config(env_file: str | Path, exp_file: str | Path, script: str | None = None) -> EasyDict:
