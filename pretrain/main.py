@@ -13,7 +13,7 @@ from pathlib import Path
 from contrastive.flags import add_distributed_flags
 from utils.cli.command import parallel_command
 from utils.cli.flags import check_early, make_parser
-from utils.config import create_config, plain
+from utils.config import create_config
 from utils.config.keys import PRETRAIN
 from utils.config.snapshot import write_config
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     here = processes // world_size()  # computed by this process
     streams = RandomStreams(start.seed, rank() * here, here, device)
     trainer = ContrastiveTrainer(model, optimizer, loader, streams, start.precision, p.checkpoint, p.checkpoint_every,
-                                 extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
+                                 extra=start.extra(p))
     if state:
         trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)

@@ -1,18 +1,32 @@
 """Optimiser and learning-rate schedule (paper section 3)."""
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
 
 def get_optimizer(parameters: Iterable[torch.nn.Parameter], name: str, lr: float, weight_decay: float = 0.0,
-                  momentum: float | None = None, nesterov: bool | None = None) -> torch.optim.Optimizer:
-    """SGD or Adam over the parameters that learn: one group, weight decay on all of it, batch norm and biases too."""
+                  momentum: float | None = None, nesterov: bool | None = None, head_lr: float | None = None,
+                  backbone: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+    """SGD or Adam over the parameters that learn: one group, weight decay on all of it, batch norm and biases too.
+
+    head_lr: with it there are two groups, and what is not in `backbone` has this learning rate, on the same schedule.
+    """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{'params': parameters}]
+    if head_lr is not None:
+        assert backbone is not None
+        below = {id(parameter) for parameter in backbone.parameters()}
+        groups = [{'params': [parameter for parameter in parameters if id(parameter) in below]},
+                  {'params': [parameter for parameter in parameters if id(parameter) not in below], 'lr_factor': head_lr / lr}]
+    optimizer: torch.optim.Optimizer
     if name == 'adam':
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum or 0,
-                           nesterov=bool(nesterov))
+        optimizer = torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=momentum or 0, nesterov=bool(nesterov))
+    set_learning_rate(optimizer, lr)
+    return optimizer
 
 
 def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_rate: float | None = None,
@@ -37,5 +51,6 @@ def learning_rate(scheduler: str, lr: float, epoch: int, epochs: int, lr_decay_r
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """lr: of the groups without a factor of their own."""
     for group in optimizer.param_groups:
-        group['lr'] = lr
+        group['lr'] = lr * group.get('lr_factor', 1)
