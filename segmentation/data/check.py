@@ -24,7 +24,7 @@ from utils.cli.command import EXIT_USER_ERROR, command
 from utils.cli.flags import make_env_parser
 from utils.cli.progress import progress
 from utils.config import create_config
-from utils.config.keys import EVAL, KMEANS, LINEAR, PRETRAIN, RETRIEVAL, SCRIPTS
+from utils.config.keys import CLASSIFIERS, EVAL, KMEANS, PRETRAIN, RETRIEVAL, SCRIPTS
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
@@ -133,7 +133,7 @@ def splits_read(p: EasyDict) -> list[Part]:
     if script == RETRIEVAL:
         return [(p.get('train_db_name', val), p.retrieval_kwargs.train_split, p.retrieval_kwargs.saliency, True),
                 (val, split, p.val_db_kwargs.saliency, True)]
-    if script == LINEAR:
+    if script in CLASSIFIERS:
         both: list[Part] = [(p.train_db_name, p.train_db_kwargs.split, None, True), (val, 'val', None, True)]
         # The file is eval.py's, too, which may be told another split.
         return both if (val, split) in [part[:2] for part in both] else [*both, (val, split, None, labels)]
