@@ -16,7 +16,7 @@ from pathlib import Path
 from contrastive.flags import add_distributed_flags
 from utils.cli.command import parallel_command
 from utils.cli.flags import check_early, make_parser
-from utils.config import create_config, plain
+from utils.config import create_config
 from utils.config.keys import PRETRAIN
 from utils.config.snapshot import require_own_folder, write_config
 
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.dataset import SegmentationDataset, dataset_folder
     from data.loaders import epoch_loader
     from models.backbones import output_stride
+    from models.networks import fresh_parameters
     from utils.checkpoint.kept import KEPT_FOLDER
     from utils.cli.log import warn_once
     from utils.model_zoo.sources import require_files
@@ -109,11 +110,11 @@ def main(argv: list[str] | None = None) -> None:
         model = ContrastiveModel(settings)
     model = on_device(model, device)
     time_convolutions(device)
-    optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs, heads=model.model_q.fresh_parameters())
+    optimizer = get_optimizer(model.parameters(), p.optimizer, **p.optimizer_kwargs, heads=fresh_parameters(model.model_q))
     here = processes // world_size()  # computed by this process
     streams = RandomStreams(start.seed, rank() * here, here, device)
     trainer = ContrastiveTrainer(model, optimizer, loader, streams, start.precision, p.checkpoint, p.checkpoint_every,
-                                 extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)})
+                                 extra=start.extra(p))
     if state:
         same_optimizer = {'optimizer', 'optimizer_kwargs.head_lr'}.isdisjoint(start.changed)
         trainer.resume(state, p.checkpoint, same_optimizer, same_batches=not start.changed)

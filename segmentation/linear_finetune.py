@@ -14,9 +14,7 @@ from pathlib import Path
 
 from utils.cli.command import parallel_command
 from utils.cli.flags import check_early, make_parser
-from utils.config import plain
 from utils.config.keys import LINEAR
-from utils.errors import UserError
 
 log = logging.getLogger('maskcontrast')
 
@@ -37,42 +35,26 @@ def main(argv: list[str] | None = None) -> None:
 
     from data.dataset import SegmentationDataset
     from data.loaders import epoch_loader
+    from evaluation.classifier_training import go_on_from, resume_or, train_and_evaluate
     from evaluation.context import EvaluationContext
-    from evaluation.linear_training import LinearTrainer, final_evaluation, finished, train
+    from evaluation.linear_training import LinearTrainer
     from evaluation.model_loading import load_frozen_weights, probe_network, refuse_other_weights
-    from evaluation.predictions import check_output
-    from evaluation.results import RESULTS
     from evaluation.training_views import TrainingViews
-    from utils.parallel.distributed import broadcast_object, broadcast_state, main_first, require_same
+    from utils.parallel.distributed import require_same
     from utils.parallel.random_streams import RandomStreams
-    from utils.parallel.ranks import is_main, rank, world_size
-    from utils.storage.atomic import make_folder, remove_temporaries
+    from utils.parallel.ranks import rank, world_size
     from utils.training.device import on_device, time_convolutions
     from utils.training.loop import batches_text, check_batch_size
     from utils.training.optimizer import get_optimizer
-    from utils.training.resume import earlier_state, resolve_start, start_run
 
     run = EvaluationContext(args, LINEAR)
-    p, output, device = run.p, run.output, run.device
-    if p.image_cache:
-        make_folder(p.image_cache)  # a mistake there ends the run before any work
-    start_run(output, args.fresh)
+    p, device = run.p, run.device
 
     # What to go on from
-    state = earlier_state(p.checkpoint)
-    start = resolve_start(p, state, args, device, LINEAR)
-    run.precision = start.precision
-    if state is None:
-        run.fetch_files('pretraining')
-    else:
-        refuse_other_weights(state['model'], p, p.checkpoint)
-    done = state and state['epoch'] >= p.epochs and not start.changed and finished(output, state, args.crf_postprocess)
-    if state and broadcast_object(done):  # only rank 0 needs the results
-        log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
-        if is_main():
-            remove_temporaries(output)
+    earlier = go_on_from(run, 'pretraining', check=lambda state: refuse_other_weights(state['model'], p, p.checkpoint))
+    if earlier is None:
         return
-    run.write_config(seed=start.seed, processes=world_size())
+    state, start = earlier
 
     # Data
     folder, val_folder, space = run.data_folders()
@@ -94,29 +76,13 @@ def main(argv: list[str] | None = None) -> None:
     time_convolutions(device)
     optimizer = get_optimizer(network.parameters(), p.optimizer, **p.optimizer_kwargs)
     trainer = LinearTrainer(network, optimizer, loader, RandomStreams(start.seed, rank(), 1, device), start.precision,
-                            p.checkpoint, p.checkpoint_every,
-                            extra={'seed': start.seed, 'precision': start.precision, 'config': plain(p)},
-                            best_model=p.best_model)
-    if state:
-        trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
-        log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
-    else:
-        with main_first():
-            load_frozen_weights(network, p)
-    del state
-    broadcast_state(network)  # only rank 0 needs the checkpoint
+                            p.checkpoint, p.checkpoint_every, extra=start.extra(p), best_model=p.best_model)
+    resume_or(lambda: load_frozen_weights(network, p), trainer, state, start, p)
+    del state, earlier
     log.info('Training on %s, precision %s, seed %d, %s; frozen weights: %s', device, start.precision, start.seed,
              batches_text(batch_size, world_size()), p.pretraining)
 
-    # Work
-    if is_main():
-        remove_temporaries(output)
-        check_output(output)
-    train(trainer, val_loader, space, p, output)
-    if not trainer.best_iou:
-        raise UserError(f'{args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels of '
-                        f'{p.val_db_name}, and at metrics.jsonl')
-    final_evaluation(trainer, val_loader, space, p, output, args.crf_postprocess)
+    train_and_evaluate(trainer, val_loader, space, run, args.crf_postprocess)
 
 
 if __name__ == '__main__':

@@ -30,7 +30,7 @@ from utils.cli.command import EXIT_USER_ERROR, command
 from utils.cli.flags import make_env_parser
 from utils.cli.progress import progress
 from utils.config import create_config
-from utils.config.keys import EVAL, KMEANS, KNN, LINEAR, PRETRAIN, RETRIEVAL, SCRIPTS
+from utils.config.keys import CLASSIFIERS, EVAL, KMEANS, KNN, LINEAR, PRETRAIN, RETRIEVAL, SCRIPTS
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
@@ -197,7 +197,7 @@ def splits_read(p: EasyDict) -> list[Part]:
                 (val, split, p.val_db_kwargs.saliency, True)]
     if script == KNN:
         return [(p.get('train_db_name', val), p.knn_kwargs.train_split, None, True), (val, split, None, labels)]
-    if script == LINEAR:
+    if script in CLASSIFIERS:
         both: list[Part] = [(p.train_db_name, p.train_db_kwargs.split, None, True), (val, 'val', None, True)]
         # The file is eval.py's, too, which may be told another split.
         return both if (val, split) in [part[:2] for part in both] else [*both, (val, split, None, labels)]

@@ -27,22 +27,26 @@ def frozen_features(network: LinearNetwork, images: Tensor, device: torch.device
     return features.float()
 
 
-def backward_loss(classifier: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+def backward_loss(classifier: nn.Module, features: Tensor, labels: Tensor, scale: float = 1) -> Tensor:
     """Mean cross-entropy over the valid pixels of a batch; its gradients are added to those of `classifier`.
 
     Of several processes' batches together: each gets what its own add to the mean, and to the gradients.
 
-    features: B x 256 x h x w. labels: B x H x W int64; VOID is left out. Returns a scalar tensor, 0 where all
-    is void. The classifier comes before the upsampling, as both are linear, and images come one by one, so that at no
-    time more than one image's C x H x W logits exist.
+    features: B x 256 x h x w; where they have a graph, gradients go on to what made them. labels: B x H x W int64; VOID is
+    left out. scale: of the gradients (float16's). Returns a scalar tensor, 0 where all is void. The classifier comes before
+    the upsampling, as both are linear, and images come one by one, so that at no time more than one image's C x H x W logits
+    exist.
     """
     valid = distributed.all_reduce((labels != VOID).sum()).clamp(min=1)
     total = features.new_zeros(())
-    for feature, label in zip(features.split(1), labels.split(1), strict=True):
+    grids = [feature.detach().requires_grad_(features.requires_grad) for feature in features.split(1)]
+    for feature, label in zip(grids, labels.split(1), strict=True):
         logits = resize(classifier(feature), label.shape[-2:])                      # 1 x C x H x W
         loss = F.cross_entropy(logits, label, ignore_index=VOID, reduction='sum') / valid
-        loss.backward()
+        (loss * scale).backward()
         total += loss.detach()
+    if features.requires_grad:
+        features.backward(torch.cat([feature.grad for feature in grids if feature.grad is not None]))
     return total
 
 

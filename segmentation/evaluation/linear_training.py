@@ -1,37 +1,19 @@
-"""The training of the linear classifier: its steps and epochs, and the evaluation of its best model (paper section 4)."""
-import functools
-import json
-import logging
+"""The training steps of a classifier, linear or with the whole network, and the choice of the best model (paper section 4)."""
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from easydict import EasyDict
-from torch.utils.data import DataLoader
 
 from data import contents
-from data.dataset import SegmentationDataset
-from data.label_space import LabelSpace
+from data.normalization import to_images
 from evaluation.feature_cache import FeatureCache
-from evaluation.inference import evaluate
 from evaluation.linear_probe import backward_loss, frozen_features, online_iou
-from evaluation.metrics import class_iou
-from evaluation.model_loading import finetuned_network
-from evaluation.results import RESULTS, print_iou, write_results
-from evaluation.training_views import view_figure
 from models.networks import LinearNetwork
 from utils.checkpoint import save_checkpoint
-from utils.config.keys import LINEAR
 from utils.parallel import distributed, preemption, ranks
-from utils.parallel.preemption import deferred
-from utils.parallel.ranks import is_main
-from utils.training.device import on_device
 from utils.training.loop import Trainer
-from utils.training.metrics_writer import MetricsWriter
-from utils.training.optimizer import learning_rate, set_learning_rate
-
-log = logging.getLogger('maskcontrast')
+from utils.training.precision import autocast
 
 
 class LinearTrainer(Trainer):
@@ -98,61 +80,17 @@ class LinearTrainer(Trainer):
             save_checkpoint(self.model.state_dict(), self.best_model)
 
 
-def train(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: EasyDict, output: Path) -> None:
-    """The epochs that are left, each scored on the validation images. p: configuration with the schedule."""
-    keep = p.freeze_batchnorm == 'all'  # the features of the validation images never change
-    if trainer.epoch >= p.epochs:
-        return
-    with FeatureCache(trainer.model, val_loader, trainer.device, trainer.precision, p.transformation_kwargs.resolution,
-                            output, keep) as validation, \
-            MetricsWriter(output, trainer.epoch, functools.partial(view_figure, space)) as record, deferred(), trainer.writer:
-        if keep:
-            _report_validation(trainer, validation, space)  # before a classifier is trained for them
-        while trainer.epoch < p.epochs:
-            lr = learning_rate(p.scheduler, p.optimizer_kwargs.lr, trainer.epoch, p.epochs, **p.scheduler_kwargs)
-            set_learning_rate(trainer.optimizer, lr)
-            epoch = trainer.epoch + 1
-            numbers = trainer.run_epoch(look_at=functools.partial(record.picture, epoch))
-            numbers['mIoU'] = trainer.score(validation, len(space))
-            _report_validation(trainer, validation, space)
-            record.scalars(epoch, {'lr': lr, **numbers})
-            trainer.save_epoch(numbers['mIoU'])
-            log.info('Epoch %d/%d: loss %.4f, online mIoU %.2f (best %.2f), lr %.5f, %.1f images/s', epoch, p.epochs,
-                     numbers['loss'], numbers['mIoU'], trainer.best_iou, lr, numbers['images_per_second'])
+class FinetuneTrainer(LinearTrainer):
+    """The same for a `LinearNetwork` of which all learns (paper section 4)."""
 
-
-def _report_validation(trainer: LinearTrainer, validation: FeatureCache, space: LabelSpace):
-    """Log once what the validation images hold, when all of them have been read. All processes call it."""
-    images: Any = validation.loader.dataset  # `EvaluationImages`
-    dataset: SegmentationDataset = images.dataset
-    with distributed.watched():
-        parts = distributed.gather_objects(validation.seen)
-        if parts is not None and None not in parts and not trainer.validation_told:  # on rank 0
-            trainer.validation_told = True
-            contents.report(contents.merged(parts), dataset, dataset.split, space)
-
-
-def final_evaluation(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: EasyDict, output: Path,
-                     crf: bool) -> None:
-    """Evaluate the best model at the images' own size, as eval.py does, and leave and print its results."""
-    log.info('Best online mIoU %.2f in epoch %d; evaluating this model at full resolution%s', trainer.best_iou,
-             trainer.best_epoch + 1, ', with CRF' if crf else '')
-    network = on_device(finetuned_network(p, len(space), p.best_model), trainer.device)
-    confusion = evaluate(network, val_loader, space, output, trainer.device, trainer.precision, crf, pictures=0,
-                         told=trainer.validation_told)
-    if not is_main() or confusion is None:
-        return
-    iou = class_iou(confusion) * 100
-    write_results(output, LINEAR, p.best_model, space.names, iou, crf=crf, pretraining=p.pretraining,
-                  epochs=trainer.epoch, online_mIoU=trainer.best_iou, best_epoch=trainer.best_epoch)
-    print_iou(log, space.names, iou)
-
-
-def finished(output: Path, state: dict[str, Any], crf: bool) -> bool:
-    """Whether the results in `output` are those of the best model in `state`, the last checkpoint, with or without `crf`."""
-    try:
-        results = json.loads((output / RESULTS).read_text())
-        wanted = {'script': LINEAR, 'crf': crf, 'epochs': state['epoch'], 'online_mIoU': state.get('best_iou')}
-        return wanted.items() <= results.items()
-    except (OSError, ValueError, AttributeError):
-        return False
+    def train_step(self, batch: dict[str, Any]) -> torch.Tensor:
+        images = to_images(batch['image'], self.device, self.model.backbone.normalization)
+        with autocast(self.device, self.precision):
+            features = self.model.features(images)
+        labels = batch['labels'].to(self.device, non_blocking=True).long()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = backward_loss(self.model.classifier, features.float(), labels, self.scaler.get_scale())
+        distributed.sum_gradients(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.unsqueeze(0) * ranks.world_size()

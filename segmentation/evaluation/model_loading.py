@@ -8,7 +8,7 @@ import yaml
 from easydict import EasyDict
 from torch import nn
 
-from models.backbone_weights import backbone_weights, log_weights
+from models.backbone_weights import backbone_weights, load_initial_weights, log_weights
 from models.backbones import backbone_names, fits, grid_kwargs, matching_backbones
 from models.factory import get_model
 from models.networks import BackboneNetwork, LinearNetwork, PretrainingNetwork
@@ -96,13 +96,17 @@ def probe_network(p: EasyDict, classes: int) -> LinearNetwork:
     """A `LinearNetwork` for the training of its classifier alone (paper section 4): all else is frozen as
     `freeze_batchnorm` says, and still random."""
     network = linear_network(p, classes)
-    nn.init.normal_(network.classifier.weight, std=DEVIATION)
-    assert network.classifier.bias is not None
-    nn.init.zeros_(network.classifier.bias)
+    _reset_classifier(network)
     network.freeze(p.freeze_batchnorm)
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert sorted(trained) == sorted(CLASSIFIER[p.head]), trained
     return network
+
+
+def _reset_classifier(network: LinearNetwork):
+    nn.init.normal_(network.classifier.weight, std=DEVIATION)
+    assert network.classifier.bias is not None
+    nn.init.zeros_(network.classifier.bias)
 
 
 def load_frozen_weights(network: LinearNetwork, p: EasyDict) -> None:
@@ -120,9 +124,24 @@ def load_frozen_weights(network: LinearNetwork, p: EasyDict) -> None:
         log_weights(network.backbone, weights, p.pretraining)
 
 
+def load_starting_weights(network: LinearNetwork, p: EasyDict) -> None:
+    """The weights that the training of a whole `linear_network` starts from: all but the classifier's from `p.pretraining`, or
+    without it the backbone's own, as `backbone_kwargs` says. The classifier starts as a linear one does. Raises as
+    `load_frozen_weights` and `load_initial_weights` do."""
+    _reset_classifier(network)
+    if p.pretraining:
+        load_frozen_weights(network, p)
+        return
+    kwargs = p.backbone_kwargs
+    source = load_initial_weights(network.backbone, p.backbone, kwargs.pretraining, kwargs.moco_state_dict, kwargs.state_dict)
+    if not source:
+        _warn_of_random_weights()
+
+
 def finetuned_network(p: EasyDict, classes: int, path: str | Path) -> LinearNetwork:
-    """A `LinearNetwork` with the weights at `path`: a state dict (best_model.pth.tar), or a checkpoint of linear_finetune.py,
-    with whatever `unwrapped` takes away. Raises `UserError` for others, and for weights of another class count or backbone."""
+    """A `LinearNetwork` with the weights at `path`: a state dict (best_model.pth.tar), or a checkpoint of linear_finetune.py or
+    finetune.py, with whatever `unwrapped` takes away. Raises `UserError` for others, and for weights of another class count or
+    backbone."""
     state = _state(path)
     if any(key.startswith(QUERY) for key in state):
         raise UserError(f'{path}: a pre-training checkpoint has no classifier: train one with linear_finetune.py first')

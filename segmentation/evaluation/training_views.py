@@ -80,9 +80,14 @@ class TrainingViews(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.dataset)
 
+    def view(self, rng: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A random view of an image and its labels, as `render` gives it."""
+        return render(image, labels, sample_view(rng), self.resolution, self.space.outside)
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        rng = item_rng(self.seed, epoch, self.dataset.ids[index])
+        repeat, index = divmod(index, len(self.dataset))
+        rng = item_rng(self.seed, epoch, self.dataset.ids[index] + '#' * repeat)
         skipped: list[str] = []
         while len(skipped) <= REPLACEMENTS:
             try:
@@ -93,7 +98,7 @@ class TrainingViews(torch.utils.data.Dataset):
                 skipped.append(error.line())
                 index = int(rng.integers(len(self.dataset)))
             else:
-                image, labels = render(sample['image'], sample['labels'], sample_view(rng), self.resolution, self.space.outside)
+                image, labels = self.view(rng, sample['image'], sample['labels'])
                 return {'image': torch.from_numpy(image), 'labels': torch.from_numpy(labels), 'id': sample['id'],
                         'skipped': skipped, 'contents': seen}
         raise UserError(f'{len(skipped)} images in a row could not be used, beginning with: {skipped[0]}')

@@ -46,10 +46,6 @@ class PretrainingNetwork(nn.Module):
         self.classification_head = nn.Conv2d(channels, 1, 1, bias=False) if use_classification_head else None
         self.upsample = upsample
 
-    def fresh_parameters(self) -> list[nn.Parameter]:
-        """All that no initial weights of a backbone fill: decoder and heads."""
-        return [parameter for name, parameter in self.named_parameters() if not name.startswith('backbone.')]
-
     def grid(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Outputs before upsampling. B x 3 x H x W -> embeddings B x D x h x w, saliency logits B x h x w or None."""
         features = self.backbone(images)
@@ -70,6 +66,11 @@ class PretrainingNetwork(nn.Module):
         if saliency is not None:
             saliency = resize(saliency.unsqueeze(1), size).squeeze(1)
         return resize(embeddings, size), saliency
+
+
+def fresh_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """What no initial weights of a backbone fill: decoder and heads of a network."""
+    return [parameter for name, parameter in network.named_parameters() if not name.startswith('backbone.')]
 
 
 class BackboneNetwork(nn.Module):

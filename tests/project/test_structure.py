@@ -125,7 +125,7 @@ def test_help_loads_nothing_heavy(script):
 @pytest.mark.parametrize('changes', [{'bakcbone': 'resnet18'}, {'backbone': 'resnet19'}], ids=['key', 'backbone'])
 @pytest.mark.parametrize('script, base', [
     ('pretrain/main.py', PRETRAINING), ('segmentation/kmeans.py', KMEANS), ('segmentation/retrieval.py', TOYS_RETRIEVAL),
-    ('segmentation/knn.py', TOYS_KMEANS),
+    ('segmentation/knn.py', TOYS_KMEANS), ('segmentation/finetune.py', LINEAR),
     ('segmentation/linear_finetune.py', LINEAR), ('segmentation/eval.py', LINEAR)])
 def test_a_mistake_loads_nothing_heavy(experiment, script, base, changes):
     more = ['--state-dict', 'none'] if script.endswith('eval.py') else []

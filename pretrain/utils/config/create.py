@@ -34,6 +34,8 @@ def create_config(env_file: str | Path, exp_file: str | Path, script: str | None
     p.best_model = str(Path(p.output_dir) / 'best_model.pth.tar')
     if script in config_keys.TRAINED:
         _check_training(p, exp_file)
+    if script in (config_keys.PRETRAIN, config_keys.FINETUNE):
+        _check_initial_weights(p, exp_file)
     if script == config_keys.PRETRAIN:
         _check_pretraining(p, exp_file)
     if script in config_keys.EMBEDDED and not p.kmeans_eval:
@@ -92,6 +94,8 @@ def _script_of(exp: Mapping[str, Any]) -> str:
         return config_keys.KNN
     if exp.get('kmeans_eval'):
         return config_keys.KMEANS
+    if {'share', 'ids'} & set(exp.get('train_db_kwargs') or {}):
+        return config_keys.FINETUNE
     return config_keys.LINEAR if 'train_db_name' in exp else config_keys.EVAL
 
 
@@ -178,13 +182,18 @@ def _check_training(p: EasyDict, file: str | Path):
 
 
 def _check_pretraining(p: EasyDict, file: str | Path):
-    kwargs = p.backbone_kwargs
     if p.head == 'none':
         raise UserError(f'{file}: head: none is for evaluations of a backbone alone: main.py needs head: deeplab or '
                         'head: linear')
     if p.moco_kwargs.K % p.train_batch_size:
         raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
                         f'train_batch_size ({p.train_batch_size})')
+
+
+def _check_initial_weights(p: EasyDict, file: str | Path):
+    kwargs = p.backbone_kwargs
+    if p.get('pretraining') and (kwargs.pretraining or kwargs.state_dict):
+        raise UserError(f'{file}: pretraining and backbone_kwargs both name initial weights: remove one')
     if kwargs.pretraining == 'imagenet_moco' and not kwargs.moco_state_dict:
         raise UserError(f"{file}: the key 'backbone_kwargs.moco_state_dict' is missing, "
                         'and pretraining: imagenet_moco needs it (a MoCo v2 checkpoint)')

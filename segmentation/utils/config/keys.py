@@ -10,11 +10,13 @@ REQUIRED = object()  # the reading scripts can't run without the key
 
 PRETRAIN, LINEAR, KMEANS, RETRIEVAL = 'main.py', 'linear_finetune.py', 'kmeans.py', 'retrieval.py'
 KNN = 'knn.py'
-EVAL = 'eval.py'  # reads files of linear_finetune.py
-SCRIPTS = (PRETRAIN, LINEAR, EVAL, KMEANS, RETRIEVAL, KNN)
-EVALUATIONS = (LINEAR, EVAL, KMEANS, RETRIEVAL, KNN)
-PROBES = (LINEAR, EVAL)
-TRAINED = (PRETRAIN, LINEAR)
+FINETUNE = 'finetune.py'
+EVAL = 'eval.py'  # reads files of linear_finetune.py and finetune.py
+SCRIPTS = (PRETRAIN, LINEAR, FINETUNE, EVAL, KMEANS, RETRIEVAL, KNN)
+EVALUATIONS = (LINEAR, FINETUNE, EVAL, KMEANS, RETRIEVAL, KNN)
+CLASSIFIERS = (LINEAR, FINETUNE)
+PROBES = (*CLASSIFIERS, EVAL)
+TRAINED = (PRETRAIN, *CLASSIFIERS)
 CLUSTERED = (KMEANS, RETRIEVAL)  # by masks
 EMBEDDED = (*CLUSTERED, KNN)  # read the pre-training network
 EMBEDDING = 'embedding'  # what is clustered if nothing else is said
@@ -48,8 +50,10 @@ KEYS = (
     Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, else val_db_name
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
-    Key('train_db_kwargs.split', 'str', 'trainaug', (LINEAR,)),
-    Key('train_db_kwargs.batch_size', 'int', 16, (LINEAR,), minimum=1),
+    Key('train_db_kwargs.split', 'str', 'trainaug', CLASSIFIERS),
+    Key('train_db_kwargs.batch_size', 'int', 16, CLASSIFIERS, minimum=1),
+    Key('train_db_kwargs.share', 'float', 1.0, (FINETUNE,), above=0, maximum=1),
+    Key('train_db_kwargs.ids', 'path', None, (FINETUNE,)),
     Key('val_db_kwargs.split', 'str', 'val', (EVAL, *EMBEDDED)),
     Key('val_db_kwargs.batch_size', 'int', 10, EVALUATIONS, minimum=1),
     Key('val_db_kwargs.saliency', 'str', None, CLUSTERED),
@@ -65,10 +69,10 @@ KEYS = (
     Key('backbone', 'str', REQUIRED, SCRIPTS),  # a name in the registry of backbones, or timm/<name>
     Key('backbone_kwargs.dilated', 'bool', True, SCRIPTS),
     Key('backbone_kwargs.output_stride', 'int', None, SCRIPTS, minimum=1),
-    Key('backbone_kwargs.pretraining', 'str', None, (PRETRAIN,),
+    Key('backbone_kwargs.pretraining', 'str', None, (PRETRAIN, FINETUNE),
         choices=('imagenet_classification', 'imagenet_moco')),
-    Key('backbone_kwargs.moco_state_dict', 'path', None, (PRETRAIN,)),
-    Key('backbone_kwargs.state_dict', 'path', None, (PRETRAIN,)),
+    Key('backbone_kwargs.moco_state_dict', 'path', None, (PRETRAIN, FINETUNE)),
+    Key('backbone_kwargs.state_dict', 'path', None, (PRETRAIN, FINETUNE)),
     Key('backbone_kwargs.pretrained', 'bool', False, NOBODY),
     Key('head', 'str', REQUIRED, SCRIPTS, choices=('deeplab', 'linear', 'none')),
     Key('model_kwargs.ndim', 'int', 32, (PRETRAIN, *EMBEDDED), minimum=1),
@@ -78,7 +82,7 @@ KEYS = (
     Key('freeze_layers', 'layers', False, (PRETRAIN,)),
     Key('freeze_layer', 'bool', False, NOBODY),
     Key('freeze_batchnorm', 'str', 'all', (LINEAR,), choices=('all', 'backbone', 'none')),
-    Key('pretraining', 'path', REQUIRED, (LINEAR, *EMBEDDED), nullable=True),  # null: random weights
+    Key('pretraining', 'path', REQUIRED, (*CLASSIFIERS, *EMBEDDED), nullable=True),  # null: random weights
     Key('kmeans_eval', 'bool', False, EVALUATIONS),
     # Training
     Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
@@ -88,7 +92,7 @@ KEYS = (
     Key('epochs', 'int', REQUIRED, TRAINED, minimum=1),
     Key('optimizer', 'str', 'sgd', TRAINED, choices=('sgd', 'adam')),
     Key('optimizer_kwargs.lr', 'float', REQUIRED, TRAINED, above=0),
-    Key('optimizer_kwargs.head_lr', 'float', None, (PRETRAIN,), above=0),
+    Key('optimizer_kwargs.head_lr', 'float', None, (PRETRAIN, FINETUNE), above=0),
     Key('optimizer_kwargs.weight_decay', 'float', 0.0, TRAINED, minimum=0),
     Key('optimizer_kwargs.momentum', 'float', None, TRAINED, minimum=0),
     Key('optimizer_kwargs.nesterov', 'bool', None, TRAINED),
@@ -98,6 +102,7 @@ KEYS = (
     Key('seed', 'int', None, SCRIPTS, minimum=0, maximum=MAX_SEED),
     Key('checkpoint_every', 'int', None, TRAINED, minimum=1),
     Key('keep_every', 'int', None, (PRETRAIN,), minimum=1),
+    Key('eval_every', 'int', 1, (FINETUNE,), minimum=1),
     # Evaluation
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
     Key('kmeans_kwargs.whiten', 'bool', True, (KMEANS,)),

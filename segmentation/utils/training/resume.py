@@ -13,7 +13,7 @@ from easydict import EasyDict
 
 from utils.checkpoint import load_data, load_file, previous_checkpoint
 from utils.cli.log import start_log, warn_once
-from utils.config import differing_keys
+from utils.config import differing_keys, plain
 from utils.errors import UserError
 from utils.parallel import distributed, ranks
 from utils.storage.run_folder import hold_folder, release_folders, set_aside
@@ -34,6 +34,10 @@ class Start:
     changed: list[str]
     seed: int
     precision: str
+
+    def extra(self, p: EasyDict) -> dict[str, Any]:
+        """What every checkpoint of the run carries besides its state. p: the configuration."""
+        return {'seed': self.seed, 'precision': self.precision, 'config': plain(p)}
 
 
 def start_run(output: Path, fresh: bool) -> logging.Logger:
