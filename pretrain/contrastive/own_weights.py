@@ -54,7 +54,7 @@ def choose_weights(asked: str, root_dir: str | Path, backbones: Sequence[str] = 
     if asked == NONE:
         return Weights(backbones[0] if len(backbones) == 1 else RANDOM, None, 'weights: random ones, as asked')
     if asked in (AUTO, IMAGENET):
-        found = _at_hand(backbones) or (_packaged(root_dir) if backbones == BACKBONES else None)
+        found = _at_hand(backbones) or (_packaged(root_dir) if asked == AUTO and backbones == BACKBONES else None)
         if found is None and asked == IMAGENET:
             raise UserError(f'--weights {IMAGENET}: those of {" and ".join(backbones)} are neither on disk nor can they be '
                             'fetched: give a file')

@@ -86,7 +86,7 @@ def test_weights_at_hand_need_no_training(begin, env, own_weights, photographs, 
     assert results['n_clusters'] == 3 and set(results['clusters']) == set(ids) and set(results['clusters'].values()) <= {1, 2}
     assert results['weights'] == str(own_weights)
     for name in ids:
-        mask = np.array(Image.open(tmp_path / 'datasets' / 'mine' / 'saliency_robust_background' / f'{name}.png')) == 255
+        mask = np.array(Image.open(tmp_path / 'datasets' / 'mine' / 'saliency_feature_cues' / f'{name}.png')) == 255
         shown = np.array(Image.open(output / 'mine_clusters' / 'predictions' / f'{name}.png'))
         assert np.array_equal(shown, mask * np.uint8(results['clusters'][name]))
         assert (output / 'mine_clusters' / 'visualization' / f'{name}.png').is_file()
@@ -94,7 +94,7 @@ def test_weights_at_hand_need_no_training(begin, env, own_weights, photographs, 
     assert 'background visible, side 320' in capsys.readouterr().out
 
     # The folder grows: masks and features of the new one alone.
-    made = tmp_path / 'datasets' / 'mine' / 'saliency_robust_background'
+    made = tmp_path / 'datasets' / 'mine' / 'saliency_feature_cues'
     before = {path: path.stat().st_mtime_ns for path in made.rglob('*.png')}
     source, = photographs.rglob(f'{Path(ids[0]).name}.jpg')
     Image.open(source).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photographs / 'mirrored.jpg')
@@ -159,18 +159,18 @@ def test_other_photographs_are_trained_on_anew(few_steps, begin, own_weights, ph
 def test_masks_of_two_models_that_leave_out_other_photographs(begin, env, own_weights, tmp_path):  # noqa: F811
     begin('--weights', str(own_weights))
     ids, folder = ids_of(tmp_path), tmp_path / 'datasets' / 'mine'
-    shutil.copytree(folder / 'saliency_robust_background', folder / 'saliency_another')
-    (folder / 'saliency_robust_background' / f'{ids[1]}.png').unlink()
+    shutil.copytree(folder / 'saliency_feature_cues', folder / 'saliency_another')
+    (folder / 'saliency_feature_cues' / f'{ids[1]}.png').unlink()
     own_clusters.main(['--config_env', env, '--clusters', '2', '--device', 'cpu'])
     results = json.loads((tmp_path / 'output' / 'mine_clusters' / 'results.json').read_text())
     assert set(results['clusters']) == set(ids) - {ids[1]}
 
 
 @pytest.mark.slow
-def test_without_a_network_connection_training_starts_from_random_weights(few_steps, begin, offline, tmp_path, capsys):
-    begin()
+def test_without_weights_training_starts_from_random_ones(few_steps, begin, tmp_path, capsys):
+    begin('--weights', 'none')
     said = capsys.readouterr().out
-    assert 'weights: random ones' in said and 'neither on disk nor can they be fetched' in said
+    assert 'weights: random ones, as asked' in said and 'masks: robust_background' in said
     assert yaml.safe_load((tmp_path / 'output' / 'mine' / 'mine.yml').read_text())['backbone_kwargs']['pretraining'] is None
 
 
@@ -178,7 +178,9 @@ def test_without_a_network_connection_training_starts_from_random_weights(few_st
 def test_which_weights_are_chosen(offline, own_weights, tmp_path):  # noqa: F811
     def line(asked, *backbones):
         return choose_weights(asked, tmp_path, *backbones)
-    assert line('auto').source is None and line('auto', ['resnet50']).backbone == 'resnet50'
+    assert line('auto').backbone == 'timm/tf_efficientnet_lite0'  # of a Python package, without a network connection
+    assert 'neither on disk nor can they be fetched' in line('auto').why
+    assert (line('auto', ['resnet50']).source, line('auto', ['resnet50']).backbone) == (None, 'resnet50')
     with pytest.raises(UserError, match='--weights imagenet_classification: those of resnet18 and resnet50 are neither'):
         line(IMAGENET)
     # In PyTorch's cache, under the name that torchvision gives them

@@ -82,8 +82,8 @@ def test_scores_are_those_of_the_scripts(run, score, experiment, toys, toy_netwo
             ('backbone', 'retrieval', retrieval, TOYS_RETRIEVAL, alone | database),
             ('network', 'retrieval_own_masks', retrieval, TOYS_RETRIEVAL, own | train)):
         flags = ['--num_seeds', '2'] if script is kmeans else []
-        script.main([*experiment(changes, 'single', toys, base), '--num_visualizations', '0', *flags])
-        want = json.loads((tmp_path / 'output' / 'single' / 'results.json').read_text())['mIoU']
+        script.main([*experiment(changes, script.__name__, toys, base), '--num_visualizations', '0', *flags])
+        want = json.loads((tmp_path / 'output' / script.__name__ / 'results.json').read_text())['mIoU']
         assert found[2]['scores'][features][key] == pytest.approx(want, abs=1e-9), (features, key)
     assert found[2]['scores']['network']['kmeans_own_masks'] > 15
     content = json.loads((run / 'curve' / 'curve.json').read_text())

@@ -37,7 +37,7 @@ def test_from_pretraining_to_scores(experiment, tmp_path):
     folder = tmp_path / 'output' / 'small'
     checkpoint = folder / 'checkpoint.pth.tar'
     network = stored_network(kept_path(folder, 1))
-    assert len(network.decoder) == 0 and network.head.weight.shape == (6, 512, 1, 1)
+    assert network.decoder is None and network.head.weight.shape == (6, 512, 1, 1)
     given = {'head': 'linear', 'pretraining': str(checkpoint), 'model_kwargs': {'ndim': 6}}
     kmeans.main([*experiment(given, 'kmeans', base=KMEANS), '--num_seeds', '1'])
     linear_finetune.main(experiment({'head': 'linear', 'pretraining': str(checkpoint), 'epochs': 1}, 'linear', base=LINEAR))

@@ -22,6 +22,7 @@ from evaluation.mask_features import BATCH
 from evaluation.saved_clusters import SavedClusters
 
 TREE = Path(__file__).resolve().parents[2] / 'segmentation'
+MANY = 96  # photographs, so that there is time to interrupt
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('small_features')]
 
@@ -160,8 +161,8 @@ def test_only_what_is_new_or_changed_is_done(put, others, tmp_path, capsys):
 
 def test_ctrl_c_and_again(put, clusters, mine, others, tmp_path, capsys):  # noqa: F811
     made, ids = tmp_path / 'datasets' / 'mine_segment' / 'new ones', []
-    for index in range(24):
-        name, source = f'more_{index:02d}', f'val_{index % 4:04d}'
+    for index in range(MANY):
+        name, source = f'more_{index:03d}', f'val_{index % 4:04d}'
         image = np.array(Image.open(made / 'images' / f'{source}.jpg'))
         image[0, 0] = index
         Image.fromarray(image).save(made / 'images' / f'{name}.jpg')
@@ -182,8 +183,8 @@ def test_ctrl_c_and_again(put, clusters, mine, others, tmp_path, capsys):  # noq
     capsys.readouterr()
     put(others)
     done = capsys.readouterr().out
-    known = int(done.partition(' of 24 images are known from before')[0].split()[-1])
-    assert BATCH <= known < 24 and f'features of {24 - known} new' in done and 'pictures of 24' in done
+    known = int(done.partition(f' of {MANY} images are known from before')[0].split()[-1])
+    assert BATCH <= known < MANY and f'features of {MANY - known} new' in done and f'pictures of {MANY}' in done
 
 
 def test_mistakes(put, others, own_weights, clusters, tmp_path, mine, user_error):  # noqa: F811
