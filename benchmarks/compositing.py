@@ -136,7 +136,7 @@ def _stamp_fault(path: Path):
 def _cropped(stamp: np.ndarray):
     """The part with visible pixels. stamp: H x W x channels, of which the last is alpha."""
     rows, columns = (np.flatnonzero((stamp[..., -1] > 12).any(axis)) for axis in (1, 0))
-    return stamp[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] if len(rows) else stamp[:0]
+    return stamp[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] if len(rows) else stamp[:0, :0]
 
 
 @functools.lru_cache(maxsize=64)

@@ -42,9 +42,9 @@ class BackboneSpec:
     published: gives a mapping from a source's name to a function that loads it: state dict and where it came from.
     imagenet: the source that `pretraining: imagenet_classification` means, or None.
     own_names: a state dict as others have it -> the same under the module's names, without classifiers.
-    rates_at_stride_8: whether DeepLab's rates are for output stride 8, and fewer steps of a coarser grid; else they are what
-    they are at any stride, as published. size_error: of an output stride, height and width of images, why the backbone can't
-    take these, as the end of a sentence about them, or None.
+    rates_at_stride_8: whether DeepLab's rates are for output stride 8 and shrink with a coarser grid; otherwise they are the
+    same at any stride, as published. size_error: from output stride, height and width of images to the reason why the backbone
+    can't take them, which ends a sentence that starts with the size, or None.
     """
     name: str
     build: Callable[[BackboneSpec, int], Backbone]
@@ -117,7 +117,7 @@ def check_strides(name: str, kwargs: Mapping[str, Any]) -> None:
 
 
 def grid_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `backbone_kwargs` decides about the grid: not the initial weights, which are no business of an evaluation."""
+    """What of `backbone_kwargs` decides about the grid: not the initial weights, which evaluations don't read."""
     return {key: kwargs[key] for key in ('dilated', 'output_stride') if kwargs.get(key) is not None}
 
 

@@ -77,8 +77,8 @@ class Backbone(nn.Module):
         return [self.get_submodule(name) for name in names[:end] if not any(_inside(other, name) for other in later)]
 
     def _loose_parameters(self) -> list[nn.Parameter]:
-        """Parameters that are needed before the first stage and belong to modules that hold all of them: position embeddings
-        and class tokens, say."""
+        """Parameters of modules that hold frozen ones and others, like position embeddings and class tokens: they are used
+        before the first stage."""
         if self.frozen is True and self.frozen_parts:
             return []
         frozen = set(self._frozen_modules())

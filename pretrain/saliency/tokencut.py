@@ -89,4 +89,3 @@ def cut(keys: torch.Tensor) -> np.ndarray:
     eigenvector = scipy.linalg.eigh(graph, subset_by_index=[1, 1], overwrite_a=True, check_finite=False)[1][:, 0] / root
     score = (eigenvector - eigenvector.mean()) / eigenvector.std()
     return expit(STEEPNESS * score * np.sign(score[np.abs(eigenvector).argmax()]))
-

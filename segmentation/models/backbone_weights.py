@@ -18,7 +18,8 @@ MOCO_PREFIXES = ('encoder_q.', 'base_encoder.')    # of MoCo v1 and v2, and of v
 DINO_NETWORKS = ('teacher', 'student')             # the first is what its authors evaluate
 DINO_PREFIX = 'backbone.'
 MAE_DECODER = ('decoder_', 'mask_token')           # what only its pre-training needs
-OURS = ('model_q.', 'decoder.', 'linear.')         # of checkpoints of this project
+OUR_QUERY = 'model_q.'                             # of this project's pre-training checkpoints. Its other files have both:
+OUR_BACKBONE, OUR_HEADS = 'backbone.', ('decoder.', 'linear.', 'classification_head.')
 
 log = logging.getLogger('maskcontrast')
 
@@ -38,8 +39,8 @@ def load_initial_weights(backbone: Backbone, name: str, pretraining: str | None 
         source = str(moco_state_dict)
         weights = find_backbone(name).own_names(_moco(load_file(moco_state_dict), moco_state_dict))
     elif state_dict:
-        source = str(state_dict)
-        weights = backbone_weights(state_dict, name)
+        found, source = _read(state_dict, name)
+        weights = find_backbone(name).own_names(found)
     elif pretraining == 'imagenet_classification':
         found, source = _published(find_backbone(name).imagenet, name)
         weights = find_backbone(name).own_names(found)
@@ -65,9 +66,7 @@ def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
     what the backbone's own name says.
     Raises `UserError` as `load_initial_weights` does.
     """
-    published = '://' in str(source)
-    weights = _published(str(source), name)[0] if published else _encoder(load_file(source), source)
-    return find_backbone(name).own_names(weights)
+    return find_backbone(name).own_names(_read(source, name)[0])
 
 
 def published_weights(name: str) -> dict[str, Any]:
@@ -75,6 +74,11 @@ def published_weights(name: str) -> dict[str, Any]:
     spec = find_backbone(name)
     weights, _ = _published(spec.imagenet or TIMM_WEIGHTS, name)
     return spec.own_names(weights)
+
+
+def _read(source: str | Path, name: str) -> tuple[dict[str, Any], str]:
+    """State dict of a file or of published weights, under the names of its authors, and where it came from."""
+    return _published(str(source), name) if '://' in str(source) else (_encoder(load_file(source), source), str(source))
 
 
 def _encoder(content: Any, path: str | Path) -> dict[str, Any]:
@@ -88,12 +92,17 @@ def _encoder(content: Any, path: str | Path) -> dict[str, Any]:
                 raise UserError(f"{path}: not a DINO checkpoint: no key of its {network} starts with '{DINO_PREFIX}'")
             return weights
     weights = unwrapped(content, path)
-    if any(key.startswith(OURS) for key in weights):
-        raise UserError(f'{path}: a checkpoint of this project, which head: deeplab reads; head: none takes weights of a '
-                        'backbone alone')
+    if _is_ours(weights):
+        raise UserError(f'{path}: a checkpoint of this project, which pretraining with head: deeplab or head: linear reads; '
+                        'weights of a backbone alone are needed here')
     decoder = MAE_DECODER if any(key.startswith(MAE_DECODER[0]) for key in weights) else ()  # DINOv2 has a mask token, too
     return _with_prefix(weights, MOCO_PREFIXES) or {
         key: value for key, value in weights.items() if not key.startswith(decoder)}
+
+
+def _is_ours(weights: Mapping[str, Any]):
+    starts = {prefix for prefix in (OUR_QUERY, OUR_BACKBONE, *OUR_HEADS) if any(key.startswith(prefix) for key in weights)}
+    return OUR_QUERY in starts or OUR_BACKBONE in starts and not starts.isdisjoint(OUR_HEADS)
 
 
 def _moco(content: Any, path: str | Path) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """The two networks: DeepLab with an embedding and a saliency head, and DeepLab with a classifier (DeepLabv3, arXiv 1706.05587).
-In DeepLab's place may be the backbone alone, whose features a transformer's tokens are, say.
+With `head: linear` both have their last layers on the backbone's grid itself, which may be a transformer's tokens.
 
 Axes: B batch, D embedding, C classes, H W the input's height and width, h w the backbone's grid (H, W over its output stride).
 """
@@ -15,7 +15,7 @@ from models.base import Backbone
 from models.interpolation import resize
 
 DECODER_CHANNELS = 256
-ATROUS_RATES = (12, 24, 36)  # DeepLabv3's for output stride 8; of ResNets published at every stride
+ATROUS_RATES = (12, 24, 36)  # DeepLabv3's for output stride 8; torchvision's ResNets have them at every stride, as published
 
 
 class PretrainingNetwork(nn.Module):

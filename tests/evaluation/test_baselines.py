@@ -145,10 +145,12 @@ def test_mistakes(experiment, toys, source, user_error, tmp_path, weights, monke
     assert 'do not fit this network: missing backbone.' in fails({'pretraining': path, 'backbone': 'resnet50'})
     line = fails({'pretraining': 'torchvision://resnet50-IMAGENET1K_V1'})
     assert 'for backbone: resnet18 there are torchvision://resnet18-IMAGENET1K_V1' in line
-    torch.save({'model': {'module.model_q.head.bias': torch.zeros(8)}, 'epoch': 1}, path)
-    assert 'a checkpoint of this project, which head: deeplab reads' in fails({'pretraining': path})
-    torch.save({'state_dict': {'encoder.conv1.weight': weights['conv1.weight']}}, path)
-    assert 'left over backbone.encoder.conv1.weight' in fails({'pretraining': path})
+    for ours in ({'model': {'module.model_q.head.bias': torch.zeros(8)}, 'epoch': 1},
+                 {'backbone.conv1.weight': weights['conv1.weight'], 'linear.bias': torch.zeros(8)}):
+        torch.save(ours, path)
+        assert 'a checkpoint of this project, which pretraining with head: deeplab or' in fails({'pretraining': path})
+    torch.save({'state_dict': {'encoder.conv1.weight': weights['conv1.weight'], 'decoder.0.weight': torch.zeros(8)}}, path)
+    assert 'left over backbone.decoder.0.weight, backbone.encoder.conv1.weight' in fails({'pretraining': path})
     assert "no weights of this name, only voc_supervised_pretrained" in fails({'pretraining': 'zoo://moco'})
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'empty'))
     for name in ('HTTPS_PROXY', 'https_proxy'):

@@ -7,7 +7,7 @@ import torch
 from helpers.checks import refusal
 from huggingface_hub import constants as hub
 from safetensors.torch import save_file
-from torchvision.models import resnet50
+from torchvision.models import resnet18
 
 from contrastive.builder import ContrastiveModel
 from models.backbone_weights import backbone_weights, load_initial_weights
@@ -19,6 +19,7 @@ from utils.config import create_config, differing_keys
 from utils.config.keys import PRETRAIN
 
 VIT, CONVNEXT, RESNET = 'timm/test_vit', 'timm/test_convnext', 'timm/test_resnet'
+EFFICIENTNET = 'timm/test_efficientnet'
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
@@ -95,17 +96,21 @@ def test_grids_of_convolutional_networks_are_timms(name):
     assert [info['num_chs'] for info in own.feature_info] == [dense.grid(IMAGES, stage).shape[1] for stage in dense.stages]
 
 
-@pytest.mark.parametrize('name, dense, coarse', [
-    ('timm/resnet18', 8, 32), (RESNET, 16, 32), (CONVNEXT, 16, 32), ('resnet34', 8, 32)])
-def test_dense_grids_contain_the_coarse_one(name, dense, coarse):
-    """A dilation in the place of a stride gives the same values at every second step, as convolutions see the same pixels."""
+@pytest.mark.parametrize('name, stride, first', [('timm/resnet18', 8, 0), (RESNET, 16, 0), (CONVNEXT, 16, 0), (CONVNEXT, 8, 1),
+                                                 ('timm/tf_efficientnet_lite0', 8, 3)])
+def test_dense_grids_contain_the_coarse_one(name, stride, first):
+    """A dilation in the place of a stride gives the same values at every second or fourth step, as convolutions see the same
+    pixels. first: the first of these steps, which padding decides."""
     torch.manual_seed(0)
-    unstrided, strided = (build_backbone(name, {'output_stride': stride}).double().eval() for stride in (dense, coarse))
-    unstrided.load_state_dict(strided.state_dict())
-    step, images = coarse // dense, IMAGES.double()
+    dense, coarse = (build_backbone(name, {'output_stride': each}).double().eval() for each in (stride, 32))
+    for key, tensor in coarse.state_dict().items():
+        if key.endswith('gamma'):
+            tensor.uniform_(0.5, 1.5)  # tiny at the start, where blocks do nothing
+    dense.load_state_dict(coarse.state_dict())
+    step, images = 32 // stride, IMAGES[:1].double()
     with torch.no_grad():
-        wanted, grid = strided(images), unstrided(images)
-    assert torch.allclose(grid[:, :, ::step, ::step], wanted, atol=1e-9) and wanted.std() > 0
+        wanted, grid = coarse(images), dense(images)
+    assert torch.allclose(grid[:, :, first::step, first::step], wanted, atol=1e-9) and wanted.std() > 0
 
 
 @pytest.mark.parametrize('name, channels', [('resnet34', 512), ('resnet101', 2048), ('resnet152', 2048),
@@ -139,7 +144,7 @@ def learning(name, layers):
     ('resnet18', 2, 'layer3.0.conv1.weight'),
     (VIT, 1, 'model.blocks.1.norm1.weight'), (VIT, True, 'model.blocks.3.norm1.weight'), (VIT, 6, 'model.norm.weight'),
     (CONVNEXT, True, 'model.stages.2.downsample.0.weight'), (RESNET, True, 'model.layer3.0.conv1.weight'),
-    (VIT, False, 'model.cls_token'), (RESNET, 'all', None)])
+    (EFFICIENTNET, 1, 'model.blocks.1.0.conv_exp.weight'), (VIT, False, 'model.cls_token'), (RESNET, 'all', None)])
 def test_frozen_layers(name, layers, first):
     """Everything before the first that learns is frozen, and in eval mode; all else learns."""
     learns, modes = learning(name, layers)
@@ -151,7 +156,7 @@ def test_frozen_layers(name, layers, first):
 
 
 @pytest.mark.parametrize('layers', [1, 'all'])
-@pytest.mark.parametrize('name, head', [(VIT, 'linear'), (VIT, 'deeplab'), (RESNET, 'deeplab')])
+@pytest.mark.parametrize('name, head', [(VIT, 'linear'), (EFFICIENTNET, 'linear'), (RESNET, 'deeplab')])
 def test_a_step_moves_only_what_learns(name, head, layers):
     """Parameters and statistics of frozen parts stay as they are in both networks, bit for bit; a batch of one image."""
     torch.manual_seed(0)
@@ -172,7 +177,7 @@ def test_a_step_moves_only_what_learns(name, head, layers):
     if layers == 'all':
         assert not backbone
     else:
-        first = ('model.blocks.0.', 'model.patch_embed', 'model.pos', 'model.conv1', 'model.bn1')
+        first = ('model.blocks.0.', 'model.patch_embed', 'model.pos', 'model.conv1', 'model.conv_stem', 'model.bn1')
         assert backbone and not any(key.startswith(first) for key in backbone)
 
 
@@ -283,12 +288,12 @@ def test_weights_that_timm_fetches(monkeypatch, tmp_path):
     """Without network the hub's client tries again for a minute, so it is told at once that there is none."""
     monkeypatch.setattr(hub, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(hub, 'HF_HUB_CACHE', str(tmp_path))
-    name = 'timm/vit_small_patch16_224.dino'
-    for source in ('timm://', 'timm://vit_small_patch16_224.dino'):
-        message = refusal(backbone_weights, source, name)
-        assert message.startswith('timm://vit_small_patch16_224.dino could not be fetched (')
-        assert 'fetch model.safetensors of https://huggingface.co/timm/vit_small_patch16_224.dino by hand' in message
+    for source in ('timm://', 'timm://test_vit.r160_in1k'):
+        message = refusal(backbone_weights, source, 'timm/test_vit.r160_in1k')
+        assert message.startswith('timm://test_vit.r160_in1k could not be fetched (')
+        assert 'fetch model.safetensors of https://huggingface.co/timm/test_vit.r160_in1k by hand' in message
         assert 'backbone_kwargs.state_dict' in message
+    name = 'timm/vit_small_patch16_224.dino'
     assert 'there are timm://, ' in refusal(backbone_weights, 'timm://resnet50.a1_in1k', name)
     message = refusal(backbone_weights, 'timm://vit_small_patch16_224.augreg_in21k', name)
     assert 'name backbone: timm/vit_small_patch16_224.augreg_in21k' in message and '(0.5, 0.5, 0.5)' in message
@@ -309,7 +314,7 @@ def test_fetched_weights_are_loaded(monkeypatch):
         return model
     monkeypatch.setattr(timm, 'create_model', fetched)
     backbone = build_backbone('timm/test_vit.r160_in1k', {})
-    assert load_initial_weights(backbone, 'timm/test_vit.r160_in1k', state_dict='timm://') == 'timm://'
+    assert load_initial_weights(backbone, 'timm/test_vit.r160_in1k', state_dict='timm://') == 'timm://test_vit.r160_in1k'
     assert backbone.state_dict()['model.norm.weight'].equal(state['norm.weight'])
 
 
@@ -342,7 +347,7 @@ def test_mistakes(experiment):
             (resolution, 'transformation_kwargs.crop_size: 50 x 50 pixels must be multiples of 16, the patch of backbone: '
                          'timm/test_vit (nearest: 48 x 48)'),
             ({'backbone': CONVNEXT, **resolution}, 'multiples of 8, or the grid of backbone: timm/test_conv'),
-            ({'backbone': 'timm/levit_128', 'transformation_kwargs.crop_size': 64}, 'its own size is 224 x 224'),
+            ({'backbone': 'timm/levit_128s', 'transformation_kwargs.crop_size': 64}, 'its own size is 224 x 224'),
             ({'freeze_layers': 7}, 'freeze_layers is 7, but backbone: timm/test_vit has 6 stages')):
         arguments = experiment({**changes, **more})
         message = refusal(create_config, arguments[1], arguments[3], PRETRAIN)
@@ -355,12 +360,12 @@ def test_mistakes(experiment):
 
 
 def test_torchvisions_entries_are_what_they_were():
-    """timm's ResNet-50 and torchvision's have weights of the same names, so files serve both."""
+    """timm's ResNets and torchvision's have weights of the same names, so files serve both."""
     spec = find_backbone('resnet50')
     assert (spec.channels, spec.output_strides, spec.frozen) == (2048, (8, 32), ('conv1', 'bn1', 'layer1', 'layer2'))
     with torch.device('meta'):
-        state = resnet50(weights=None).state_dict()
-    own = find_backbone('timm/resnet50').own_names(state)
+        state = resnet18(weights=None).state_dict()
+    own = find_backbone('timm/resnet18').own_names(state)
     with torch.device('meta'):
-        timms = build_backbone('timm/resnet50', {'output_stride': 8}).state_dict()
+        timms = build_backbone('timm/resnet18', {'output_stride': 8}).state_dict()
     assert own.keys() == timms.keys() and dataclasses.is_dataclass(spec)

@@ -43,6 +43,7 @@ def packages(tmp_path_factory):
     stamp(stamps / 'symbols' / 'letter.png', (0, 0, 0))
     stamp(stamps / 'animals' / 'birds' / 'ghost.png', COLOURS['bird'], alpha=90)
     stamp(stamps / 'animals' / 'birds' / 'chick.png', COLOURS['bird'], size=(40, 40))
+    stamp(stamps / 'animals' / 'birds' / 'nothing.png', COLOURS['bird'], alpha=0)
     wallpaper(stamps / 'animals' / 'birds' / 'poster.png')
     (stamps / 'animals' / 'birds' / 'parrot.svg').write_text('<svg/>')
     for size in ((500, 900), (1600, 1000)):
@@ -83,7 +84,7 @@ def test_what_is_used_of_the_packages(packages):
         'ball': ['soccer'], 'bird': ['crow', 'owl'], 'coin': ['001penny']}
     assert {scene: sorted(path.name for path in paths) for scene, paths in found.backgrounds.items()} == {
         'Elephants': ['Elephants_3840x2160.jpg'], 'Path': ['1600x1000.jpg'] * 2, 'wood': ['wood-d.webp', 'wood-l.webp']}
-    assert found.skipped == {'stamps that things shine through': 1, 'stamps too small': 1, 'stamps without transparency': 1,
+    assert found.skipped == {'stamps that things shine through': 1, 'stamps too small': 2, 'stamps without transparency': 1,
                              'stamps of another format': 1, 'backgrounds too small': 1, 'backgrounds of another format': 1}
 
 
@@ -189,7 +190,7 @@ def test_the_real_packages(tmp_path, experiment):
                if not path.is_dir()]
     if missing:
         pytest.skip(f'Debian packages that are not installed: {", ".join(missing)}')
-    photographs.main(['--root', str(tmp_path), '--images', '10', '--val', '2', '--size', '128'])
+    photographs.main(['--root', str(tmp_path), '--images', '10', '--val', '2', '--size', '128', '--workers', '1'])
     folder = tmp_path / 'Photographs'
     assert (folder / 'classes.txt').read_text().splitlines() == ['background', *CLASSES]
     first = [np.unique(pixels(folder / 'SegmentationClassAug' / f'train_{index:05d}.png')) for index in range(10)]

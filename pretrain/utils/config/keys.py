@@ -107,7 +107,7 @@ KEYS = (
     Key('kmeans_kwargs.n_clusters', 'int', None, (KMEANS,), minimum=2),
     Key('kmeans_kwargs.whiten', 'bool', True, (KMEANS,)),
     Key('kmeans_kwargs.pca', 'bool', False, (KMEANS,)),
-    Key('kmeans_kwargs.features', 'str', EMBEDDING, (KMEANS,)),  # or a stage of the backbone, or another grid of its
+    Key('kmeans_kwargs.features', 'str', EMBEDDING, (KMEANS,)),  # or one of the backbone's grids
     Key('retrieval_kwargs.train_split', 'str', 'train', (RETRIEVAL,)),
     Key('retrieval_kwargs.saliency', 'str', None, (RETRIEVAL,)),
     Key('retrieval_kwargs.ignore_classes', 'strs', None, (RETRIEVAL,)),
