@@ -50,6 +50,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
+    output = Path(env.root_dir) / f'{args.name}_clusters'
+    require_own_folder(output, KMEANS, output / f'{output.name}.yml')
     network, folder, saliency = _network(env, args.name)
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import numpy as np
@@ -67,10 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from utils.training.precision import choose_precision
 
     # Settings
-    output, device = Path(env.root_dir) / f'{args.name}_clusters', choose_device(args.device)
+    device = choose_device(args.device)
     if args.deterministic:
         be_deterministic()
-    require_own_folder(output, KMEANS, output / f'{output.name}.yml')
     hold_folder(output)
     start_log(output / 'log_file.txt')
     dataset = SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True)

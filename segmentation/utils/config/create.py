@@ -192,7 +192,7 @@ def _check_pretraining(p: EasyDict, file: str | Path):
 
 def _check_initial_weights(p: EasyDict, file: str | Path):
     kwargs = p.backbone_kwargs
-    if p.get('pretraining') and (kwargs.pretraining or kwargs.state_dict):
+    if p.script == config_keys.FINETUNE and p.pretraining and (kwargs.pretraining or kwargs.state_dict):
         raise UserError(f'{file}: pretraining and backbone_kwargs both name initial weights: remove one')
     if kwargs.pretraining == 'imagenet_moco' and not kwargs.moco_state_dict:
         raise UserError(f"{file}: the key 'backbone_kwargs.moco_state_dict' is missing, "
