@@ -63,7 +63,6 @@ def test_time_that_is_over(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, expected', [
-    ('steps', ['bare networks', 'ours, fused losses', 'ours, gathered losses', 'plain method, TF32']),
     ('losses', ['gathered losses equal the plain ones', 'gathered losses, not compiled']),
     ('convolutions', ['by taps, rate 2', 'fastest form'])])
 def test_a_section_in_small_with_few_packages(name, expected):
