@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> None:
     del state  # a model and an optimiser's worth of memory
     log.info('Training on %s, precision %s, seed %d, %s', device, start.precision, start.seed,
              batches_text(p.train_batch_size, processes))
-    if short := short_run(p.backbone_kwargs.pretraining, p.epochs, len(loader), p.train_batch_size):
+    weights = p.backbone_kwargs.pretraining or p.backbone_kwargs.state_dict
+    if short := short_run(weights, p.epochs, len(loader), p.train_batch_size):
         warn_once('%s', short)
     if processes != world_size():
         log.info('These %d processes are simulated by %d', processes, world_size())

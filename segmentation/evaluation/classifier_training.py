@@ -67,7 +67,8 @@ def resume_or(load: Callable[[], object], trainer: LinearTrainer, state: Mapping
               p: EasyDict) -> None:
     """Go on from the checkpoint's `state`, or without one call `load`, which fills the network. All processes get it."""
     if state:
-        trainer.resume(state, p.checkpoint, same_optimizer='optimizer' not in start.changed, same_batches=not start.changed)
+        same_optimizer = {'optimizer', 'optimizer_kwargs.head_lr'}.isdisjoint(start.changed)  # which makes a second group
+        trainer.resume(state, p.checkpoint, same_optimizer, same_batches=not start.changed)
         log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     else:
         with distributed.main_first():
