@@ -60,8 +60,8 @@ class Process:
 
 
 def start(script, *arguments, out, err=None, cwd='/', **environment):
-    """Start a script, which prints into the new file `out`, its errors too if `err` is None. environment: changes of this process's;
-    None removes a variable."""
+    """Start a script, which prints into the new file `out`, its errors too if `err` is None. environment: how it differs from
+    this process's; None removes a variable."""
     out, err = Path(out), Path(err or out)
     env = {key: value for key, value in {**os.environ, 'OMP_NUM_THREADS': '1', **environment}.items() if value is not None}
     channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
