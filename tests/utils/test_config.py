@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.experiments import PRETRAINING
+from helpers.experiments import PRETRAINING, RESNET
 
 from data.util.mypath import Path as MyPath
 from main import main
@@ -39,7 +39,7 @@ def test_defaults_of_pretraining(experiment):
     removed = ('model_kwargs', 'optimizer', 'optimizer_kwargs.momentum', 'optimizer_kwargs.weight_decay', 'seed',
                'optimizer_kwargs.nesterov', 'freeze_layers', 'num_workers', 'transformation_kwargs', BACKBONE,
                'backbone_kwargs.dilated')
-    p = plain(create_config(*files(experiment(dict.fromkeys(removed, ...)))))
+    p = plain(create_config(*files(experiment({**RESNET, **dict.fromkeys(removed, ...)}))))
     assert p['model_kwargs'] == {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True}
     assert p['optimizer_kwargs'] == {'lr': 0.01, 'head_lr': None, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
     assert p['transformation_kwargs'] == {'crop_size': 224}
