@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import torch
 
-    from contrastive.advice import short_run
+    from contrastive.advice import check_negatives, short_run
+    from contrastive.augmentations import AUGMENTATIONS
     from contrastive.builder import ContrastiveModel
     from contrastive.launch import launch, number_of_processes
     from contrastive.trainer import ContrastiveTrainer, train
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     device = join_processes(args, backend=args.dist_backend, url=args.dist_url)
     p = create_config(args.config_env, args.config_exp, PRETRAIN)
     processes = number_of_processes(p.simulate_processes, args.config_exp)
+    check_negatives(args.config_exp, p.moco_kwargs.K, p.train_batch_size, processes)
     output = Path(p.output_dir)
     if is_main():
         require_own_folder(output, PRETRAIN, args.config_exp)
@@ -94,10 +96,12 @@ def main(argv: list[str] | None = None) -> None:
     require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
     check_batch_size(f'{args.config_exp}: train_batch_size', p.train_batch_size, dataset, processes)
     stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone, p.backbone_kwargs)
-    pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
+    left_out = [name for name in AUGMENTATIONS if not p.transformation_kwargs[name]]
+    pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip', left_out)
     loader = epoch_loader(pairs, p.train_batch_size, start.seed, p.num_workers, device)
-    log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
-             len(dataset), f'saliency_{p.train_db_kwargs.saliency}', dataset.dropped, len(pairs) // p.train_batch_size)
+    log.info('%s: %d images with %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
+             len(dataset), f'masks from {dataset.masks.name}' if dataset.masks else 'all of each picture as its object',
+             dataset.dropped, len(pairs) // p.train_batch_size)
     if dataset.dropped:
         warn_once('%d ids of %s were dropped: %s', dataset.dropped, dataset.split_file, dataset.why_dropped())
 

@@ -1,4 +1,6 @@
-"""What is said at the start of a run that can hardly help."""
+"""What is said at the start of a run that can hardly help, or not at all."""
+from utils.errors import UserError
+
 PAGE = 'docs/learning-curves.md'
 FEW_PAIRS = 8000  # of views: after these the published settings still scored below their initial weights
 
@@ -14,3 +16,11 @@ def short_run(pretraining: str | None, epochs: int, steps: int, batch_size: int)
         return None
     return (f'This run is short: {epochs} epochs of {steps} steps of {batch_size} are {pairs} pairs of views. After '
             f'{FEW_PAIRS}, at the published settings, the initial weights still scored better without pre-training, see {PAGE}')
+
+
+def check_negatives(exp_file: str, queue: int, batch_size: int, processes: int) -> None:
+    """Raise a `UserError` where prototypes have nothing to be told apart from. queue: its length. batch_size: over all
+    processes, each of which sees the prototypes of its own images only."""
+    if not queue and batch_size <= processes:
+        raise UserError(f'{exp_file}: without a queue (moco_kwargs.K: 0) each process needs at least two images in a batch: '
+                        f'train_batch_size is {batch_size} over {processes} processes')

@@ -4,7 +4,9 @@ The random draws and the pixels are apart: `sample_view` draws a view's paramete
 give the same parameters to torchvision.
 """
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +16,10 @@ from torch.nn import functional as F
 SCALE, LOG_RATIO, ATTEMPTS = (0.2, 1.0), (math.log(3 / 4), math.log(4 / 3)), 10
 JITTER, HUE = 0.4, 0.1
 P_JITTER, P_GRAYSCALE, P_FLIP = 0.8, 0.2, 0.5
+
+# The key of transformation_kwargs that switches it off -> its field of a `View`
+AUGMENTATIONS = {'random_resized_crop': 'crop', 'color_jitter': 'jitter', 'random_grayscale': 'grayscale',
+                 'random_horizontal_flip': 'flip'}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,15 @@ def sample_view(rng: np.random.Generator, height: int, width: int) -> View:
     return View(crop, jitter, grayscale=rng.random() < P_GRAYSCALE, flip=rng.random() < P_FLIP)
 
 
+def without(view: View, names: Collection[str], height: int, width: int) -> View:
+    """`view`, of an image of the given size, without some of the AUGMENTATIONS; the others keep what was drawn for them.
+
+    Without crops it is the central one: the whole of an image whose sides are no further apart than 3 and 4."""
+    none = View(central_crop(height, width))
+    changes: dict[str, Any] = {AUGMENTATIONS[name]: getattr(none, AUGMENTATIONS[name]) for name in names}
+    return replace(view, **changes)
+
+
 def sample_crop(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop rule: up to ten attempts at area and ratio, then the largest central crop."""
     for _ in range(ATTEMPTS):
@@ -45,6 +60,11 @@ def sample_crop(rng: np.random.Generator, height: int, width: int) -> tuple[int,
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    return central_crop(height, width)
+
+
+def central_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    """The largest central crop of a permitted ratio: top, left, height, width."""
     ratio = min(max(width / height, math.exp(LOG_RATIO[0])), math.exp(LOG_RATIO[1]))
     w, h = (width, round(width / ratio)) if width / height < ratio else (round(height * ratio), height)
     w, h = min(w, width), min(h, height)

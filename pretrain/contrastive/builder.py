@@ -23,8 +23,8 @@ LOSSES = {'fused': fused_losses, 'plain': losses, 'gathered': gathered_losses}
 class ContrastiveModel(nn.Module):
     """MaskContrast on top of momentum contrast (paper section 3.3; arXiv 1911.05722).
 
-    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K, and perhaps `loss`, a name in LOSSES)
-    and `freeze_layers`.
+    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K, and perhaps `loss`, a name in LOSSES,
+    and `contrast`, pixel or image) and `freeze_layers`. K is 0 for no queue: contrast within the batch of a process only.
     State: model_q.* and model_k.*, equal at the start; queue, D x K unit columns; queue_ptr, the next column to write.
     """
 
@@ -38,6 +38,7 @@ class ContrastiveModel(nn.Module):
         moco = p['moco_kwargs']
         self.K, self.m, self.T = moco['K'], moco['m'], moco['T']
         self.loss_form = moco.get('loss') or 'fused'
+        self.contrast = moco.get('contrast') or 'pixel'
         network = get_model(p)
         assert isinstance(network, PretrainingNetwork)  # which get_model gives for `moco_kwargs`
         self.model_q = network
@@ -88,11 +89,12 @@ class ContrastiveModel(nn.Module):
 
         q: B x D x h x w. saliency: B x h x w logits, or None without a saliency head. mask: of the query views.
         object_pixels: as for `forward`."""
-        counted = {'object_pixels': object_pixels} if self.losses is gathered_losses else {}
+        pixels = self.contrast == 'pixel'
+        contrast = self.losses.contrastive_loss if pixels else self.losses.image_contrastive_loss
+        counted = {'object_pixels': object_pixels} if pixels and self.losses is gathered_losses else {}
         with torch.autocast(q.device.type, enabled=False):
             queue = self.queue.clone()                                  # D x K: it moves on before the backward pass
-            contrastive, acc1, acc5 = self.losses.contrastive_loss(_at_least_float32(q), mask, prototypes, queue, self.T,
-                                                                    **counted)
+            contrastive, acc1, acc5 = contrast(_at_least_float32(q), mask, prototypes, queue, self.T, **counted)
             balanced = (torch.zeros_like(contrastive) if saliency is None
                         else self.losses.saliency_loss(_at_least_float32(saliency), mask))
         return {'loss': contrastive + balanced, 'contrastive_loss': contrastive, 'saliency_loss': balanced,
@@ -116,6 +118,8 @@ class ContrastiveModel(nn.Module):
     @torch.no_grad()
     def enqueue(self, prototypes: Tensor) -> None:
         """Write the prototypes of all processes, in rank order, into the queue at `queue_ptr`, which moves on."""
+        if not self.K:
+            return
         keys = distributed.all_gather(prototypes)
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue.index_copy_(1, columns, keys.t().to(self.queue.dtype))

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from contrastive.losses import saliency_loss
+from contrastive.losses import contrast_images, saliency_loss
 from models.interpolation import interpolation_matrix, resize_transpose
 
-__all__ = ['contrastive_loss', 'mask_prototypes', 'saliency_loss']  # the last is the plain one: there is nothing to save
+__all__ = ['contrastive_loss', 'image_contrastive_loss', 'mask_prototypes',
+           'saliency_loss']  # the last is the plain one: there is nothing to save
 
 EPS = 1e-12                # of the L2 normalisation
 CHUNK_ELEMENTS = 1 << 19   # logits held at once on a CPU: 2 MiB, which its caches hold
@@ -39,8 +40,19 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
     return _ContrastiveLoss.apply(grid, mask.bool(), columns)
 
 
+def image_contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor,
+                           temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `losses.image_contrastive_loss`: there are few logits, and the queries are formed as prototypes are here."""
+    return contrast_images(mask_embeddings(grid, mask), mask, prototypes, queue, temperature)
+
+
 @torch.no_grad()
 def mask_prototypes(grid: Tensor, mask: Tensor) -> Tensor:
+    """The prototype of each image: its `mask_embeddings`, without gradient."""
+    return mask_embeddings(grid, mask)
+
+
+def mask_embeddings(grid: Tensor, mask: Tensor) -> Tensor:
     """Mean embedding of each image's object: sum of the normalised pixel embeddings in the mask, L2-normalised.
 
     grid: B x D x h x w before upsampling and normalisation. mask: B x H x W, nonzero = object.

@@ -15,10 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from contrastive import fused_losses
 from contrastive.compilation import Compiled
-from contrastive.fused_losses import EPS, mask_prototypes, saliency_loss, target_weights
+from contrastive.fused_losses import EPS, image_contrastive_loss, mask_prototypes, saliency_loss, target_weights
 from models.interpolation import resize_transpose
 
-__all__ = ['contrastive_loss', 'mask_prototypes', 'saliency_loss']  # the last two have no logits: there is little to save
+__all__ = ['contrastive_loss', 'image_contrastive_loss', 'mask_prototypes',
+           'saliency_loss']  # all but the first have few logits or none: there is little to save
 
 CHUNK_ELEMENTS = 1 << 25   # logits held at once: 128 MiB
 GROUP_ELEMENTS = 1 << 26   # upsampled embedding values held at once: 256 MiB, and as much again for their gradient

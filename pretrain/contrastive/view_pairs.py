@@ -1,12 +1,12 @@
 """Pairs of views, and the order in which a run sees them. All randomness follows from (seed, epoch, image id)."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from contrastive.augmentations import render, sample_view
+from contrastive.augmentations import render, sample_view, without
 from data.contents import Contents
 from data.dataset import SegmentationDataset
 from data.files import empty_masks
@@ -21,9 +21,11 @@ COVER = (0.01, 0.99)  # exclusive bounds of the object's share of a view
 class ViewPairs(torch.utils.data.Dataset):
     """The key and the query view of one image (paper section 3).
 
-    dataset: a `SegmentationDataset` with saliency. seed: of the run. size: of a view. mask_stride: masks are taken at
-    every so manyth pixel (the network's stride without `upsample`), before their cover is tested.
+    dataset: a `SegmentationDataset`; without saliency, all of each picture is its object, and no view is drawn again.
+    seed: of the run. size: of a view. mask_stride: masks are taken at every so manyth pixel (the network's stride without
+    `upsample`), before their cover is tested.
     skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
+    left_out: names of AUGMENTATIONS that the views do without.
 
     Item (epoch, index) is a dict: `query`, `key` (size x size x 3 uint8 tensors, RGB), `query_mask`, `key_mask` (uint8, 1 =
     object), `object_pixels` (how many of the query mask's are), `id` of the image, `skipped` (lines about files that were
@@ -32,8 +34,9 @@ class ViewPairs(torch.utils.data.Dataset):
     Raises `UserError` when no view of 50 other images passes, or a file is unreadable.
     """
 
-    def __init__(self, dataset: SegmentationDataset, seed: int, size: int, mask_stride: int = 1, skip_unreadable: bool = False):
-        self.dataset, self.seed, self.size = dataset, seed, size
+    def __init__(self, dataset: SegmentationDataset, seed: int, size: int, mask_stride: int = 1, skip_unreadable: bool = False,
+                 left_out: Collection[str] = ()):
+        self.dataset, self.seed, self.size, self.left_out = dataset, seed, size, left_out
         self.mask_stride, self.skip_unreadable = mask_stride, skip_unreadable
 
     @property
@@ -61,15 +64,20 @@ class ViewPairs(torch.utils.data.Dataset):
                 seen.add(Contents.of(sample))
             for _ in range(tries):
                 pair = [self._view(rng, sample) for _ in range(2)]
-                if all(COVER[0] < cv2.countNonZero(mask) / mask.size < COVER[1] for _, mask in pair):
+                if all(self._passes(mask) for _, mask in pair):
                     return {**self._item(sample['id'], pair), 'skipped': skipped, 'contents': seen}
             index, tries = int(rng.integers(len(self.dataset))), 1  # a replacement gets one try
         raise UserError(self._no_view_passes(seen, skipped))
 
     def _view(self, rng: np.random.Generator, sample: Mapping[str, Any]):
-        image, mask = sample['image'], sample['saliency']
-        image, mask = render(image, mask, sample_view(rng, *mask.shape), self.size)
+        image = sample['image']
+        size = image.shape[:2]
+        mask = sample['saliency'] if self.dataset.masks else np.ones(size, np.uint8)
+        image, mask = render(image, mask, without(sample_view(rng, *size), self.left_out, *size), self.size)
         return image, np.ascontiguousarray(mask[::self.mask_stride, ::self.mask_stride])
+
+    def _passes(self, mask: np.ndarray):
+        return self.dataset.masks is None or COVER[0] < cv2.countNonZero(mask) / mask.size < COVER[1]
 
     @staticmethod
     def _item(name: str, pair: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:

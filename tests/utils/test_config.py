@@ -42,7 +42,8 @@ def test_defaults_of_pretraining(experiment):
     p = plain(create_config(*files(experiment(dict.fromkeys(removed, ...)))))
     assert p['model_kwargs'] == {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True}
     assert p['optimizer_kwargs'] == {'lr': 0.01, 'head_lr': None, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
-    assert p['transformation_kwargs'] == {'crop_size': 224}
+    assert p['transformation_kwargs'] == {'crop_size': 224, 'random_resized_crop': True, 'color_jitter': True,
+                                          'random_grayscale': True, 'random_horizontal_flip': True}
     assert p['backbone_kwargs'] == {'dilated': True, 'output_stride': None, 'pretraining': None, 'moco_state_dict': None,
                                     'state_dict': None}
     assert (p['optimizer'], p['freeze_layers'], p['on_bad_image']) == ('sgd', False, 'stop')
@@ -198,7 +199,7 @@ def test_values_outside_the_choices(mistake, key, value, valid, nearest):
     ('epochs', 0, 'at least 1'), ('train_batch_size', 0, 'at least 1'), ('num_workers', -1, 'at least 0'),
     ('optimizer_kwargs.lr', 0, 'more than 0'), ('optimizer_kwargs.lr', '-1e-3', 'more than 0'),
     ('optimizer_kwargs.weight_decay', -1, 'at least 0'), ('moco_kwargs.T', 0.0, 'more than 0'),
-    ('moco_kwargs.m', 1.5, 'at most 1'), (MOCO_K, 0, 'at least 1'), ('model_kwargs.ndim', 0, 'at least 1'),
+    ('moco_kwargs.m', 1.5, 'at most 1'), (MOCO_K, -4, 'at least 0'), ('model_kwargs.ndim', 0, 'at least 1'),
     ('seed', -1, 'at least 0'), ('seed', 2 ** 32, 'at most 4294967295'), ('checkpoint_every', 0, 'at least 1'),
     ('keep_every', 0, 'at least 1'),
     ('transformation_kwargs.crop_size', 8, 'at least 16'), ('kmeans_kwargs.n_clusters', 1, 'at least 2')])

@@ -188,6 +188,9 @@ def _check_pretraining(p: EasyDict, file: str | Path):
     if p.moco_kwargs.K % p.train_batch_size:
         raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
                         f'train_batch_size ({p.train_batch_size})')
+    if p.train_db_kwargs.saliency is None and p.model_kwargs.use_classification_head:
+        raise UserError(f'{file}: without masks (train_db_kwargs.saliency: null) there is no saliency to predict: set '
+                        'model_kwargs.use_classification_head: False, or name the masks')
 
 
 def _check_initial_weights(p: EasyDict, file: str | Path):

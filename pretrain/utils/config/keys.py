@@ -49,7 +49,7 @@ KEYS = (
     # Data
     Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, else val_db_name
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
-    Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
+    Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,), nullable=True),  # null: all of the picture is the object
     Key('train_db_kwargs.split', 'str', 'trainaug', CLASSIFIERS),
     Key('train_db_kwargs.batch_size', 'int', 16, CLASSIFIERS, minimum=1),
     Key('train_db_kwargs.share', 'float', 1.0, (FINETUNE,), above=0, maximum=1),
@@ -62,6 +62,10 @@ KEYS = (
     Key('simulate_processes', 'int', None, (PRETRAIN,), minimum=1),
     Key('num_workers', 'int', 4, SCRIPTS, minimum=0),
     Key('transformation_kwargs.crop_size', 'int', 224, (PRETRAIN,), minimum=16),
+    Key('transformation_kwargs.random_resized_crop', 'bool', True, (PRETRAIN,)),
+    Key('transformation_kwargs.color_jitter', 'bool', True, (PRETRAIN,)),
+    Key('transformation_kwargs.random_grayscale', 'bool', True, (PRETRAIN,)),
+    Key('transformation_kwargs.random_horizontal_flip', 'bool', True, (PRETRAIN,)),
     Key('transformation_kwargs.resolution', 'size', (512, 512), EVALUATIONS),
     Key('max_image_pixels', 'int', 178_956_970, SCRIPTS, minimum=1),
     Key('on_bad_image', 'str', 'stop', TRAINED, choices=('stop', 'skip')),
@@ -87,7 +91,8 @@ KEYS = (
     # Training
     Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
     Key('moco_kwargs.m', 'float', REQUIRED, (PRETRAIN,), minimum=0, maximum=1),
-    Key('moco_kwargs.K', 'int', REQUIRED, (PRETRAIN,), minimum=1),
+    Key('moco_kwargs.K', 'int', REQUIRED, (PRETRAIN,), minimum=0),  # 0: no queue
+    Key('moco_kwargs.contrast', 'str', 'pixel', (PRETRAIN,), choices=('pixel', 'image')),
     Key('moco_kwargs.loss', 'str', 'fused', (PRETRAIN,), choices=('fused', 'plain', 'gathered')),
     Key('epochs', 'int', REQUIRED, TRAINED, minimum=1),
     Key('optimizer', 'str', 'sgd', TRAINED, choices=('sgd', 'adam')),
