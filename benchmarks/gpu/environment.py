@@ -1,6 +1,7 @@
 """Driver, GPU, PyTorch, and the rate of the matrix units."""
 import os
 import platform
+import subprocess
 
 import torch
 
@@ -22,8 +23,11 @@ def run(settings):
 
 
 def _driver():
-    version = torch._C._cuda_getDriverVersion()
-    return f'for CUDA {version // 1000}.{version % 1000 // 10}'
+    command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return 'unknown'
 
 
 def matrix_rate(meter, side):

@@ -18,7 +18,7 @@ SECTIONS = (
     Section('golden', 'the published figures of one step', 60),
     Section('precisions', 'a step in each precision against float32 on the CPU', 60, 'needs a GPU to compare'),
     Section('losses', 'the losses in each form', 80, BENCH),
-    Section('steps', 'a whole step', 120, BENCH),
+    Section('steps', 'a whole step', 200, BENCH),
     Section('training', 'training, kill, resume', 100),
     Section('processes', 'two processes against simulated ones', 100),
     Section('evaluations', 'each evaluation on Shapes', 150),

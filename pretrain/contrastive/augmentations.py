@@ -47,6 +47,8 @@ def without(view: View, names: Collection[str], height: int, width: int) -> View
     """`view`, of an image of the given size, without some of the AUGMENTATIONS; the others keep what was drawn for them.
 
     Without crops it is the central one: the whole of an image whose sides are no further apart than 3 and 4."""
+    if not names:
+        return view
     none = View(central_crop(height, width))
     changes: dict[str, Any] = {AUGMENTATIONS[name]: getattr(none, AUGMENTATIONS[name]) for name in names}
     return replace(view, **changes)

@@ -23,8 +23,8 @@ LOSSES = {'fused': fused_losses, 'plain': losses, 'gathered': gathered_losses}
 class ContrastiveModel(nn.Module):
     """MaskContrast on top of momentum contrast (paper section 3.3; arXiv 1911.05722).
 
-    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K, and perhaps `loss`, a name in LOSSES,
-    and `contrast`, pixel or image) and `freeze_layers`. K is 0 for no queue: contrast within the batch of a process only.
+    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K, and perhaps `loss`, auto or a name in
+    LOSSES, and `contrast`, pixel or image) and `freeze_layers`. K: 0 for no queue, contrast within a process's batch only.
     State: model_q.* and model_k.*, equal at the start; queue, D x K unit columns; queue_ptr, the next column to write.
     """
 
@@ -37,7 +37,7 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         moco = p['moco_kwargs']
         self.K, self.m, self.T = moco['K'], moco['m'], moco['T']
-        self.loss_form = moco.get('loss') or 'fused'
+        self.loss_form = moco.get('loss') or 'auto'
         self.contrast = moco.get('contrast') or 'pixel'
         network = get_model(p)
         assert isinstance(network, PretrainingNetwork)  # which get_model gives for `moco_kwargs`
@@ -75,7 +75,10 @@ class ContrastiveModel(nn.Module):
 
     @property
     def losses(self) -> ModuleType:
-        """The module with the losses in the form that the configuration asks for."""
+        """The module with the losses in the form that the configuration asks for, or the fastest one for the device."""
+        if self.loss_form == 'auto':
+            fast = self.queue.is_cuda and not torch.are_deterministic_algorithms_enabled()
+            return gathered_losses if fast else fused_losses
         return LOSSES[self.loss_form]
 
     def prototypes(self, k: Tensor, mask: Tensor) -> Tensor:

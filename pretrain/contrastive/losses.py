@@ -1,7 +1,7 @@
 """The losses of pre-training as the paper has them (section 3), in plain autograd.
 
-`fused_losses.py` computes the same values and gradients in less time and memory, and is what runs unless the experiment says
-`moco_kwargs.loss: plain`.
+`fused_losses.py` (on a CPU) and `gathered_losses.py` (on a GPU) compute the same values and gradients in less time and memory.
+They are what runs unless the experiment says `moco_kwargs.loss: plain`.
 
 Axes: B images, D embedding, h w the network's grid, H W the masks' size, P object pixels of the batch (or images), K queue.
 Grids are the network's outputs before upsampling and normalisation. Masks are nonzero on the object.

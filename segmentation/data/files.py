@@ -62,10 +62,11 @@ def is_there(path: str | Path) -> bool:
 
 def find(folder: Path, name: str, part: str) -> Path:
     """The file of an id: the first that is there of those that it may have, else the usual one. part: IMAGE, MASK or LABEL."""
-    usual, *others = (folder / f'{name}{suffix}' for suffix in SUFFIXES[part])
-    if not others or is_there(usual):
+    first, *others = SUFFIXES[part]
+    usual = folder / f'{name}{first}'
+    if not others or is_there(usual):  # no other path is made for it: this runs for each item
         return usual
-    return next((path for path in others if is_there(path)), usual)
+    return next((path for path in (folder / f'{name}{suffix}' for suffix in others) if is_there(path)), usual)
 
 
 def present(folder: Path, names: Iterable[str], part: str) -> set[str]:

@@ -45,7 +45,7 @@ def test_what_a_run_leaves(experiment, tmp_path, capsys):
         assert 0 <= row['acc1'] <= row['acc5'] <= 100 and row['images_per_second'] > 0 and row['skipped_images'] == 0
 
     config = yaml.safe_load((folder / 'config.yml').read_text())
-    assert config['moco_kwargs'] == {'T': 0.5, 'm': 0.9, 'K': 8, 'loss': 'fused', 'contrast': 'pixel'}
+    assert config['moco_kwargs'] == {'T': 0.5, 'm': 0.9, 'K': 8, 'loss': 'auto', 'contrast': 'pixel'}
     assert config['checkpoint_every'] is None
     assert config['resolved'] == {'device': 'cpu', 'precision': 'none', 'seed': 3, 'processes': 1}
     assert config['versions']['torch'] == torch.__version__.partition('+')[0]

@@ -20,7 +20,7 @@ def published(saliency, batch, pretraining, moco, freeze, K):
                             'state_dict': None},
         'model_kwargs': {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True},
         'head': 'deeplab', 'freeze_layers': freeze,
-        'moco_kwargs': {'T': 0.5, 'm': 0.999, 'K': K, 'loss': 'fused', 'contrast': 'pixel'},
+        'moco_kwargs': {'T': 0.5, 'm': 0.999, 'K': K, 'loss': 'auto', 'contrast': 'pixel'},
         'epochs': 40,
         'optimizer': 'sgd',
         'optimizer_kwargs': {'lr': 0.004, 'head_lr': None, 'weight_decay': 0.0001, 'momentum': 0.9, 'nesterov': False},

@@ -93,7 +93,7 @@ KEYS = (
     Key('moco_kwargs.m', 'float', REQUIRED, (PRETRAIN,), minimum=0, maximum=1),
     Key('moco_kwargs.K', 'int', REQUIRED, (PRETRAIN,), minimum=0),  # 0: no queue
     Key('moco_kwargs.contrast', 'str', 'pixel', (PRETRAIN,), choices=('pixel', 'image')),
-    Key('moco_kwargs.loss', 'str', 'fused', (PRETRAIN,), choices=('fused', 'plain', 'gathered')),
+    Key('moco_kwargs.loss', 'str', 'auto', (PRETRAIN,), choices=('auto', 'fused', 'gathered', 'plain')),
     Key('epochs', 'int', REQUIRED, TRAINED, minimum=1),
     Key('optimizer', 'str', 'sgd', TRAINED, choices=('sgd', 'adam')),
     Key('optimizer_kwargs.lr', 'float', REQUIRED, TRAINED, above=0),

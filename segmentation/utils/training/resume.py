@@ -22,6 +22,7 @@ from utils.training.precision import choose_precision
 # Experiment keys that may change between two halves of a run: no number depends on them, or only the initial weights do.
 # simulate_processes may, like the real number of processes: `Trainer` warns of what changes then.
 FREE = ('num_workers', 'checkpoint_every', 'keep_every', 'on_bad_image', 'max_image_pixels', 'simulate_processes',
+        'moco_kwargs.loss',  # forms of the same losses
         'val_db_kwargs.batch_size',
         'pretraining', 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
 
