@@ -19,12 +19,12 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Images with masks from which on a network is trained although there are weights. High, as no training on fewer has been seen
-# to gain anything over the weights that it began with, and 241 photographs lost by it.
+# Images with masks from which on a network is trained although there are weights: clusters of its backbone's features gained
+# over the initial weights with 4,000 photographs, and lost with 400 and with 241 (docs/learning-curves.md).
 TRAIN_FROM = 4000
 MANY = 2000  # images: from here on a larger network has enough to learn from
 NARROW = 500  # images: below, an embedding of more channels would hold noise
-STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 10  # at least: of all, and over each image
+STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 13  # at least: of all, and over each image; the latter as with the 4,000 above
 
 
 def trains(asked: str, images: int, weights: Weights) -> tuple[bool, str]:

@@ -7,7 +7,7 @@ from typing import Any
 from models.backbones import find_backbone, grid_kwargs
 from utils.config.keys import EMBEDDING
 
-FEW = 2000  # images: from here on the embedding of a trained network itself is clustered, as published
+FEW = 2000  # images: from here on the embedding of a network that began at random is clustered, as published
 MOST_CLUSTERS = 50
 
 
@@ -30,7 +30,8 @@ class Features:
 
 
 # Weights that others trained on millions of images know objects in their surroundings, their last stage knows most, and the
-# grid that they were trained with is no worse than a denser one, in a quarter of the time.
+# grid that they were trained with is no worse than a denser one, in a quarter of the time. After a training that began with
+# such weights their last stage still makes better clusters than the embedding (docs/learning-curves.md).
 # Whitening would raise the noise of small components; of the main ones alone clusters are purer.
 READY = Features(stage=-1, hide_background=False, side=320, whiten=False, pca=True)
 # Trained from random weights on few images, the contrast tells these apart also by what is around the objects, so that is
@@ -48,11 +49,9 @@ def clusters_for(images: int) -> int:
 
 def features_for(network: Mapping[str, Any], images: int) -> Features:
     """network: the content of network.yml of own_images.py. images: with masks."""
-    if network['head'] == 'none':
+    if network['head'] == 'none' or not network['from_random_weights']:
         return READY
-    if images >= FEW:
-        return PUBLISHED
-    return SCRATCH if network['from_random_weights'] else READY
+    return SCRATCH if images < FEW else PUBLISHED
 
 
 def clustering_settings(network: Mapping[str, Any], images: int, clusters: int) -> tuple[dict[str, Any], str]:

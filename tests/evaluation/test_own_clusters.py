@@ -290,7 +290,8 @@ def test_what_is_clustered():
                 settings['transformation_kwargs']['resolution'][0], settings['kmeans_kwargs']['whiten'],
                 settings['backbone_kwargs'])
     assert chosen(ready, 60) == chosen(ready, 60_000) == ('layer4', False, 64, False, {'dilated': False})
-    assert chosen({**trained, 'from_random_weights': False}, 60) == ('layer4', False, 64, False, {'dilated': True})
+    for images in (60, 60_000):
+        assert chosen({**trained, 'from_random_weights': False}, images) == ('layer4', False, 64, False, {'dilated': True})
     assert chosen({**trained, 'from_random_weights': True}, 60) == ('layer3', True, 192, False, {'dilated': True})
-    assert chosen({**trained, 'from_random_weights': False}, 2000) == ('embedding', False, 192, True, {'dilated': True})
+    assert chosen({**trained, 'from_random_weights': True}, 2000) == ('embedding', False, 192, True, {'dilated': True})
     assert [clusters_for(images) for images in (1, 2, 3, 60, 241, 10 ** 6)] == [1, 2, 2, 8, 16, 50]
