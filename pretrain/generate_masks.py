@@ -23,7 +23,7 @@ from saliency.estimators import BACKBONE, FEATURE_CUES, MODELS, ROBUST_BACKGROUN
 from saliency.model_choice import AUTO, choose_model
 from saliency.onnx_formats import add_format_flags, find_format, format_options, given_flags
 from utils.cli.command import command
-from utils.cli.flags import make_plain_parser
+from utils.cli.flags import fraction, make_plain_parser
 from utils.cli.log import start_log
 from utils.cli.progress import progress
 from utils.config.snapshot import write_config
@@ -46,7 +46,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--backbone', metavar='NAME', help=f'of {FEATURE_CUES} (default: {BACKBONE})')
     parser.add_argument('--vit', metavar='NAME',
                         help=f"of tokencut: a backbone, by timm's name or as in experiment files (default: {VIT})")
-    parser.add_argument('--val_fraction', type=_fraction, metavar='F',
+    parser.add_argument('--val_fraction', type=fraction, metavar='F',
                         help='share of the images that go to the split val instead of trainaug (default: as before, or 0)')
     parser.add_argument('--max_side', type=_count, default=1024, metavar='PIXELS',
                         help='longer sides of copied images are shrunk to this many pixels; 0: never (default: 1024)')
@@ -136,16 +136,6 @@ def _options(args: argparse.Namespace):
     weights = args.weights and (args.weights if '://' in args.weights else os.path.abspath(args.weights))
     return name, {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'weights': weights, 'vit': args.vit,
                   'backbone': args.backbone, **format_options(args)}
-
-
-def _fraction(text: str):
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'must be a number from 0 to below 1, not {text}')
-    return value
 
 
 def _count(text: str):

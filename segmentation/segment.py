@@ -11,6 +11,7 @@ import utils.cli.packages  # noqa: F401 - first, so that a package that is missi
 # isort: split
 import argparse
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = write_table(output, photographs, keys, cache, found, names)
 
     # Report
-    write_config(output / 'config.yml', vars(args), resolved={'device': str(device), **found.settings})
+    write_config(output / 'config.yml', vars(args), resolved={'device': str(device), **found.settings}, clustering=found.id,
+                 n_clusters=len(found) + 1, names=names, data_set=os.path.abspath(photographs.dataset.folder), **found.data)
     log.info('features of %d new photographs %.1f s (%.1f/s), pictures of %d %.1f s', new, embedded - begin,
              new / max(embedded - begin, 1e-9), drawn, drew - embedded)
     log.info('Which photograph is in which cluster is in %s', table)

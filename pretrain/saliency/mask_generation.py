@@ -1,6 +1,5 @@
 """From photographs to images and masks of a data set."""
 import contextlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +8,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from data.decoding import is_plain_jpeg, read_image, read_photograph, read_saliency
 from data.image_folder import ImageFolder
+from data.new_data_set import encode_jpeg
 from saliency.estimators import Estimator
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
 OBJECT = 0.5  # pixels above this probability are an object's
 SMALLEST = 0.01  # share of the image: of a connected segment, and of the whole mask (as the published masks were made)
-QUALITY = 95  # of JPEGs
 
 
 def object_mask(probability: np.ndarray) -> np.ndarray:
@@ -107,16 +105,6 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     if not 0 < scale < 1:
         return image
     return cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
-
-
-def encode_jpeg(image: np.ndarray, source: str | Path) -> bytes:
-    """An H x W x 3 uint8 image as the bytes of a JPEG. source: its file, for the message where it is too large for one."""
-    buffer = io.BytesIO()
-    try:
-        Image.fromarray(image).save(buffer, format='JPEG', quality=QUALITY)
-    except (OSError, ValueError) as error:
-        raise UserError(f'{source} could not be turned into a JPEG ({error}): shrink it, with --max_side, say') from error
-    return buffer.getvalue()
 
 
 def save_mask(path: str | Path, mask: np.ndarray) -> None:
