@@ -2,9 +2,9 @@
 
     python benchmarks/object_clusters.py --folder datasets/Photographs --predictions output/mine_clusters/predictions
 
-Prints one line of JSON. An object of the data set (of instances_<masks>/, and of the class that its labels say) is in the cluster
-that most of its pixels have, and not found where most have none. `purity` is the share of all objects that are of the class
-that is most frequent in their cluster; those that were not found count as wrong. In percent.
+Prints one line of JSON. An object of the data set (of instances_<masks>/, and of the class that its labels say) is in the
+cluster that most of its pixels have, and not found where most have none. `purity` is the share of all objects that are of the
+class that is most frequent in their cluster; those that were not found count as wrong. In percent.
 """
 import argparse
 import json
