@@ -4,10 +4,10 @@
 
 makes datasets/Photographs, in the layout of docs/data-sets.md, from Debian's packages of stamps for Tux Paint and of
 wallpapers. There are 20 classes, in turn the first object of a picture; every fourth picture has a second object, of another
-class. With --objects N each picture has N, of as many classes, one beside the other. The same seed and packages give the same files, whatever the number of processes, and a picture doesn't depend on how
-many there are. The wallpapers of `val` are others than those of `trainaug`, so that no object is seen twice on the same one;
-half of `trainaug` is `train`. `saliency_supervised_model` holds clean masks, `saliency_unsupervised_model` noisier ones, and
-`instances_*` of both names which object each of their pixels belongs to.
+class. With --objects N each has N, of as many classes, one beside the other. The same seed and packages give the same files,
+whatever the number of processes, and a picture doesn't depend on how many there are. The wallpapers of `val` are others than
+those of `trainaug`, so that no object is seen twice on the same one; half of `trainaug` is `train`. `saliency_supervised_model`
+holds clean masks, `saliency_unsupervised_model` noisier ones, and `instances_*` which object each of their pixels belongs to.
 composites.json says what each picture is made of. The folder appears only when it is whole.
 """
 import argparse

@@ -90,14 +90,14 @@ def main(argv: list[str] | None = None) -> None:
     with main_first():
         folder = dataset_folder(p.db_root, p.train_db_name)
     dataset = SegmentationDataset(folder, 'trainaug', saliency=p.train_db_kwargs.saliency, drop_missing=True,
-                                  cache=p.image_cache, max_pixels=p.max_image_pixels)
+                                  cache=p.image_cache, max_pixels=p.max_image_pixels, instances=p.train_db_kwargs.instances)
     require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
     check_batch_size(f'{args.config_exp}: train_batch_size', p.train_batch_size, dataset, processes)
     stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone, p.backbone_kwargs)
     pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
     loader = epoch_loader(pairs, p.train_batch_size, start.seed, p.num_workers, device)
     log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
-             len(dataset), f'saliency_{p.train_db_kwargs.saliency}', dataset.dropped, len(pairs) // p.train_batch_size)
+             len(dataset), dataset.masks.name if dataset.masks else '', dataset.dropped, len(pairs) // p.train_batch_size)
     if dataset.dropped:
         warn_once('%d ids of %s were dropped: %s', dataset.dropped, dataset.split_file, dataset.why_dropped())
 

@@ -21,7 +21,8 @@ COVER = (0.01, 0.99)  # exclusive bounds of the object's share of a view
 class ViewPairs(torch.utils.data.Dataset):
     """The key and the query view of one image (paper section 3).
 
-    dataset: a `SegmentationDataset` with saliency. seed: of the run. size: of a view. mask_stride: masks are taken at
+    dataset: a `SegmentationDataset` with saliency; with instances the object of a pair is one of the image's, drawn anew for
+    each pair and the same in both views. seed: of the run. size: of a view. mask_stride: masks are taken at
     every so manyth pixel (the network's stride without `upsample`), before their cover is tested.
     skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
 
@@ -60,14 +61,22 @@ class ViewPairs(torch.utils.data.Dataset):
             else:
                 seen.add(Contents.of(sample))
             for _ in range(tries):
-                pair = [self._view(rng, sample) for _ in range(2)]
+                mask = self._object(rng, sample)
+                pair = [self._view(rng, sample['image'], mask) for _ in range(2)]
                 if all(COVER[0] < cv2.countNonZero(mask) / mask.size < COVER[1] for _, mask in pair):
                     return {**self._item(sample['id'], pair), 'skipped': skipped, 'contents': seen}
             index, tries = int(rng.integers(len(self.dataset))), 1  # a replacement gets one try
         raise UserError(self._no_view_passes(seen, skipped))
 
-    def _view(self, rng: np.random.Generator, sample: Mapping[str, Any]):
-        image, mask = sample['image'], sample['saliency']
+    @staticmethod
+    def _object(rng: np.random.Generator, sample: Mapping[str, Any]) -> np.ndarray:
+        """The mask of a pair: H x W uint8, 1 = object."""
+        if 'instances' not in sample:
+            return sample['saliency']
+        instances = sample['instances']
+        return (instances == rng.integers(1, max(instances.max(), 1), endpoint=True)).view(np.uint8)
+
+    def _view(self, rng: np.random.Generator, image: np.ndarray, mask: np.ndarray):
         image, mask = render(image, mask, sample_view(rng, *mask.shape), self.size)
         return image, np.ascontiguousarray(mask[::self.mask_stride, ::self.mask_stride])
 
@@ -81,6 +90,8 @@ class ViewPairs(torch.utils.data.Dataset):
     def _no_view_passes(self, seen: Contents, skipped: list[str]):
         if not seen.images:
             return f'{len(skipped)} images in a row could not be read, beginning with: {skipped[0]}'
-        assert self.dataset.masks is not None
-        return (f'{self.dataset.masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and '
-                f'less than 99% of it ({empty_masks(self.dataset.masks, sorted(seen.masks))})')
+        masks = self.dataset.masks
+        assert masks is not None
+        words = 'objects are numbered from 1' if self.dataset.instances else empty_masks(masks, sorted(seen.masks))
+        return (f'{masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and less than 99% of '
+                f'it ({words})')

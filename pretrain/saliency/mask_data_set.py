@@ -134,4 +134,12 @@ def require_same_options(path: str | Path, options: Mapping[str, Any], masks: st
         raise UserError(f'{path} could not be read ({error}): move it away, and the masks that it is about') from error
     if differing:
         raise UserError(f'{path}: masks of this name were made with another --{", --".join(differing)}: give the same, or '
-                        'another --model NAME beside --onnx, or move them away')
+                        f'another --model NAME beside --onnx, or move {masks} away')
+
+
+def earlier_option(path: str | Path, option: str) -> Any:
+    """What an earlier run had as an option, by the configuration that it left; None where there is none, or not this one."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding='utf-8'))['options'].get(option)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):  # `require_same_options` says so
+        return None
