@@ -238,23 +238,20 @@ def test_clusters_with_names(clusters, mine, tmp_path, user_error):  # noqa: F81
         write_names(tmp_path / 'names.yml', 'abc', names)
         line = user_error(lambda run=run: export('--names', str(tmp_path / 'names.yml'), run=run))
         assert 'these names are of other clusters' in line
+    check_objects(export, folder)
 
 
-@pytest.mark.slow
-def test_objects_of_clusters(clusters, mine, tmp_path):  # noqa: F811
+def check_objects(export, folder):
     """With instance maps of the masks, an annotation is an object."""
-    folder, out = tmp_path / 'datasets' / 'mine', tmp_path / 'mine.json'
     for path in (folder / f'saliency_{MASKS}').iterdir():
         mask = np.array(Image.open(path)) == 255
         columns = np.flatnonzero(mask.any(0))
         halves = np.where(np.arange(mask.shape[1]) > columns.mean(), 2, 1) * mask
         write_instances(folder / f'instances_{MASKS}' / path.name, halves)
-    export_coco.main(['--config_env', mine, '--predictions', str(clusters), '--out', str(out), '--rle'])
-    for name, items in read(out)[1].items():
+    for name, items in export('--rle')[1].items():
         halves = np.array(Image.open(folder / f'instances_{MASKS}' / name.replace('.jpg', '.png')))
         assert len(items) == 2 and all(np.array_equal(mask, halves == index) for index, (_, mask, _) in enumerate(items, 1))
-    export_coco.main(['--config_env', mine, '--predictions', str(clusters), '--out', str(out), '--instances', 'none'])
-    assert {len(items) for items in read(out)[1].values()} == {1}
+    assert {len(items) for items in export('--instances', 'none')[1].values()} == {1}
 
 
 @pytest.mark.slow
