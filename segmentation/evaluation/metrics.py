@@ -25,7 +25,8 @@ def confusion_matrix(prediction: np.ndarray, labels: np.ndarray, classes: int, n
     if labels.shape != prediction.shape:
         raise UserError(f'{name}: the labels are {size_text(labels)} and the prediction {size_text(prediction)}')
     ids = ids or classes
-    joint = labels.ravel() + (prediction.ravel().astype(np.uint16 if ids <= 256 else np.int64) << 8)
+    values: np.ndarray = prediction.ravel().astype(np.uint16 if ids <= 256 else np.int64)
+    joint = labels.ravel() + (values << 8)
     counts = np.bincount(joint, minlength=ids * 256).reshape(ids, 256)
     if counts[:, classes:VOID].any():
         check_labels(labels, classes, name)

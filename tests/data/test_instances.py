@@ -1,5 +1,6 @@
 """Instance maps: files of 16 bits with the numbers of objects, and data sets whose masks are those of single objects."""
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -95,3 +96,6 @@ def test_what_is_missing_or_of_another_size_is_named(folder):
         left[0]
     with pytest.raises(UserError, match=r'instances_other: the folder is missing .*there is instances_supervised_model'):
         SegmentationDataset(folder, 'trainaug', 'other', instances=True)
+    shutil.rmtree(folder / 'instances_supervised_model')
+    with pytest.raises(UserError, match='generate_masks.py --objects makes the files of single objects'):
+        SegmentationDataset(folder, 'trainaug', 'supervised_model', instances=True)
