@@ -2,7 +2,7 @@
 # test   whole test suite            test-fast   what one runs while editing (under a minute)
 # sync   copy data/ models/ utils/ from pretrain/ to segmentation/
 # mine   masks, clusters, pictures and a page from a folder: make mine IMAGES=DIR [CLUSTERS=N|auto] [NAME=mine] [MODEL=...]
-#        [WEIGHTS=auto|none|FILE|timm://...] [TRAIN=1] [NAMES=names.yml]
+#        [WEIGHTS=auto|none|FILE|timm://...] [TRAIN=1] [NAMES=names.yml] [OBJECTS=parts|cuts]
 # segment  other photographs into the clusters of `mine`: make segment NAME=mine IMAGES=DIR [NAMES=names.yml]
 # soak   long reliability tests: real kills, real signals (20 minutes at most)
 # gpu    all that only a GPU can show: one table, in ten minutes (ARGS="--only losses steps")
@@ -46,7 +46,7 @@ mine: .venv/installed $(if $(filter-out robust_background feature_cues auto,$(MO
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
 	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" \
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(TRAIN),--train "$(TRAIN)") \
-	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)")
+	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)") $(if $(OBJECTS),--objects "$(OBJECTS)")
 	$(BIN)/python segmentation/own_clusters.py --config_env segmentation/configs/env.yml --name "$(NAME)" \
 	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)") $(if $(NAMES),--names "$$NAMES")
 

@@ -14,8 +14,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.new_data_set import new_data_set
 from devkit.archives import open_archives
-from devkit.convert import convert, count_warnings, new_data_set, read_splits
+from devkit.convert import convert, count_warnings, read_splits
 from utils.cli.command import command
 from utils.cli.flags import make_plain_parser
 from utils.cli.log import start_log

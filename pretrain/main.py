@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     with main_first():
         folder = dataset_folder(p.db_root, p.train_db_name)
     dataset = SegmentationDataset(folder, 'trainaug', saliency=p.train_db_kwargs.saliency, drop_missing=True,
-                                  cache=p.image_cache, max_pixels=p.max_image_pixels)
+                                  cache=p.image_cache, max_pixels=p.max_image_pixels, instances=p.train_db_kwargs.instances)
     require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
     check_batch_size(f'{args.config_exp}: train_batch_size', p.train_batch_size, dataset, processes)
     stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone, p.backbone_kwargs)

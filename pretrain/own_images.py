@@ -36,7 +36,7 @@ from contrastive.own_weights import AUTO, IMAGENET, NONE, Weights, choose_weight
 from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder, segmented_folder
 from data.label_space import VOC
-from saliency.estimators import FEATURE_CUES, MODELS, ROBUST_BACKGROUND
+from saliency.estimators import FEATURE_CUES, MODELS, ROBUST_BACKGROUND, WAYS, check_way
 from saliency.model_choice import choose_model
 from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
@@ -58,6 +58,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--model', choices=(AUTO, *MODELS),
                         help=f'what makes the masks, see generate_masks.py (default: {FEATURE_CUES}, without weights '
                              f'{ROBUST_BACKGROUND})')
+    parser.add_argument('--objects', choices=(NONE, *WAYS),
+                        help=f'cluster single objects, see generate_masks.py; {NONE}: all of a photograph as one (default: as '
+                             f'before, or {NONE})')
     parser.add_argument('--weights', default=AUTO, metavar='WEIGHTS',
                         help=f'of the backbone: {AUTO} (the default: those of ImageNet where they are on disk or can be '
                              f'fetched, else none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a state '
@@ -82,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.segment:
         _make_masks(args, folder, _masks_of(output / NETWORK))
         return
-    _check_clusters(args.clusters, photographs, 'images')
+    way = _way(args.objects, output / NETWORK)
+    if not way:  # else there may be more objects than images
+        _check_clusters(args.clusters, photographs, 'images')
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     from utils.training.device import choose_device
 
@@ -96,9 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Masks
     masks, chosen = choose_masks(args.model, weights)
     log.info('%s', chosen)
+    check_way(way, masks['model'])
+    masks |= {'objects': way} if way else {}
     _make_masks(args, folder, masks)
-    dataset = SegmentationDataset(folder, 'trainaug', saliency=masks['model'], drop_missing=True)
-    _check_clusters(args.clusters, len(dataset), 'images with masks')
+    dataset = SegmentationDataset(folder, 'trainaug', saliency=masks['model'], drop_missing=True, instances=bool(way))
+    if not way:
+        _check_clusters(args.clusters, len(dataset), 'images with masks')
 
     # Network
     log = start_log(output / 'log_file.txt')
@@ -108,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = _pretrain(args, env, output, dataset, masks['model'], weights)
         network = trained_settings(settings, str(output / 'checkpoint.pth.tar'))
     else:
-        network = network_settings(args.name, masks['model'], device, weights)
+        network = network_settings(args.name, masks['model'], device, weights, dataset.instances)
     with atomic_file(output / NETWORK, 'w') as file:
         file.write('# Made by own_images.py, for own_clusters.py\n')
         yaml.safe_dump({**network, 'masks': masks}, file, sort_keys=False)
@@ -142,7 +150,7 @@ def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: Segment
     earlier, trained_on = earlier_settings(experiment, seen)
     given = args.weights not in (AUTO, NONE, IMAGENET)
     settings, reasons = training_settings(args.name, model, len(dataset), choose_device(args.device),
-                                          weights.backbone if given else None)
+                                          weights.backbone if given else None, dataset.instances)
     if weights.backbone != settings['backbone']:
         weights = choose_weights(args.weights, env.root_dir, [settings['backbone']])
     more, why = initial_settings(weights, settings, earlier if args.weights == AUTO else None)
@@ -171,6 +179,13 @@ def _masks_of(network: Path):
         return {str(flag): str(value) for flag, value in yaml.safe_load(network.read_text(encoding='utf-8'))['masks'].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f'{network} could not be read ({error}): make clusters first (make mine)') from error
+
+
+def _way(asked: str | None, network: Path):
+    """How single objects are found, or None. asked: as on the command line, None for as before."""
+    if asked:
+        return None if asked == NONE else asked
+    return _masks_of(network).get('objects') if network.exists() else None
 
 
 def _check_clusters(clusters: str | None, images: int, what: str):

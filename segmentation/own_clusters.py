@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     env = read_env(args.config_env)
     output = Path(env.root_dir) / f'{args.name}_clusters'
     require_own_folder(output, KMEANS, output / f'{output.name}.yml')
-    network, folder, saliency = _network(env, args.name)
+    network, folder, masks = _network(env, args.name)
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     import numpy as np
 
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from evaluation.cluster_names import settle_names
     from evaluation.cluster_number import how_many
     from evaluation.cluster_report import report
-    from evaluation.mask_features import compute_missing, feature_settings, image_keys
+    from evaluation.mask_features import compute_missing, feature_settings, image_keys, object_keys
+    from evaluation.objects import Objects
     from evaluation.own_images_config import clustering_settings, clusters_for
     from evaluation.prototype_cache import PrototypeCache, file_for
     from evaluation.saved_clusters import FILE, Projection, earlier_clusters, most_compact_clusters
@@ -74,17 +75,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         be_deterministic()
     hold_folder(output)
     start_log(output / 'log_file.txt')
-    dataset = SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True)
-    settings, what = clustering_settings(network, len(dataset), clusters_for(len(dataset)))
+    objects = Objects(SegmentationDataset(folder, 'trainaug', drop_missing=True, **masks))
+    if not len(objects):
+        raise UserError(f'{objects.dataset.masks}: there is no object in any image of trainaug')
+    settings, what = clustering_settings(network, len(objects.dataset), clusters_for(len(objects)))
     experiment = _write_experiment(output, settings)
     p = create_config(args.config_env, experiment, KMEANS)
-    log.info('%s', what)
+    log.info('%s', f'{len(objects)} objects of {what}' if masks['instances'] else what)
 
     # Features
     begin = time.monotonic()
-    chosen, keys = feature_settings(p, choose_precision(args.amp, device)), image_keys(dataset)
+    chosen, keys = feature_settings(p, choose_precision(args.amp, device)), object_keys(image_keys(objects.dataset), objects)
     with PrototypeCache(file_for(output / 'features', chosen)) as cache:
-        new = compute_missing(cache, dataset, keys, chosen, device, p.num_workers)
+        new = compute_missing(cache, objects, keys, chosen, device, p.num_workers)
         vectors = np.stack([cache[key] for key in keys])
     embedded = time.monotonic()
 
@@ -95,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed = FIRST_SEED if args.seed is None else args.seed
     seeds, earlier = range(seed, seed + SEEDS), earlier_clusters(output / FILE)
     named = earlier if args.names or (output / NAMES).exists() else None
-    clusters = how_many(args.clusters, len(named) if named else None, points, seeds, output)
+    clusters = how_many(args.clusters, len(named) if named else None, points, seeds, output, objects.unit)
     settings['kmeans_kwargs']['n_clusters'] = clusters + 1
     _write_experiment(output, settings)
-    data = {'name': args.name, 'saliency': saliency}
+    data = {'name': args.name, **masks}
     found, best = most_compact_clusters(points, clusters, seeds, projection, chosen, keys, data)
     names = settle_names(output / NAMES, found, earlier, args.names)
     found.save(output / FILE)
@@ -106,18 +109,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Report
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': chosen['precision']})
-    report(output, args.name, dataset, found, found.distances(vectors), names, p.pretraining, list(seeds), best)
+    report(output, args.name, objects, found, found.distances(vectors), names, p.pretraining, list(seeds), best)
     log.info('features of %d new images %.1f s, clusters %.1f s, pictures %.1f s', new, embedded - begin, clustered - embedded,
              time.monotonic() - clustered)
     log.info('Look at %s, and name the clusters there', output / 'clusters.html')
 
 
 def _network(env: Any, name: str):
-    """The content of network.yml, the data set's folder, and the name of its masks."""
+    """The content of network.yml, the data set's folder, and which of its masks: `saliency` and `instances`, as of
+    `SegmentationDataset`."""
     path = Path(env.root_dir) / name / 'network.yml'
     try:
         network = yaml.safe_load(path.read_text(encoding='utf-8'))
-        return network, Path(env.db_root) / network['train_db_name'], network['train_db_kwargs']['saliency']
+        masks = {'saliency': network['train_db_kwargs']['saliency'],
+                 'instances': network['train_db_kwargs'].get('instances', False)}
+        return network, Path(env.db_root) / network['train_db_name'], masks
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f'{path} could not be read ({error}): run own_images.py --name {name} first') from error
 

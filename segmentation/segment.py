@@ -11,6 +11,7 @@ import utils.cli.packages  # noqa: F401 - first, so that a package that is missi
 # isort: split
 import argparse
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
     from data.image_folder import segmented_folder
     from evaluation.cluster_names import clusters_and_names
-    from evaluation.mask_features import compute_missing, image_keys
+    from evaluation.mask_features import compute_missing, image_keys, object_keys
+    from evaluation.objects import Objects
     from evaluation.prototype_cache import PrototypeCache, file_for
     from evaluation.segmentation import Photographs, draw_segments, write_table
     from utils.training.device import be_deterministic, choose_device
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Data
     made = segmented_folder(env.db_root, found.data['name'], args.images)
-    photographs = Photographs(args.images, made, found.data['saliency'])
+    photographs = Photographs(args.images, made, found.data['saliency'], found.data.get('instances', False))
     device = choose_device(args.device)
     if args.deterministic:
         be_deterministic()
@@ -68,16 +70,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Work
     begin = time.monotonic()
-    keys = image_keys(photographs.dataset)
+    objects = Objects(photographs.dataset)
+    keys = object_keys(image_keys(photographs.dataset), objects)
     with PrototypeCache(file_for(output / 'features', found.settings)) as cache:
-        new = compute_missing(cache, photographs.dataset, keys, found.settings, device, args.num_workers)
+        new = compute_missing(cache, objects, keys, found.settings, device, args.num_workers)
         embedded = time.monotonic()
-        drawn = draw_segments(output, photographs.dataset, keys, cache, found, names)
+        drawn = draw_segments(output, objects, keys, cache, found, names)
         drew = time.monotonic()
-        table = write_table(output, photographs, keys, cache, found, names)
+        table = write_table(output, photographs, objects, keys, cache, found, names)
 
     # Report
-    write_config(output / 'config.yml', vars(args), resolved={'device': str(device), **found.settings})
+    write_config(output / 'config.yml', vars(args), resolved={'device': str(device), **found.settings}, clustering=found.id,
+                 n_clusters=len(found) + 1, names=names, data_set=os.path.abspath(photographs.dataset.folder), **found.data)
     log.info('features of %d new photographs %.1f s (%.1f/s), pictures of %d %.1f s', new, embedded - begin,
              new / max(embedded - begin, 1e-9), drawn, drew - embedded)
     log.info('Which photograph is in which cluster is in %s', table)

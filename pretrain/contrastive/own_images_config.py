@@ -46,12 +46,12 @@ def trains(asked: str, images: int, weights: Weights) -> tuple[bool, str]:
     return False, f'no training: these weights tell {images} images apart better without it (from {TRAIN_FROM} on, or TRAIN=1)'
 
 
-def training_settings(name: str, saliency: str, images: int, device: torch.device,
-                      backbone: str | None = None) -> tuple[dict[str, Any], list[str]]:
+def training_settings(name: str, saliency: str, images: int, device: torch.device, backbone: str | None = None,
+                      instances: bool = False) -> tuple[dict[str, Any], list[str]]:
     """The content of an experiment file for main.py, but for what depends on the initial weights, and lines that say why.
 
     name: the data set. saliency: its masks. images: with masks. backbone: its name; None for one that suits their number.
-    Raises `UserError` for fewer than 2 images.
+    instances: whether the masks are those of single objects. Raises `UserError` for fewer than 2 images.
     """
     if images < 2:
         raise UserError(f'{name}: {images} images with masks are too few to contrast: give more photographs')
@@ -60,7 +60,7 @@ def training_settings(name: str, saliency: str, images: int, device: torch.devic
     steps = STEPS['cpu' if on_cpu else 'other']
     epochs = max(EPOCHS, math.ceil(steps / (images // batch)))
     settings: dict[str, Any] = {
-        'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'train_batch_size': batch,
+        'train_db_name': name, 'train_db_kwargs': _masks(saliency, instances), 'train_batch_size': batch,
         'num_workers': 2 if on_cpu else 8, 'transformation_kwargs': {'crop_size': 96 if on_cpu else 224},
         'on_bad_image': 'skip',
         'backbone': backbone or ('resnet50' if images >= MANY and not on_cpu else 'resnet18'),
@@ -102,10 +102,15 @@ def _settings_for(weights: Weights, settings: Mapping[str, Any]):
             'optimizer_kwargs': sgd if given else {'lr': 0.001, 'weight_decay': 0.0001}}
 
 
-def network_settings(name: str, saliency: str, device: torch.device, weights: Weights) -> dict[str, Any]:
+def _masks(saliency: str, instances: bool):
+    return {'saliency': saliency, **({'instances': True} if instances else {})}
+
+
+def network_settings(name: str, saliency: str, device: torch.device, weights: Weights, instances: bool) -> dict[str, Any]:
     """The content of network.yml, from which own_clusters.py takes its network: weights of others, untrained."""
-    return {'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'num_workers': 2 if device.type == 'cpu' else 8,
-            'backbone': weights.backbone, 'head': 'none', 'pretraining': weights.source and path_text(weights.source)}
+    return {'train_db_name': name, 'train_db_kwargs': _masks(saliency, instances),
+            'num_workers': 2 if device.type == 'cpu' else 8, 'backbone': weights.backbone, 'head': 'none',
+            'pretraining': weights.source and path_text(weights.source)}
 
 
 def trained_settings(settings: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:

@@ -21,9 +21,10 @@ COVER = (0.01, 0.99)  # exclusive bounds of the object's share of a view
 class ViewPairs(torch.utils.data.Dataset):
     """The key and the query view of one image (paper section 3).
 
-    dataset: a `SegmentationDataset`; without saliency, all of each picture is its object, and no view is drawn again.
-    seed: of the run. size: of a view. mask_stride: masks are taken at every so manyth pixel (the network's stride without
-    `upsample`), before their cover is tested.
+    dataset: a `SegmentationDataset`; with instances the object of a pair is one of the image's, drawn anew for each pair and
+    the same in both views; without saliency all of each picture is its object, and no view is drawn again. seed: of the run.
+    size: of a view. mask_stride: masks are taken at every so manyth pixel (the network's stride without `upsample`), before
+    their cover is tested.
     skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
     left_out: names of AUGMENTATIONS that the views do without.
 
@@ -63,16 +64,23 @@ class ViewPairs(torch.utils.data.Dataset):
             else:
                 seen.add(Contents.of(sample))
             for _ in range(tries):
-                pair = [self._view(rng, sample) for _ in range(2)]
+                mask = self._object(rng, sample)
+                pair = [self._view(rng, sample['image'], mask) for _ in range(2)]
                 if all(self._passes(mask) for _, mask in pair):
                     return {**self._item(sample['id'], pair), 'skipped': skipped, 'contents': seen}
             index, tries = int(rng.integers(len(self.dataset))), 1  # a replacement gets one try
         raise UserError(self._no_view_passes(seen, skipped))
 
-    def _view(self, rng: np.random.Generator, sample: Mapping[str, Any]):
-        image = sample['image']
-        size = image.shape[:2]
-        mask = sample['saliency'] if self.dataset.masks else np.ones(size, np.uint8)
+    @staticmethod
+    def _object(rng: np.random.Generator, sample: Mapping[str, Any]) -> np.ndarray:
+        """The mask of a pair: H x W uint8, 1 = object."""
+        if 'instances' in sample:
+            instances = sample['instances']
+            return (instances == rng.integers(1, max(instances.max(), 1), endpoint=True)).view(np.uint8)
+        return sample['saliency'] if 'saliency' in sample else np.ones(sample['image'].shape[:2], np.uint8)
+
+    def _view(self, rng: np.random.Generator, image: np.ndarray, mask: np.ndarray):
+        size = mask.shape
         image, mask = render(image, mask, without(sample_view(rng, *size), self.left_out, *size), self.size)
         return image, np.ascontiguousarray(mask[::self.mask_stride, ::self.mask_stride])
 
@@ -89,6 +97,8 @@ class ViewPairs(torch.utils.data.Dataset):
     def _no_view_passes(self, seen: Contents, skipped: list[str]):
         if not seen.images:
             return f'{len(skipped)} images in a row could not be read, beginning with: {skipped[0]}'
-        assert self.dataset.masks is not None
-        return (f'{self.dataset.masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and '
-                f'less than 99% of it ({empty_masks(self.dataset.masks, sorted(seen.masks))})')
+        masks = self.dataset.masks
+        assert masks is not None
+        words = 'objects are numbered from 1' if self.dataset.instances else empty_masks(masks, sorted(seen.masks))
+        return (f'{masks}: no view of {REPLACEMENTS} images in a row has a mask that covers more than 1% and less than 99% of '
+                f'it ({words})')

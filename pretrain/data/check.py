@@ -134,7 +134,9 @@ class FileChecks:
                 f'correct the file, or {self.space.source}')
 
     def _mask_findings(self, mask: np.ndarray, path: Path, sample: dict[str, Any]):
-        """mask: H x W uint8, of `read_mask`."""
+        """mask: H x W uint8, of `read_mask`, or int32, of `read_instances`."""
+        if self.dataset.instances:
+            mask = (mask > 0).view(np.uint8)
         inside = sample['saliency'] = mask & 1
         cover = np.mean(inside)
         if mask[0, 0] & THRESHOLDED:
@@ -204,6 +206,12 @@ def splits_read(p: EasyDict) -> list[Part]:
     return [(val, split, p.val_db_kwargs.saliency if script == KMEANS else None, labels)]
 
 
+def _instances(p: EasyDict) -> bool:
+    """Whether the script of a configuration reads single objects."""
+    group = {PRETRAIN: p.get('train_db_kwargs'), KMEANS: p.get('val_db_kwargs')}.get(p.script) or {}
+    return bool(group.get('instances'))
+
+
 def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
     """Yield each `Finding` about the data of a configuration. Descriptions of what was read are appended to the list `read`.
 
@@ -225,7 +233,8 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
         name, split, saliency, labels = part
         folder = Path(p.db_root) / name
         try:
-            dataset = SegmentationDataset(folder, split, saliency, labels, max_pixels=p.max_image_pixels)
+            dataset = SegmentationDataset(folder, split, saliency, labels, max_pixels=p.max_image_pixels,
+                                          instances=bool(saliency) and _instances(p))
             dataset.check_description()
         except UserError as error:
             file = getattr(error, 'path', '') or folder

@@ -17,7 +17,7 @@ log = logging.getLogger('maskcontrast')
 
 
 class DecodedCache:
-    """Keeps uint8 arrays that were read from files as .npy files in `folder`, which runs and processes may share.
+    """Keeps uint8 and int32 arrays that were read from files as .npy files in `folder`, which runs and processes may share.
 
     What was made of a file counts as long as the file has its path, size and time of modification; that the array was not
     altered since is not checked. After a write that failed, or that would have left less than RESERVE on the disk, nothing
@@ -63,6 +63,6 @@ def _loaded(kept: Path):
     """The array in a file, or None when there is none, or no whole one."""
     try:
         array = np.load(kept)
-        return array if array.dtype == np.uint8 and array.ndim > 1 else None
+        return array if array.dtype in (np.uint8, np.int32) and array.ndim > 1 else None
     except Exception:  # not there; and damaged bytes make numpy raise anything
         return None

@@ -142,6 +142,12 @@ def read_gray(path: str | Path) -> np.ndarray:
     return _channel(path, _open(path, _bytes(path), sys.maxsize), True)
 
 
+def open_whole(path: str | Path, limit: int = MAX_PIXELS) -> Image.Image:
+    """An image file with its pixels, as Pillow has it. Raises `UserError` when the file is missing, truncated, no image, or of
+    more than `limit` pixels."""
+    return _open(path, _bytes(path), limit)
+
+
 def palette_index(path: str | Path) -> tuple[int, str] | None:
     """Of a palette image: its largest index in use and that one's colour, #rrggbb; else None."""
     image = _open(path, _bytes(path), sys.maxsize)

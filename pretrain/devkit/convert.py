@@ -2,12 +2,11 @@
 
 Axis legend: H W space.
 """
-import contextlib
 import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from data.palette import save_labels
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.parallel.workers import cores
-from utils.storage.atomic import atomic_folder
 
 OFFICIAL = {'trainaug': 10582, 'train': 1464, 'val': 1449}  # images
 ID = re.compile(r'\w[\w.-]*')  # a file name's stem, so that no id leads out of a folder
@@ -47,17 +45,6 @@ def count_warnings(splits: Mapping[str, list[str]]) -> list[str]:
     """A line for each split that has not as many images as the official one."""
     return [f'{name} has {len(splits[name]):,} images, the official split {count:,}'
             for name, count in OFFICIAL.items() if len(splits[name]) != count]
-
-
-@contextlib.contextmanager
-def new_data_set(out: str | Path) -> Iterator[Path]:
-    """`atomic_folder`, with an error that names --out when the block can't write."""
-    with atomic_folder(out) as root:
-        try:
-            yield root
-        except OSError as error:
-            raise UserError(f'{out} could not be written ({error.strerror or error}): '
-                            'make room or choose another --out') from error
 
 
 def convert(voc: Path, sbd: Path, splits: Mapping[str, list[str]], root: Path) -> tuple[dict[str, int], list[Path]]:

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     import torch
 
 Estimator = Callable[[np.ndarray], np.ndarray]
+ObjectFinder = Callable[[np.ndarray], np.ndarray]  # an image -> H x W int32, 0 background, 1 to n the objects
 
 ROBUST_BACKGROUND, FEATURE_CUES, TOKENCUT = 'robust_background', 'feature_cues', 'tokencut'
 REMBG = ('u2net', 'isnet-general-use', 'birefnet-general')
 MODELS = (ROBUST_BACKGROUND, FEATURE_CUES, TOKENCUT, *REMBG)
+PARTS, CUTS = 'parts', 'cuts'  # ways to single objects, see `saliency.objects`
+WAYS = (PARTS, CUTS)
 VIT = 'vit_small_patch16_224.dino'  # of TokenCut, if nothing else is said
 BACKBONE = 'resnet18'  # of the feature cues, if nothing else is said
 
@@ -51,3 +54,10 @@ def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat |
     near = nearest_name(model, MODELS, cutoff=0)
     raise UserError(f"--model {model}: there is no such saliency model (nearest: '{near}'; one of {', '.join(MODELS)}, or any "
                     'name with --onnx)')
+
+
+def check_way(way: str | None, model: str) -> None:
+    """Raise a `UserError` where a saliency model has no features that could be cut into objects."""
+    if way == CUTS and model not in (FEATURE_CUES, TOKENCUT):
+        raise UserError(f'--objects {CUTS} cuts the features of a backbone, and --model {model} has none: give --model '
+                        f'{FEATURE_CUES} or {TOKENCUT}, or --objects {PARTS}')

@@ -1,5 +1,4 @@
 """The data set that masks are made for: whose photographs it holds, its splits, and how its masks were made."""
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from data.image_folder import ImageFolder
+from data.new_data_set import validation_ids
 from saliency.mask_generation import Target
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
@@ -75,11 +75,10 @@ class MaskDataSet:
             return 'splits as they were'
         folders = [folder for folder in self.out.glob('saliency_*') if folder.is_dir()]
         ids = [name for name in self.photographs.ids if any((folder / f'{name}.png').is_file() for folder in folders)]
-        count = max(1, round(self.val_fraction * len(ids))) if self.val_fraction and ids else 0
-        if len(ids) <= count:
+        val = validation_ids(ids, self.val_fraction)
+        if len(ids) <= len(val):
             raise UserError(f'{self.out}: {len(ids)} images have a mask, which leaves none for training: give more '
                             'photographs, another --model, or --val_fraction 0')
-        val = set(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
         for split, members in (('trainaug', [name for name in ids if name not in val]), ('val', sorted(val))):
             path = self.out / 'sets' / f'{split}.txt'
             if members:
@@ -87,7 +86,7 @@ class MaskDataSet:
                     file.writelines(f'{name}\n' for name in members)
             else:
                 path.unlink(missing_ok=True)
-        return f'trainaug {len(ids) - count}, val {count}'
+        return f'trainaug {len(ids) - len(val)}, val {len(val)}'
 
     def _read(self):
         """The record of an earlier run, or None for a folder that is new or empty."""
@@ -135,4 +134,12 @@ def require_same_options(path: str | Path, options: Mapping[str, Any], masks: st
         raise UserError(f'{path} could not be read ({error}): move it away, and the masks that it is about') from error
     if differing:
         raise UserError(f'{path}: masks of this name were made with another --{", --".join(differing)}: give the same, or '
-                        'another --model NAME beside --onnx, or move them away')
+                        f'another --model NAME beside --onnx, or move {masks} away')
+
+
+def earlier_option(path: str | Path, option: str) -> Any:
+    """What an earlier run had as an option, by the configuration that it left; None where there is none, or not this one."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding='utf-8'))['options'].get(option)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):  # `require_same_options` says so
+        return None

@@ -115,6 +115,8 @@ def all_empty(dataset: SegmentationDataset, names: Iterable[str], predicted: boo
                 'nothing to cluster or to retrieve: these weights have not learnt masks (train longer, look at the saliency '
                 "loss in metrics.jsonl), or name the data set's masks as saliency in the experiment file")
     assert dataset.masks is not None
+    if dataset.instances:
+        return f'{dataset.masks}: no file of {dataset.split} has any object: these must be numbered from 1'
     return f'{dataset.masks}: no mask of {dataset.split} has any object: {files.empty_masks(dataset.masks, sorted(names))}'
 
 

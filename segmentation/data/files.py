@@ -161,6 +161,8 @@ def missing_folder(folder: Path) -> UserError:
     kind = folder.name.partition('_')[0] + '_'
     names = [place.name for place in _folders(data_set)]
     alike = [name for name in names if name.startswith(kind)] if folder.name.startswith(kind) else []
+    if kind == 'instances_' and not alike:
+        return UserError(f'{text}: generate_masks.py --objects makes the files of single objects')
     near = ', '.join(sorted(alike)) or nearest_name(folder.name, [name for name in names if name not in LABEL_FOLDERS])
     return UserError(f'{text} (there is {near})' if near else text)
 

@@ -22,15 +22,18 @@ AUTO = 'auto'
 log = logging.getLogger('maskcontrast')
 
 
-def how_many(asked: int | str | None, named: int | None, points: np.ndarray, seeds: Sequence[int], output: Path) -> int:
+def how_many(asked: int | str | None, named: int | None, points: np.ndarray, seeds: Sequence[int], output: Path,
+             unit: str = 'image') -> int:
     """The number of clusters, which the log explains in a line.
 
     asked: a number, 'auto' or None. named: how many there were that have names, which are kept if nothing else is asked for.
-    points: M x D. output: the folder for the figure of 'auto'. Raises `UserError` for more than there are images.
+    points: M x D. output: the folder for the figure of 'auto'. unit: what the points are of, image or object. Raises
+    `UserError` for more clusters than points.
     """
     if isinstance(asked, int):
         if asked > len(points):
-            raise UserError(f'--clusters {asked}: only {len(points)} of the images have masks')
+            raise UserError(f'--clusters {asked}: only {len(points)} of the images have masks' if unit == 'image' else
+                            f'--clusters {asked}: there are only {len(points)} {unit}s')
         log.info('%d clusters, as asked', asked)
         return asked
     if asked is None and named:
@@ -38,7 +41,7 @@ def how_many(asked: int | str | None, named: int | None, points: np.ndarray, see
         return min(named, len(points))
     counts = counts_to_try(len(points), MOST_CLUSTERS) if asked == AUTO else []
     if not counts:
-        log.info('%d clusters: the root of %d images', clusters_for(len(points)), len(points))
+        log.info('%d clusters: the root of %d %ss', clusters_for(len(points)), len(points), unit)
         return clusters_for(len(points))
     scores = silhouettes(points, counts, seeds)
     best = best_count(counts, scores)

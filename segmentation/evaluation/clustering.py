@@ -35,9 +35,10 @@ class Clustering:
     classes_of: np.ndarray
     confusion: np.ndarray | None
 
-    def prediction(self, index: int, mask: np.ndarray) -> np.ndarray:
-        """Image `index`'s predicted classes, H x W uint8, from its mask (H x W uint8, 0 or 1)."""
-        return self.classes_of[[0, self.clusters[index] + 1]].astype(np.uint8)[mask]
+    def prediction(self, index: int | slice, mask: np.ndarray) -> np.ndarray:
+        """An image's predicted classes, H x W uint8. index: its place among the rows that were clustered, or those of its
+        objects. mask: H x W, 0 or 1, or 1 to n for these objects."""
+        return self.classes_of[[0, *(np.atleast_1d(self.clusters[index]) + 1)]].astype(np.uint8)[mask]
 
 
 def cluster_all(vectors: np.ndarray, histograms: np.ndarray | None, n_clusters: int, seeds: Iterable[int],
@@ -110,8 +111,15 @@ def check_clusters(n_clusters: int | None, dataset: SegmentationDataset) -> None
         raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')
     if not dataset.labels and n_clusters > VOID:
         raise UserError(f'--n_clusters must be at most {VOID} without labels (predictions are 8-bit images), not {n_clusters}')
-    if len(dataset) < n_clusters - 1:
-        raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
+    if not dataset.instances:  # else they are counted when they are read
+        check_enough(n_clusters, len(dataset), dataset)
+
+
+def check_enough(n_clusters: int, found: int, dataset: SegmentationDataset) -> None:
+    """Raise a `UserError` where `found` images, or objects of a data set with instances, are too few for so many clusters."""
+    if found < n_clusters - 1:
+        what = 'objects' if dataset.instances else 'images'
+        raise UserError(f'{dataset.split_file}: {found} {what} are too few for {n_clusters - 1} clusters of objects: '
                         'set kmeans_kwargs.n_clusters or --n_clusters lower')
 
 

@@ -1,7 +1,8 @@
 """The vectors of photographs with masks: which network gives them, and which are still to be computed.
 
-Axes: M images, D features.
+Axes: M images, N objects (see `evaluation.objects`), D features.
 """
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from data.loaders import make_loader
 from evaluation.evaluation_images import EvaluationImages
 from evaluation.extraction import embedded_batches
 from evaluation.model_loading import StageNetwork, embedding_network
+from evaluation.objects import Objects
 from evaluation.prototype_cache import PrototypeCache, content_key
 from models.networks import BackboneNetwork, PretrainingNetwork
 from utils.cli.progress import progress
@@ -56,13 +58,23 @@ def image_keys(dataset: SegmentationDataset) -> list[bytes]:
             for name in progress(dataset.ids, 'Looking for new ones')]
 
 
-def compute_missing(cache: PrototypeCache, dataset: SegmentationDataset, keys: Sequence[bytes], settings: Mapping[str, Any],
-                    device: torch.device, workers: int) -> int:
-    """Add the vectors of those images of `dataset` to `cache` that it lacks, batch by batch. Returns how many they were.
+def object_keys(keys: Sequence[bytes], objects: Objects) -> list[bytes]:
+    """What tells each object from all others: N times 32 bytes. keys: of `image_keys`, which they are without instances."""
+    if not objects.dataset.instances:
+        return list(keys)
+    return [hashlib.sha256(keys[image] + name.rpartition('#')[2].encode()).digest()
+            for image, name in zip(objects.image.tolist(), objects.ids, strict=True)]
 
-    keys: of `image_keys`. settings: of `feature_settings`. workers: processes that read images.
+
+def compute_missing(cache: PrototypeCache, objects: Objects, keys: Sequence[bytes], settings: Mapping[str, Any],
+                    device: torch.device, workers: int) -> int:
+    """Add the vectors of those of the objects to `cache` that it lacks, batch by batch. Returns of how many images they were.
+
+    keys: of `object_keys`. settings: of `feature_settings`. workers: processes that read images.
     """
-    first = {key: index for index, key in reversed(list(enumerate(keys))) if key not in cache}
+    dataset = objects.dataset
+    of_image = [tuple(keys[objects.of_image(index)]) for index in range(len(dataset))]
+    first = {own: index for index, own in reversed(list(enumerate(of_image))) if any(key not in cache for key in own)}
     missing = sorted(first.values())
     if len(missing) < len(dataset):
         log.info('%d of %d images are known from before', len(dataset) - len(missing), len(dataset))
@@ -73,6 +85,6 @@ def compute_missing(cache: PrototypeCache, dataset: SegmentationDataset, keys: S
     loader = make_loader(images, min(workers, len(missing)), device, batch_size=BATCH)
     done = 0
     for batch, vectors, _ in embedded_batches(network, loader, device, settings['precision'], settings['hide_background']):
-        cache.add([keys[index] for index in missing[done:done + len(batch['id'])]], vectors)
+        cache.add([key for index in missing[done:done + len(batch['id'])] for key in of_image[index]], vectors)
         done += len(batch['id'])
     return done

@@ -18,14 +18,15 @@ from utils.errors import UserError
 def confusion_matrix(prediction: np.ndarray, labels: np.ndarray, classes: int, name: str, ids: int | None = None) -> np.ndarray:
     """The confusion matrix of one image: P x C int64. Those of a split are summed.
 
-    prediction: H x W uint8 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or VOID.
+    prediction: H x W uint8 or int32 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or VOID.
     name: the image, for messages. Raises `UserError` for a label that is neither void nor below `classes`, and for sizes
     that differ.
     """
     if labels.shape != prediction.shape:
         raise UserError(f'{name}: the labels are {size_text(labels)} and the prediction {size_text(prediction)}')
     ids = ids or classes
-    joint = labels.ravel() + (prediction.ravel().astype(np.uint16) << 8)
+    values: np.ndarray = prediction.ravel().astype(np.uint16 if ids <= 256 else np.int64)
+    joint = labels.ravel() + (values << 8)
     counts = np.bincount(joint, minlength=ids * 256).reshape(ids, 256)
     if counts[:, classes:VOID].any():
         check_labels(labels, classes, name)

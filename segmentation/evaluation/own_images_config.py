@@ -65,8 +65,7 @@ def clustering_settings(network: Mapping[str, Any], images: int, clusters: int) 
     grid = {'dilated': chosen.dense} if network['head'] == 'none' else grid_kwargs(network['backbone_kwargs'])
     settings = {
         'val_db_name': network['train_db_name'],
-        'val_db_kwargs': {'split': 'trainaug', 'saliency': network['train_db_kwargs']['saliency'],
-                          'hide_background': chosen.hide_background},
+        'val_db_kwargs': {'split': 'trainaug', **network['train_db_kwargs'], 'hide_background': chosen.hide_background},
         'num_workers': network['num_workers'], 'transformation_kwargs': {'resolution': [side, side]},
         'backbone': backbone, 'backbone_kwargs': grid, 'head': network['head'],
         **({'model_kwargs': network['model_kwargs']} if 'model_kwargs' in network else {}),

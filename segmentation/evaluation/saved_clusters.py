@@ -47,15 +47,15 @@ class Projection:
 
 @dataclass(frozen=True)
 class SavedClusters:
-    """settings: of `feature_settings`. centres: K x E. projection: or None. keys: M x 32 uint8, which images they were made
-    from (`image_keys`). clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set, and
-    `saliency`, that of its masks."""
+    """settings: of `feature_settings`. centres: K x E. projection: or None. keys: M x 32 uint8, which images or objects they
+    were made from (`object_keys`). clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set,
+    `saliency`, that of its masks, and `instances` where these are those of single objects."""
     settings: dict[str, Any]
     centres: np.ndarray
     projection: Projection | None
     keys: np.ndarray
     clusters: np.ndarray
-    data: dict[str, str]
+    data: dict[str, Any]
 
     def __len__(self):
         return len(self.centres)
@@ -98,7 +98,7 @@ class SavedClusters:
 
 
 def most_compact_clusters(points: np.ndarray, clusters: int, seeds: Sequence[int], projection: Projection | None,
-                          settings: dict[str, Any], keys: Sequence[bytes], data: dict[str, str]) -> tuple[SavedClusters, int]:
+                          settings: dict[str, Any], keys: Sequence[bytes], data: dict[str, Any]) -> tuple[SavedClusters, int]:
     """The most compact of the clusterings that K-means finds from `seeds`, as kmeans.py has it, and its seed.
 
     points: M x E, projected. clusters: how many. The others: as in `SavedClusters`, keys as M times 32 bytes.

@@ -11,17 +11,17 @@ from utils.cli.log import warn_once
 from utils.errors import UserError, nearest_name
 
 
-def evaluation_split(folder: str | Path, split: str, saliency: str | None = None,
-                     max_pixels: int = MAX_PIXELS) -> SegmentationDataset:
+def evaluation_split(folder: str | Path, split: str, saliency: str | None = None, max_pixels: int = MAX_PIXELS,
+                     instances: bool = False) -> SegmentationDataset:
     """A split with labels, or without where the data set has no folder of them: then what lacks its mask is left out too.
 
     PASCAL VOC has labels: there their folder is as necessary as all else. Raises `UserError` as `SegmentationDataset` does.
     """
     dataset = SegmentationDataset(folder, split, saliency, labels=True if Path(folder).name == VOC else None,
-                                  max_pixels=max_pixels)
+                                  max_pixels=max_pixels, instances=instances)
     if dataset.labels:
         return dataset
-    dataset = SegmentationDataset(folder, split, saliency, drop_missing=True, max_pixels=max_pixels)
+    dataset = SegmentationDataset(folder, split, saliency, drop_missing=True, max_pixels=max_pixels, instances=instances)
     warn_once('%s has no labels for the split %s: nothing is scored%s', folder, split,
               f' ({dataset.dropped} ids without image or mask are left out)' if dataset.dropped else '')
     return dataset

@@ -245,6 +245,8 @@ def test_each_variation_is_another_run(experiment):
 def test_what_does_not_go_together(experiment, user_error):
     line = user_error(lambda: main(experiment({'train_db_kwargs.saliency': None})))
     assert 'train_db_kwargs.saliency: null' in line and 'set model_kwargs.use_classification_head: False' in line
+    line = user_error(lambda: main(experiment({'train_db_kwargs.saliency': None, 'train_db_kwargs.instances': True})))
+    assert 'instances needs train_db_kwargs.saliency' in line
     for changes, words in (({'train_batch_size': 1}, '1 over 1 processes'), ({'simulate_processes': 4}, '4 over 4 processes')):
         line = user_error(lambda new=changes: main(experiment({'moco_kwargs.K': 0, **new})))
         assert 'needs at least two images in a batch' in line and words in line

@@ -58,7 +58,8 @@ def test_defaults_of_the_evaluations(tmp_path):
     kmeans = plain(create_config(env, exp))
     assert kmeans['transformation_kwargs'] == {'resolution': [512, 512]}
     assert kmeans['kmeans_kwargs'] == {'n_clusters': None, 'whiten': True, 'pca': False, 'features': 'embedding'}
-    assert kmeans['val_db_kwargs'] == {'split': 'val', 'batch_size': 10, 'saliency': None, 'hide_background': False}
+    assert kmeans['val_db_kwargs'] == {'split': 'val', 'batch_size': 10, 'saliency': None, 'instances': False,
+                                       'hide_background': False}
     exp.write_text(yaml.safe_dump({**common, 'kmeans_eval': True, 'retrieval_kwargs': None}))
     retrieval = plain(create_config(env, exp))
     assert retrieval['retrieval_kwargs'] == {'train_split': 'train', 'saliency': None, 'ignore_classes': None}

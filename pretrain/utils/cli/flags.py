@@ -68,6 +68,17 @@ def add_machine_flags(parser: argparse.ArgumentParser, amp: str) -> None:
     parser.add_argument('--seed', type=_seed, help="seed of everything random (default: the experiment's, if it has one)")
 
 
+def fraction(text: str) -> float:
+    """The value of a flag that takes a share: from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'must be a number from 0 to below 1, not {text}')
+    return value
+
+
 def _seed(text: str):
     if not text.isdecimal() or int(text) > MAX_SEED:
         raise argparse.ArgumentTypeError(f'must be an integer from 0 to {MAX_SEED}, not {text}')

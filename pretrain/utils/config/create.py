@@ -163,10 +163,11 @@ def _check_masks(p: EasyDict, script: str, file: str | Path):
         if not p[group][inner] and (p.head == 'none' or not p.model_kwargs.use_classification_head):
             raise UserError(f'{file}: without a saliency head (head: none, or model_kwargs.use_classification_head: False) '
                             f"{key} must name the data set's masks")
-    if script == config_keys.KMEANS and not p.val_db_kwargs.saliency and (
-            p.val_db_kwargs.hide_background or p.kmeans_kwargs.features != config_keys.EMBEDDING):
-        raise UserError(f'{file}: val_db_kwargs.hide_background and kmeans_kwargs.features need masks: name them as '
-                        'val_db_kwargs.saliency')
+    kwargs = p.val_db_kwargs
+    if script == config_keys.KMEANS and not kwargs.saliency and (
+            kwargs.instances or kwargs.hide_background or p.kmeans_kwargs.features != config_keys.EMBEDDING):
+        raise UserError(f'{file}: val_db_kwargs.instances, val_db_kwargs.hide_background and kmeans_kwargs.features need '
+                        'masks: name them as val_db_kwargs.saliency')
 
 
 def _check_training(p: EasyDict, file: str | Path):
@@ -188,6 +189,8 @@ def _check_pretraining(p: EasyDict, file: str | Path):
     if p.moco_kwargs.K % p.train_batch_size:
         raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
                         f'train_batch_size ({p.train_batch_size})')
+    if p.train_db_kwargs.saliency is None and p.train_db_kwargs.instances:
+        raise UserError(f'{file}: train_db_kwargs.instances needs train_db_kwargs.saliency, the name of instances_<name>/')
     if p.train_db_kwargs.saliency is None and p.model_kwargs.use_classification_head:
         raise UserError(f'{file}: without masks (train_db_kwargs.saliency: null) there is no saliency to predict: set '
                         'model_kwargs.use_classification_head: False, or name the masks')

@@ -50,6 +50,7 @@ KEYS = (
     Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, else val_db_name
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,), nullable=True),  # null: all of the picture is the object
+    Key('train_db_kwargs.instances', 'bool', False, (PRETRAIN,)),
     Key('train_db_kwargs.split', 'str', 'trainaug', CLASSIFIERS),
     Key('train_db_kwargs.batch_size', 'int', 16, CLASSIFIERS, minimum=1),
     Key('train_db_kwargs.share', 'float', 1.0, (FINETUNE,), above=0, maximum=1),
@@ -57,6 +58,7 @@ KEYS = (
     Key('val_db_kwargs.split', 'str', 'val', (EVAL, *EMBEDDED)),
     Key('val_db_kwargs.batch_size', 'int', 10, EVALUATIONS, minimum=1),
     Key('val_db_kwargs.saliency', 'str', None, CLUSTERED),
+    Key('val_db_kwargs.instances', 'bool', False, (KMEANS,)),
     Key('val_db_kwargs.hide_background', 'bool', False, (KMEANS,)),
     Key('train_batch_size', 'int', REQUIRED, (PRETRAIN,), minimum=1),
     Key('simulate_processes', 'int', None, (PRETRAIN,), minimum=1),

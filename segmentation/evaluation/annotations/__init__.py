@@ -1,0 +1,1 @@
+"""Annotations for other tools: what clusters and labels are turned into."""
