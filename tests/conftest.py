@@ -1,11 +1,8 @@
 """Small real data sets and experiments for the tests."""
-import copy
-
 import pytest
 import torch
-import yaml
 from helpers.devkits import broken, converted, originals  # noqa: F401 - fixtures
-from helpers.experiments import PRETRAINING
+from helpers.experiments import PRETRAINING, SMALL, write_experiment
 from helpers.mini import mini, problems  # noqa: F401 - fixtures
 from helpers.toys import toy_checkpoint, toy_network, toys  # noqa: F401 - fixtures
 from helpers.web import drive, server  # noqa: F401 - fixtures
@@ -35,9 +32,9 @@ def shapes_root(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def pretrained(tmp_path_factory, shapes_root):
-    """A pre-training checkpoint as main.py leaves it, of a random ResNet-18 whose batch norms know the images of `Shapes`."""
+    """A pre-training checkpoint as main.py leaves it, of a small random network whose batch norms know images of `Shapes`."""
     torch.manual_seed(0)
-    network = get_model({'backbone': 'resnet18', 'model_kwargs': {'ndim': 8}})
+    network = get_model({**SMALL, 'model_kwargs': {'ndim': 8}})
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1
@@ -59,18 +56,7 @@ def experiment(tmp_path, shapes_root):
     to values; `...` as a value removes the key. Results are in tmp_path / 'output' / name.
     """
     def write(changes=None, name='small', db_root=shapes_root, base=PRETRAINING):
-        content = copy.deepcopy(base)
-        for key, value in (changes or {}).items():
-            group, _, inner = key.rpartition('.')
-            target = content.setdefault(group, {}) if group else content
-            if value is ...:
-                target.pop(inner, None)
-            else:
-                target[inner] = value
-        env, exp = tmp_path / 'env.yml', tmp_path / f'{name}.yml'
-        env.write_text(yaml.safe_dump({'root_dir': str(tmp_path / 'output'), 'db_root': str(db_root)}))
-        exp.write_text(yaml.safe_dump(content))
-        return ['--config_env', str(env), '--config_exp', str(exp), '--device', 'cpu']
+        return write_experiment(tmp_path, changes, db_root, name, base)
     return write
 
 

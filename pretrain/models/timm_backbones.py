@@ -198,6 +198,7 @@ def _has_keys(model: nn.Module):
     return isinstance(getattr(attention, 'k_proj', None), nn.Linear)
 
 
+@functools.cache  # each script reads its configuration twice
 def _size_error(name: str, stride: int, height: int, width: int) -> str | None:
     plan = _plan(name)
     nearest = ' x '.join(str(max(1, round(side / stride)) * stride) for side in (height, width))

@@ -40,7 +40,7 @@ def test_what_is_kept(experiment, tmp_path):
     for epoch, path in kept.items():
         state = load(path)
         assert (state['epoch'], state['steps'], state['seed']) == (epoch, 3 * epoch, 3)
-        assert state['config']['backbone'] == 'resnet18'
+        assert state['config']['backbone'] == PRETRAINING['backbone']
     assert_same(load(kept[3])['model'], halves(final['model']))
     torch.manual_seed(PRETRAINING['seed'])
     start = {f'module.{key}': value for key, value in ContrastiveModel(PRETRAINING).state_dict().items()}

@@ -1,12 +1,11 @@
 """How a training becomes several processes, and what becomes of it when it is started twice, or with another number of them."""
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from helpers.processes import MAIN, ONE_THREAD, torchrun, wait_for
+from helpers import warm
+from helpers.processes import MAIN, Ranks, wait_for
 
 import contrastive.trainer
 from data.loaders import EpochBatchSampler
@@ -44,51 +43,40 @@ def load(path):
     return torch.load(path, weights_only=True)
 
 
-@pytest.fixture
-def by_itself(experiment, tmp_path):
-    """by_itself(changes) starts main.py as on a machine with two GPUs, and returns the process."""
-    script, started = tmp_path / 'two_gpus.py', []
+@pytest.mark.slow
+def test_a_machine_with_two_gpus_is_used_by_itself(experiment, tmp_path, monkeypatch):
+    path, script = tmp_path / 'output' / 'small' / 'checkpoint.pth.tar', tmp_path / 'two_gpus.py'
     script.write_text(TWO_GPUS)
 
-    def start(changes=None):
-        arguments = experiment(changes)
+    def start(name, changes):
+        arguments = experiment({'epochs': 100, **changes})
         arguments[-1] = 'auto'  # device
-        started.append(subprocess.Popen([sys.executable, script, *arguments, '--amp', 'none'], text=True,
-                                        env={**ONE_THREAD, 'CUDA_VISIBLE_DEVICES': ''}, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT))
-        return started[-1]
-    yield start
-    for process in started:
+        return warm.start(script, *arguments, '--amp', 'none', out=tmp_path / name, CUDA_VISIBLE_DEVICES='')
+    process = start('first', {})
+    try:
+        wait_for(path.exists)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(20) == 75, process.printed()
+    finally:
         process.kill()
-
-
-@pytest.mark.slow
-def test_a_machine_with_two_gpus_is_used_by_itself(by_itself, experiment, tmp_path):
-    path = tmp_path / 'output' / 'small' / 'checkpoint.pth.tar'
-    process = by_itself({'epochs': 100})
-    wait_for(path.exists)
-    process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=20)
-    assert process.returncode == 75, output
-    assert '2 on each of 2 processes' in output and 'stopped by SIGUSR1' in output
-
-    process = by_itself({'epochs': 100, 'moco_kwargs.K': 6})
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and output.count('error: ') == 1 and 'moco_kwargs.K' in output
+    assert '2 on each of 2 processes' in process.printed() and 'stopped by SIGUSR1' in process.printed()
+    process = start('second', {'moco_kwargs.K': 6})
+    assert process.wait(60) == 2 and process.printed().count('error: ') == 1 and 'moco_kwargs.K' in process.printed()
 
 
 @pytest.mark.slow
 def test_a_bad_loss_of_one_process_stops_all_at_that_step(experiment, tmp_path):
     (tmp_path / 'bad_loss.py').write_text(ONE_BAD_LOSS)
-    log, folder = tmp_path / 'log', tmp_path / 'output' / 'small'
-    assert torchrun(tmp_path / 'bad_loss.py', [*experiment({'epochs': 3}), '--amp', 'none'], log).wait(90) == 1
-    message, = [line for line in log.read_text().splitlines() if 'error: ' in line]
+    folder = tmp_path / 'output' / 'small'
+    ranks = Ranks(tmp_path / 'bad_loss.py', [*experiment({'epochs': 3}), '--amp', 'none'], tmp_path / 'logs')
+    assert ranks.wait(90) == [2, 2]
+    message, = ranks.errors()
     ids = sorted(message.partition('images of rank 1 ')[2].partition(':')[0].split())
     batches = EpochBatchSampler(12, 4, 3, rank=1, world_size=2)
     batches.epoch = 1
     assert 'the loss is nan in epoch 2, step 2, images of rank 1 train_' in message
     assert ids == sorted(f'train_{index:04d}' for _, index in list(batches)[1])
-    assert (load(folder / 'checkpoint.pth.tar')['epoch'], log.read_text().count('exitcode  : 2')) == (1, 2)
+    assert load(folder / 'checkpoint.pth.tar')['epoch'] == 1
 
 
 @pytest.mark.slow
@@ -125,7 +113,7 @@ def test_the_batches_of_a_step_are_the_same_on_any_number_of_processes(count):
 def test_two_runs_do_not_share_a_folder(experiment, tmp_path, user_error):
     arguments = [*experiment({'epochs': 300}), '--amp', 'none']
     folder = tmp_path / 'output' / 'small'
-    first = subprocess.Popen([sys.executable, MAIN, *arguments], env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    first = warm.start(MAIN, *arguments, out=tmp_path / 'out')
     try:
         wait_for((folder / 'checkpoint.pth.tar').exists)
         line = user_error(lambda: main(arguments))
@@ -133,7 +121,6 @@ def test_two_runs_do_not_share_a_folder(experiment, tmp_path, user_error):
         assert f'{folder}: another run' in user_error(lambda: main([*arguments, '--fresh'])) and folder.is_dir()
     finally:
         first.kill()
-        first.wait()
     main([*experiment({'epochs': 1}), '--amp', 'none', '--fresh'])  # the killed one holds it no more
     assert (tmp_path / 'output' / 'small.old-1').is_dir() and not (folder / '.lock').exists()
     assert load(folder / 'checkpoint.pth.tar')['epoch'] == 1

@@ -1,17 +1,16 @@
 """`main.py` end to end: what a run leaves, how it goes on after a cut, and when it refuses."""
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from helpers import warm
 from helpers.checks import assert_same
+from helpers.experiments import RESNET
+from helpers.processes import MAIN, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
 
@@ -20,8 +19,6 @@ from contrastive.advice import PAGE, short_run
 from contrastive.trainer import view_figure
 from main import main
 
-MAIN = Path(__file__).resolve().parents[2] / 'pretrain' / 'main.py'
-
 
 def load(folder):
     return torch.load(folder / 'checkpoint.pth.tar', weights_only=True)
@@ -29,7 +26,8 @@ def load(folder):
 
 @pytest.mark.slow
 def test_what_a_run_leaves(experiment, tmp_path, capsys):
-    arguments = experiment()
+    """Of a ResNet, the backbone of the published files; the other tests have a small one."""
+    arguments = experiment(RESNET)
     main([*arguments, '--amp', 'none'])
     folder = tmp_path / 'output' / 'small'
     state = load(folder)
@@ -73,9 +71,10 @@ def test_what_a_run_leaves(experiment, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('amp, workers', [('none', 0), ('bf16', 2)])
-def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch, amp, workers):
-    """Every checkpoint of an undisturbed run, also those inside an epoch, leads to the same end."""
+@pytest.mark.parametrize('amp, workers, number, position', [
+    ('bf16', 2, 0, 'after 0 epochs and 2 steps'), ('none', 0, 3, 'after 2 epochs and 0 steps')])
+def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch, amp, workers, number, position):
+    """A checkpoint of an undisturbed run, inside an epoch or between two, leads to the same end."""
     arguments = [*experiment({'epochs': 3, 'checkpoint_every': 2, 'num_workers': workers}), '--amp', amp]
     folder, kept, save = tmp_path / 'output' / 'small', [], utils.training.loop.save_checkpoint
 
@@ -90,33 +89,45 @@ def test_cut_anywhere_and_resumed_is_bit_equal(experiment, tmp_path, monkeypatch
     assert len(kept) == 6  # two an epoch
     positions = [(cut['epoch'], cut['step']) for cut in (torch.load(path, weights_only=True) for path in kept)]
     assert positions == [(0, 2), (1, 0), (1, 2), (2, 0), (2, 2), (3, 0)]
-    for path, position in ((kept[0], 'after 0 epochs and 2 steps'), (kept[3], 'after 2 epochs and 0 steps')):
-        shutil.copy(path, folder / 'checkpoint.pth.tar')
-        (folder / 'log_file.txt').unlink()
-        main(arguments)
-        log = (folder / 'log_file.txt').read_text()
-        assert position in log and log.count('trainaug: ') == log.count('trainaug: 12 images, 12 masks (0 empty)') == 1
-        assert_same(load(folder), final)
-        rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-        for row, want in zip(rows, map(json.loads, metrics.splitlines()), strict=True):
-            row.pop('images_per_second'), want.pop('images_per_second')
-            assert row == want
+    shutil.copy(kept[number], folder / 'checkpoint.pth.tar')
+    (folder / 'log_file.txt').unlink()
+    main(arguments)
+    log = (folder / 'log_file.txt').read_text()
+    assert position in log and log.count('trainaug: ') == log.count('trainaug: 12 images, 12 masks (0 empty)') == 1
+    assert_same(load(folder), final)
+    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    for row, want in zip(rows, map(json.loads, metrics.splitlines()), strict=True):
+        row.pop('images_per_second'), want.pop('images_per_second')
+        assert row == want
+
+
+# Killed by the system in the second step of its second epoch
+KILLED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(MAIN.parent)!r})
+import main
+from contrastive import trainer
+
+class Trainer(trainer.ContrastiveTrainer):
+    def train_step(self, batch):
+        if (self.epoch, self.step) == (1, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().train_step(batch)
+
+trainer.ContrastiveTrainer = Trainer
+main.main()
+"""
 
 
 @pytest.mark.slow
 def test_killed_and_started_again(experiment, tmp_path):
-    """A real process, a real SIGKILL in its second epoch."""
+    """A real process, a real SIGKILL."""
     changes = {'epochs': 3, 'num_workers': 1}
     arguments = [*experiment(changes), '--amp', 'none']
     metrics = tmp_path / 'output' / 'small' / 'metrics.jsonl'
-    process = subprocess.Popen([sys.executable, MAIN, *arguments], cwd='/', stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (metrics.parent / 'checkpoint.pth.tar').exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(metrics.read_text().splitlines()) < 3
+    (tmp_path / 'killed.py').write_text(KILLED)
+    assert warm.run(tmp_path / 'killed.py', *arguments, out=tmp_path / 'out').returncode == -signal.SIGKILL
+    assert len(metrics.read_text().splitlines()) == load(metrics.parent)['epoch'] == 1
     (metrics.parent / '.checkpoint.pth.tar.1.tmp').write_text('what a kill inside a write leaves')
     main(arguments)
     assert 'Going on from' in (metrics.parent / 'log_file.txt').read_text()
@@ -132,7 +143,7 @@ def test_killed_and_started_again(experiment, tmp_path):
 def test_frozen_layers_stay_bit_equal_to_the_file_of_initial_weights(experiment, tmp_path):
     weights = resnet18(weights=None).state_dict()
     torch.save(weights, tmp_path / 'resnet18.pth')
-    changes = {'freeze_layers': True, 'epochs': 1, 'backbone_kwargs.pretraining': 'imagenet_classification',
+    changes = {**RESNET, 'freeze_layers': True, 'epochs': 1, 'backbone_kwargs.pretraining': 'imagenet_classification',
                'backbone_kwargs.state_dict': str(tmp_path / 'resnet18.pth')}
     main(experiment(changes))
     log = (tmp_path / 'output' / 'small' / 'log_file.txt').read_text()
@@ -153,7 +164,7 @@ def test_frozen_layers_stay_bit_equal_to_the_file_of_initial_weights(experiment,
 def test_starts_from_a_moco_file(experiment, tmp_path):
     weights = {f'module.encoder_q.{key}': value for key, value in resnet18(weights=None).state_dict().items()}
     torch.save({'state_dict': weights}, tmp_path / 'moco.pth.tar')
-    changes = {'epochs': 1, 'optimizer_kwargs.lr': 1e-12, 'optimizer_kwargs.weight_decay': 0,
+    changes = {**RESNET, 'epochs': 1, 'optimizer_kwargs.lr': 1e-12, 'optimizer_kwargs.weight_decay': 0,
                'backbone_kwargs.pretraining': 'imagenet_moco',
                'backbone_kwargs.moco_state_dict': str(tmp_path / 'moco.pth.tar')}
     main(experiment(changes))
@@ -162,8 +173,8 @@ def test_starts_from_a_moco_file(experiment, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('changes', [{'model_kwargs.use_classification_head': False}, {'backbone_kwargs.dilated': False},
-                                     {'model_kwargs.upsample': False}, {'optimizer': 'adam', 'optimizer_kwargs': {'lr': 1e-3}},
+@pytest.mark.parametrize('changes', [{'model_kwargs.use_classification_head': False}, {'model_kwargs.upsample': False},
+                                     {**RESNET, 'backbone_kwargs.dilated': False},
                                      {'train_batch_size': 1, 'transformation_kwargs.crop_size': 30}])
 def test_other_settings_train(experiment, tmp_path, changes):
     main(experiment({'epochs': 1, **changes}))
@@ -214,7 +225,7 @@ def test_a_learning_rate_of_the_heads_own(experiment, tmp_path):
     after = load(folder)
     rates = [group['lr'] for group in after['optimizer']['param_groups']]
     assert rates == pytest.approx([0.01 * 0.5 ** 0.9, 1e-9 * 0.5 ** 0.9], rel=1e-9, abs=0)
-    for part, moved in (('backbone.layer4.1.conv2', True), ('decoder.0.convs.0.0', False), ('head', False)):
+    for part, moved in (('backbone.model.layer4.0.downsample.1', True), ('decoder.0.convs.0.0', False), ('head', False)):
         key = f'module.model_q.{part}.weight'
         assert torch.allclose(after['model'][key], before[key], atol=1e-6) != moved, part
     main([*experiment(own | {'epochs': 3}), '--amp', 'none', '--override'])  # goes on with both groups
@@ -251,16 +262,8 @@ def test_a_seed_given_once_stays_with_the_run(experiment, tmp_path):
 
 @pytest.mark.slow
 def test_interrupted(experiment, tmp_path):
-    """Ctrl-C in a terminal: one line, exit code 130. A shell that started these tests in the background has SIGINT ignored."""
-    process = subprocess.Popen([sys.executable, MAIN, *experiment({'epochs': 1000})], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    try:
-        for line in process.stdout:
-            if line.startswith('Epoch 1/'):
-                break
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[1].splitlines() == ['error: interrupted']
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    """Ctrl-C in a terminal: one line, exit code 130."""
+    process = warm.start(MAIN, *experiment({'epochs': 1000}), out=tmp_path / 'out', err=tmp_path / 'err')
+    wait_for(lambda: 'Epoch 1/' in process.printed())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130 and process.errors().splitlines() == ['error: interrupted']

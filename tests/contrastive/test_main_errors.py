@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.experiments import RESNET
 from PIL import Image
 from torchvision.models import resnet18
 
@@ -228,7 +229,7 @@ CHANGES = {
 def test_state_dict_that_does_not_fit(fails, tmp_path, resnet, change, words):
     path = tmp_path / 'resnet.pth'
     torch.save(change(resnet), path)
-    line = fails({'backbone_kwargs.state_dict': str(path)})
+    line = fails({**RESNET, 'backbone_kwargs.state_dict': str(path)})
     assert line.startswith(f'{path}: ') and line.endswith(f': {words}')  # and no other key
 
 
@@ -238,15 +239,15 @@ def test_moco_checkpoint_that_does_not_fit(fails, tmp_path, resnet, change, word
     state = {f'module.encoder_q.{key}': value for key, value in change(resnet).items()}
     state |= {'module.encoder_k.conv1.weight': torch.zeros(1), 'module.queue': torch.zeros(1)}
     torch.save({'epoch': 800, 'arch': 'resnet18', 'state_dict': state}, path)
-    line = fails({'backbone_kwargs.pretraining': 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(path)})
+    line = fails({**RESNET, 'backbone_kwargs.pretraining': 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(path)})
     assert line.startswith(f'{path}: ') and line.endswith(f': {words}')
 
 
 @pytest.mark.slow
 def test_files_that_are_no_initial_weights(fails, tmp_path, resnet):
     path, trace = tmp_path / 'weights.pth', tmp_path / TOUCHED
-    moco = {'backbone_kwargs.pretraining': 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(path)}
-    plain = {'backbone_kwargs.state_dict': str(path)}
+    moco = {**RESNET, 'backbone_kwargs.pretraining': 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(path)}
+    plain = {**RESNET, 'backbone_kwargs.state_dict': str(path)}
     for content, changes, words in ((resnet, moco, "it has no 'state_dict'"), (7, moco, "it has no 'state_dict'"),
                                     ({'state_dict': resnet}, moco, "'module.encoder_q.'"),
                                     (torch.zeros(2), plain, 'found Tensor'), ({}, plain, 'missing bn1.bias'),

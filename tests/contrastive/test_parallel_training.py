@@ -4,13 +4,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
+from helpers import warm
 from helpers.checks import assert_same
-from helpers.processes import MAIN, ONE_THREAD, errors, exit_codes, pid_of, torchrun, wait_for
+from helpers.processes import MAIN, Ranks, errors, exit_codes, torchrun, wait_for
 
 from data.loaders import EpochBatchSampler
 from main import main
@@ -30,18 +29,34 @@ def load(folder):
 
 @pytest.fixture
 def training(experiment, tmp_path):
-    """training(changes, flags) starts two processes of a small training. Returns torchrun's process, its log, and the run's
-    folder."""
+    """training(changes, flags) starts two processes of a small training. Returns them and the run's folder."""
     started = []
 
     def start(changes=None, flags=(), **named):
-        log = tmp_path / f'{len(started)}.log'
-        started.append(torchrun(MAIN, [*experiment(changes, **named), '--amp', 'none', *flags], log))
-        return started[-1], log, tmp_path / 'output' / 'small'
+        started.append(Ranks(MAIN, [*experiment(changes, **named), '--amp', 'none', *flags], tmp_path / f'{len(started)}'))
+        return started[-1], tmp_path / 'output' / 'small'
     yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
+    for ranks in started:
+        ranks.kill()
+
+
+# Rank 1 is asked to stop in the first step of the second of its epochs
+STOPPED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(MAIN.parent)!r})
+import main
+from contrastive import trainer
+from utils.parallel import ranks
+
+class Trainer(trainer.ContrastiveTrainer):
+    def train_step(self, batch):
+        if ranks.rank() == 1 and (self.epoch, self.step) == (1, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().train_step(batch)
+
+trainer.ContrastiveTrainer = Trainer
+main.main()
+"""
 
 
 @pytest.mark.slow
@@ -49,16 +64,15 @@ def test_stopped_and_resumed_it_ends_like_simulated_processes(training, experime
     """SIGTERM to rank 1 alone: the second start ends in the weights, bit for bit, of one process that was never stopped and
     computes what two would."""
     changes = {'epochs': 4, 'num_workers': 2, 'checkpoint_every': 2}
-    half = ('--amp', 'bf16')
-    process, log, folder = training(changes, half)
-    wait_for((folder / 'checkpoint.pth.tar').exists)
-    os.kill(pid_of(process, 1), signal.SIGTERM)
-    process.wait(20)
+    half, folder = ('--amp', 'bf16'), tmp_path / 'output' / 'small'
+    (tmp_path / 'stopped.py').write_text(STOPPED)
+    log = tmp_path / 'log'
+    torchrun(tmp_path / 'stopped.py', [*experiment(changes), *half], log).wait(60)
     assert exit_codes(log) == {0: 75, 1: 75}, log.read_text()
     assert log.read_text().count('give the same command again') == 1 and not errors(log)
-    assert 2 <= at(folder) < 12
-    process, log, folder = training(changes, half)
-    assert process.wait(120) == 0, log.read_text()
+    assert 3 < at(folder) <= 5  # those that were under way
+    ranks, _ = training(changes, half)
+    assert ranks.wait() == [0, 0], ranks.printed()
     written = (folder / 'log_file.txt').read_text()
     assert written.count('batches of 4: 2 on each of 2 processes') == 2 and written.count('Epoch 4/4') == 1
 
@@ -76,12 +90,11 @@ def at(folder):
 
 @pytest.mark.slow
 def test_a_killed_process_is_named_and_ends_the_others(training):
-    process, log, folder = training({'epochs': 300})
-    wait_for(lambda: (folder / 'checkpoint.pth.tar').exists())
-    os.kill(pid_of(process, 1), signal.SIGKILL)
-    process.wait(30)
-    assert exit_codes(log)[0] == 3 and exit_codes(log)[1] == -9
-    message, = errors(log)
+    ranks, folder = training({'epochs': 300})
+    wait_for((folder / 'checkpoint.pth.tar').exists)
+    ranks.processes[1].kill()
+    assert ranks.wait(30) == [3, -signal.SIGKILL], ranks.printed()
+    message, = ranks.errors()
     assert re.search(r'rank 1 has died or hangs \(epoch \d+, step \d\)', message)
     assert message in (folder / 'log_file.txt').read_text()
     assert load(folder)['epoch'] >= 1
@@ -101,20 +114,18 @@ def test_a_process_that_hangs_is_named(training, image):
     """An image never comes: its file is a pipe that nobody writes to."""
     image.unlink()
     os.mkfifo(image)
-    process, log, _ = training(flags=('--dist-timeout', '6'), db_root=image.parents[2])
-    process.wait(90)
-    assert exit_codes(log) == {0: 3, 1: 3}, log.read_text()
-    message, = errors(log)
-    assert 'rank 1 hangs (epoch 1, step 2): no progress for 6 s' in message
+    ranks, _ = training(flags=('--dist-timeout', '3'), db_root=image.parents[2])
+    assert ranks.wait(90) == [3, 3], ranks.printed()
+    message, = ranks.errors()
+    assert 'rank 1 hangs (epoch 1, step 2): no progress for 3 s' in message
 
 
 @pytest.mark.slow
 def test_a_bad_image_of_one_process_ends_all(training, image):
     image.write_bytes(image.read_bytes()[:300])
-    process, log, folder = training(db_root=image.parents[2])
-    process.wait(60)
-    assert exit_codes(log) == {0: 2, 1: 2}, log.read_text()
-    message, = errors(log)
+    ranks, folder = training(db_root=image.parents[2])
+    assert ranks.wait(60) == [2, 2], ranks.printed()
+    message, = ranks.errors()
     assert str(image) in message and message.startswith('error: rank 1: ')
     assert message in (folder / 'log_file.txt').read_text()
 
@@ -127,9 +138,7 @@ def test_mocos_flags_join_processes_by_hand(experiment, tmp_path):
         port = free.getsockname()[1]
     arguments = [*experiment({'epochs': 1}), '--amp', 'none', '--dist-url', f'tcp://127.0.0.1:{port}', '--dist-backend', 'gloo',
                  '--multiprocessing-distributed', '--world-size', '2']
-    both = [subprocess.Popen([sys.executable, MAIN, *arguments, '--rank', str(rank)], env=ONE_THREAD, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
-    outputs = [process.communicate(timeout=90)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert '2 on each of 2 processes' in outputs[0] and outputs[1].strip() == ''
+    both = [warm.start(MAIN, *arguments, '--rank', rank, out=tmp_path / f'{rank}.log') for rank in range(2)]
+    assert [process.wait(90) for process in both] == [0, 0], [process.printed() for process in both]
+    assert '2 on each of 2 processes' in both[0].printed() and both[1].printed().strip() == ''
     assert load(tmp_path / 'output' / 'small')['epoch'] == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.experiments import LINEAR
+from helpers.experiments import LINEAR, RESNET, SMALL
 from PIL import Image
 
 import eval as evaluation_script
@@ -129,7 +129,7 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
         evaluate('--crf-postprocess', '--images', str(folder / 'notes.txt'))  # moves nothing
     other = tmp_path / 'other' / 'best_model.pth.tar'
     other.parent.mkdir()
-    torch.save(get_model({'backbone': 'resnet18', 'num_classes': 3}).state_dict(), other)
+    torch.save(get_model({**SMALL, 'num_classes': 3}).state_dict(), other)
     with pytest.raises(SystemExit):
         evaluate('--crf-postprocess', weights=other)  # nor does a model that does not fit
     assert (found / 'contact_sheet.png').is_file() and not list(found.parent.glob('*.old-2'))
@@ -150,7 +150,7 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
 def test_class_names_of_voc_need_no_download(evaluate, shapes_root, tmp_path):
     torch.save(get_model({'backbone': 'resnet18'}).state_dict(), tmp_path / 'voc.pth')
     found = evaluate('--images', str(shapes_root / 'Shapes' / 'images'), '--num_visualizations', '1',
-                     changes={'val_db_name': 'VOCSegmentation'}, weights=tmp_path / 'voc.pth', db_root=tmp_path / 'empty')
+                     changes={**RESNET, 'val_db_name': 'VOCSegmentation'}, weights=tmp_path / 'voc.pth', db_root=tmp_path / 'empty')
     assert len(list((found / 'predictions').iterdir())) == 18 and not (tmp_path / 'empty').exists()
 
 
@@ -197,9 +197,9 @@ def test_weights_that_do_not_fit(fails, trained, pretrained, tmp_path):
     for content, words in (
             ({'model': hostile}, 'refused, since loading it would run code'),
             (torch.load(pretrained), 'a pre-training checkpoint has no classifier: train one with linear_finetune.py first'),
-            (get_model({'backbone': 'resnet18', 'num_classes': 4}).state_dict(),
+            (get_model({**SMALL, 'num_classes': 4}).state_dict(),
              'its classifier has 5 classes, but the data set Shapes has 9'),
-            (get_model({'backbone': 'resnet50', 'num_classes': 8}).state_dict(), 'this network: left over backbone.'),
+            (get_model({**RESNET, 'num_classes': 8}).state_dict(), 'do not fit this network: missing backbone.'),
             ({key: value for key, value in good.items() if key != 'decoder.4.bias'}, 'missing decoder.4.bias'),
             ({**good, 'head.bias': torch.zeros(8)}, 'left over head.bias'),
             ([1, 2], 'not a file of weights')):
@@ -207,7 +207,7 @@ def test_weights_that_do_not_fit(fails, trained, pretrained, tmp_path):
         line = fails(weights=path)
         assert line.startswith(f'{path}: ') and words in line
     assert not trace.exists()
-    assert 'do not fit this network: missing backbone.' in fails(changes={'backbone': 'resnet50'})
+    assert 'do not fit this network: missing backbone.' in fails(changes=RESNET)
 
 
 @pytest.mark.slow

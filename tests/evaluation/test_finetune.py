@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checks import assert_same
-from helpers.experiments import LINEAR
+from helpers.experiments import LINEAR, RESNET
 from torch.nn import functional as F
 
 from data.dataset import SegmentationDataset
@@ -83,7 +83,7 @@ def test_a_share_smaller_than_a_batch_from_the_backbones_own_weights(arguments, 
     torch.manual_seed(1)
     weights = build_backbone('resnet18', {}).state_dict()
     torch.save(weights, tmp_path / 'backbone.pth')
-    main(arguments({'train_db_kwargs.share': 0.1, 'pretraining': None, 'epochs': 1, 'optimizer_kwargs.lr': 1e-9,
+    main(arguments({**RESNET, 'train_db_kwargs.share': 0.1, 'pretraining': None, 'epochs': 1, 'optimizer_kwargs.lr': 1e-9,
                     'backbone_kwargs.state_dict': str(tmp_path / 'backbone.pth')}))
     folder = tmp_path / 'output' / 'small'
     assert len((folder / 'train_ids.txt').read_text().split()) == 1

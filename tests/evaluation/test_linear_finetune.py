@@ -1,11 +1,7 @@
 """`linear_finetune.py` end to end: what a run leaves, and how it goes on after a cut."""
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -13,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import warm
 from helpers.checks import assert_same
-from helpers.experiments import LINEAR
+from helpers.experiments import LINEAR, RESNET
 from helpers.plain_evaluation import CLASSES, plain_images, plain_iou
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -118,8 +115,9 @@ def test_partly_frozen_batch_norm(arguments, pretrained, tmp_path, freeze):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('freeze, workers, amp', [('all', 0, 'none'), ('none', 2, 'bf16')])
-def test_cut_anywhere_and_resumed_is_bit_equal(arguments, tmp_path, monkeypatch, freeze, workers, amp):
+@pytest.mark.parametrize('freeze, workers, amp, number, position', [
+    ('none', 2, 'bf16', 0, 'after 0 epochs and 2 steps'), ('all', 0, 'none', 4, 'after 1 epochs and 3 steps')])
+def test_cut_anywhere_and_resumed_is_bit_equal(arguments, tmp_path, monkeypatch, freeze, workers, amp, number, position):
     flags = [*arguments({'epochs': 3, 'checkpoint_every': 2, 'num_workers': workers, 'freeze_batchnorm': freeze}), '--amp', amp]
     folder, kept, save = tmp_path / 'output' / 'small', [], utils.training.loop.save_checkpoint
 
@@ -135,15 +133,14 @@ def test_cut_anywhere_and_resumed_is_bit_equal(arguments, tmp_path, monkeypatch,
     final, metrics = [load(folder, name) for name in ('checkpoint.pth.tar', 'best_model.pth.tar')], rows_of(folder)
     results = (folder / 'results.json').read_bytes()
     assert len(kept) == 9  # three an epoch: after two steps, before the validation, and at the end
-    for number, position in ((0, 'after 0 epochs and 2 steps'), (4, 'after 1 epochs and 3 steps')):
-        for path in (folder / 'log_file.txt', folder / 'results.json', folder / 'best_model.pth.tar'):
-            path.unlink()
-        for file in kept[number]:
-            shutil.copy(file, folder)
-        main(flags)
-        assert position in (folder / 'log_file.txt').read_text()
-        assert_same([load(folder, name) for name in ('checkpoint.pth.tar', 'best_model.pth.tar')], final)
-        assert rows_of(folder) == metrics and (folder / 'results.json').read_bytes() == results
+    for path in (folder / 'log_file.txt', folder / 'results.json', folder / 'best_model.pth.tar'):
+        path.unlink()
+    for file in kept[number]:
+        shutil.copy(file, folder)
+    main(flags)
+    assert position in (folder / 'log_file.txt').read_text()
+    assert_same([load(folder, name) for name in ('checkpoint.pth.tar', 'best_model.pth.tar')], final)
+    assert rows_of(folder) == metrics and (folder / 'results.json').read_bytes() == results
 
 
 def rows_of(folder):
@@ -151,22 +148,32 @@ def rows_of(folder):
     return [{key: value for key, value in row.items() if key != 'images_per_second'} for row in rows]
 
 
+# Killed by the system in the second step of its second epoch
+KILLED = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT / 'segmentation')!r})
+import linear_finetune
+from evaluation import linear_training
+
+class Trainer(linear_training.LinearTrainer):
+    def train_step(self, batch):
+        if (self.epoch, self.step) == (1, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().train_step(batch)
+
+linear_training.LinearTrainer = Trainer
+linear_finetune.main()
+"""
+
+
 @pytest.mark.slow
 def test_killed_and_started_again(arguments, tmp_path):
-    """A real process, a real SIGKILL after its first epoch."""
-    changes = {'epochs': 12, 'num_workers': 1}
+    """A real process, a real SIGKILL."""
+    changes = {'epochs': 3, 'num_workers': 1}
     flags, folder = arguments(changes), tmp_path / 'output' / 'small'
-    process = subprocess.Popen([sys.executable, ROOT / 'segmentation' / 'linear_finetune.py', *flags], cwd='/',
-                               stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    try:
-        while not (folder / 'checkpoint.pth.tar').exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not (folder / 'results.json').exists()
+    (tmp_path / 'killed.py').write_text(KILLED)
+    assert warm.run(tmp_path / 'killed.py', *flags, out=tmp_path / 'out').returncode == -signal.SIGKILL
+    assert load(folder)['epoch'] == 1 and not (folder / 'results.json').exists()
     main(flags)
     assert 'Going on from' in (folder / 'log_file.txt').read_text()
     main(arguments(changes, name='undisturbed'))

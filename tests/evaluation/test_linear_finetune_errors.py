@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.experiments import LINEAR
+from helpers.experiments import LINEAR, RESNET
 from PIL import Image
 
 from linear_finetune import main
@@ -39,19 +39,19 @@ def test_checkpoints_that_do_not_fit(fails, pretrained, tmp_path):
     def without(key):
         return {name: value for name, value in good.items() if name != f'module.model_q.{key}'}
     for content, words in (
-            (without('backbone.conv1.weight'), 'missing backbone.conv1.weight'),
+            (without('backbone.model.bn1.weight'), 'missing backbone.model.bn1.weight'),
             (without('head.bias'), 'missing head.bias'),
             (without('classification_head.weight'), 'missing classification_head.weight'),
             ({**good, 'module.model_q.extra': torch.zeros(1)}, 'left over extra'),
             ({**good, 'module.model_q.decoder.4.bias': torch.zeros(9)}, 'should not be there: decoder.4.bias'),
-            ({'backbone.conv1.weight': torch.zeros(1)}, "none of its keys starts with 'module.model_q.'")):
+            ({'backbone.model.bn1.weight': torch.zeros(1)}, "none of its keys starts with 'module.model_q.'")):
         torch.save({'model': content}, path)
         line = fails(changes)
         assert line.startswith(f'{path}: ') and words in line
     torch.save({'model': without('classification_head.weight')}, path)  # a network that was made without it
     arguments = {**changes, 'model_kwargs': {'use_classification_head': False}, 'num_workers': 0}
     assert 'train_db_kwargs.batch_size is 13' in fails({**arguments, 'train_db_kwargs.batch_size': 13})
-    assert 'do not fit this network: missing backbone.' in fails({**arguments, 'backbone': 'resnet50'})
+    assert 'do not fit this network: missing backbone.' in fails({**arguments, **RESNET})
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_a_new_pretraining_is_not_mixed_with_an_old_classifier(experiment, pretr
     main(arguments)
     before = (folder / 'checkpoint.pth.tar').read_bytes()
     content = torch.load(path)
-    content['model']['module.model_q.backbone.conv1.weight'][0, 0, 0, 0] += 1
+    content['model']['module.model_q.backbone.model.bn1.weight'][0] += 1
     torch.save(content, path)
     line = user_error(lambda: main(arguments))
     assert f'{path} does not hold the weights that {folder / "checkpoint.pth.tar"} was trained from' in line

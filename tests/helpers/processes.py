@@ -8,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import torch.distributed as dist
+
+from helpers import warm
+
 MAIN = Path(__file__).resolve().parents[2] / 'pretrain' / 'main.py'
 ONE_THREAD = {**os.environ, 'OMP_NUM_THREADS': '1'}  # two processes with two threads each would fight for two cores
 
@@ -17,6 +21,36 @@ def torchrun(script, arguments, log, count=2):
     with open(log, 'w') as file:
         return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={count}',
                                  script, *arguments], cwd='/', env=ONE_THREAD, stdout=file, stderr=subprocess.STDOUT)
+
+
+class Ranks:
+    """Processes of a script that meet as those of torchrun do, without torchrun, which itself takes seconds to start. What they
+    print is in files of `folder`."""
+
+    def __init__(self, script, arguments, folder, count=2, **environment):
+        self.store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)  # as torchrun has one
+        shared = {'WORLD_SIZE': count, 'LOCAL_WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': self.store.port,
+                  'TORCHELASTIC_USE_AGENT_STORE': True, 'TORCHELASTIC_RUN_ID': 'none', **environment}
+        folder.mkdir(exist_ok=True)
+        self.processes = [warm.start(script, *arguments, out=folder / f'rank{rank}.log', **{
+            name: str(value) for name, value in {**shared, 'RANK': rank, 'LOCAL_RANK': rank}.items()}) for rank in range(count)]
+
+    def wait(self, timeout=120):
+        """Wait for their end. Returns the exit codes in rank order; a negative one is that of a signal."""
+        try:
+            return [process.wait(timeout) for process in self.processes]
+        finally:
+            self.kill()
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+
+    def printed(self):
+        return ''.join(process.printed() for process in self.processes)
+
+    def errors(self):
+        return [line for line in self.printed().splitlines() if 'error: ' in line]
 
 
 def pid_of(launcher, rank):
