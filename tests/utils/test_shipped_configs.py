@@ -14,7 +14,8 @@ ADDED = ('script', 'name', 'root_dir', 'db_root', 'image_cache', 'output_dir', '
 def published(saliency, batch, pretraining, moco, freeze, K):
     """Section 6 of the method, plus the documented defaults of the optional keys, as a plain dict."""
     return {
-        'train_db_name': 'VOCSegmentation', 'train_db_kwargs': {'saliency': saliency}, 'train_batch_size': batch,
+        'train_db_name': 'VOCSegmentation', 'train_db_kwargs': {'saliency': saliency, 'instances': False},
+        'train_batch_size': batch,
         'num_workers': 8, 'backbone': 'resnet50',
         'backbone_kwargs': {'dilated': True, 'output_stride': None, 'pretraining': pretraining, 'moco_state_dict': moco,
                             'state_dict': None},
