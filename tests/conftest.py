@@ -1,15 +1,13 @@
 """Small real data sets and experiments for the tests."""
 import pytest
-import torch
 from helpers.devkits import broken, converted, originals  # noqa: F401 - fixtures
 from helpers.experiments import PRETRAINING, SMALL, write_experiment
 from helpers.mini import mini, problems  # noqa: F401 - fixtures
+from helpers.stored import pretraining_checkpoint
 from helpers.toys import toy_checkpoint, toy_network, toys  # noqa: F401 - fixtures
 from helpers.web import drive, server  # noqa: F401 - fixtures
 
-from data.dataset import SegmentationDataset
 from data.synthetic_shapes import draw_shapes
-from models.factory import get_model
 
 pytest.register_assert_rewrite('helpers.checks')
 
@@ -32,20 +30,8 @@ def shapes_root(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def pretrained(tmp_path_factory, shapes_root):
-    """A pre-training checkpoint as main.py leaves it, of a small random network whose batch norms know images of `Shapes`."""
-    torch.manual_seed(0)
-    network = get_model({**SMALL, 'model_kwargs': {'ndim': 8}})
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1
-    dataset = SegmentationDataset(shapes_root / 'Shapes', 'trainaug')
-    images = torch.stack([torch.from_numpy(dataset[index]['image'][:48, :48]) for index in range(len(dataset))])
-    with torch.no_grad():
-        network(images.permute(0, 3, 1, 2) / 64 - 2)
-    state = {f'module.{part}.{key}': value for part in ('model_q', 'model_k') for key, value in network.state_dict().items()}
-    path = tmp_path_factory.mktemp('weights') / 'checkpoint.pth.tar'
-    torch.save({'model': {**state, 'module.queue': torch.zeros(8, 8), 'module.queue_ptr': torch.zeros(1)}, 'epoch': 1}, path)
-    return path
+    """A pre-training checkpoint as main.py leaves it, of a small random network."""
+    return pretraining_checkpoint(tmp_path_factory.mktemp('weights') / 'checkpoint.pth.tar', SMALL, shapes_root)
 
 
 @pytest.fixture

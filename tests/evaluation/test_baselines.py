@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.experiments import LINEAR
-from helpers.plain_evaluation import plain_images, plain_iou
+from helpers.experiments import LINEAR, RESNET
+from helpers.plain_evaluation import IMAGENET, plain_images, plain_iou
 from helpers.plain_retrieval import NAMES, plain_class, plain_scores
 from helpers.toys import IDS, RESOLUTION, plain_embedding, plain_score
 from PIL import Image
@@ -78,12 +78,18 @@ def product_embedding(network, root, split, at_resolution):
     return extract_prototypes(network, loader, CPU, 'none', 10, at_resolution)
 
 
+@pytest.fixture(scope='module')
+def embeddings(network, toys):
+    """In the plain way, and the product's."""
+    plain = plain_embedding(upsampled(network), toys / 'Toys', f'saliency_{MASKS}', normalization=IMAGENET)
+    return plain, product_embedding(network, toys, 'val', False).prototypes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['moco', 'ours', 'plain', 'torchvision'])
-def test_kmeans(experiment, toys, network, source, tmp_path, kind):
+def test_kmeans(experiment, toys, embeddings, source, tmp_path, kind):
     kmeans.main([*experiment({'pretraining': source(kind)}, 'small', toys, BASELINE), '--num_seeds', '2'])
-    plain = plain_embedding(upsampled(network), toys / 'Toys', f'saliency_{MASKS}')
-    found = product_embedding(network, toys, 'val', False).prototypes
+    plain, found = embeddings
     assert found.shape == (18, 512) and np.abs(found - np.stack([prototype for prototype, _, _ in plain])).max() < 1e-4
     results = json.loads((tmp_path / 'output' / 'small' / 'results.json').read_text())
     assert np.allclose(results['IoU_per_seed'], [plain_score(plain, found, 10, seed)[1] for seed in (1234, 1235)], atol=1e-9)
@@ -94,8 +100,9 @@ def test_retrieval(experiment, toys, network, source, tmp_path):
     retrieval.main([*experiment({'pretraining': source('moco')}, 'small', toys, BASELINE), '--num_visualizations', '1'])
     folder = toys / 'Toys'
     ids = (folder / 'sets' / 'trainaug.txt').read_text().split()
-    database = plain_embedding(upsampled(network), folder, f'saliency_{MASKS}', ids, 'SegmentationClassAug', at_resolution=True)
-    queries = plain_embedding(upsampled(network), folder, f'saliency_{MASKS}', at_resolution=True)
+    same = {'at_resolution': True, 'normalization': IMAGENET}
+    database = plain_embedding(upsampled(network), folder, f'saliency_{MASKS}', ids, 'SegmentationClassAug', **same)
+    queries = plain_embedding(upsampled(network), folder, f'saliency_{MASKS}', **same)
     found = {split: product_embedding(network, toys, split, True).prototypes for split in ('trainaug', 'val')}
     iou, _ = plain_scores(database, queries, found['trainaug'], found['val'], range(10))
     results = json.loads((tmp_path / 'output' / 'small' / 'results.json').read_text())
@@ -105,7 +112,7 @@ def test_retrieval(experiment, toys, network, source, tmp_path):
 
 @pytest.mark.slow
 def test_linear_classifier(experiment, weights, source, shapes_root, tmp_path):
-    arguments = experiment({'head': 'none', 'pretraining': source('plain'), 'optimizer': 'adam', 'epochs': 3,
+    arguments = experiment({**RESNET, 'head': 'none', 'pretraining': source('plain'), 'optimizer': 'adam', 'epochs': 3,
                             'optimizer_kwargs': {'lr': 0.05}}, base=LINEAR)
     linear_finetune.main(arguments)
     folder = tmp_path / 'output' / 'small'
@@ -116,7 +123,7 @@ def test_linear_classifier(experiment, weights, source, shapes_root, tmp_path):
     network = get_model({**NETWORK, 'kmeans_eval': False, 'num_classes': 8}).eval()
     network.load_state_dict(best)
     predictions, labels = [], []
-    for name, image, label in plain_images(shapes_root):
+    for name, image, label in plain_images(shapes_root, IMAGENET):
         with torch.no_grad():
             features = F.interpolate(network.backbone(image), image.shape[2:], mode='bilinear', align_corners=False)
             prediction = network.linear(features)[0].argmax(0).numpy().astype(np.uint8)

@@ -1,14 +1,13 @@
 """`eval.py` end to end: the same score as the training's last, pictures, folders of images, and its errors."""
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import warm
 from helpers.experiments import LINEAR, RESNET, SMALL
 from PIL import Image
 
@@ -148,9 +147,9 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
 
 @pytest.mark.slow
 def test_class_names_of_voc_need_no_download(evaluate, shapes_root, tmp_path):
-    torch.save(get_model({'backbone': 'resnet18'}).state_dict(), tmp_path / 'voc.pth')
+    torch.save(get_model(SMALL).state_dict(), tmp_path / 'voc.pth')
     found = evaluate('--images', str(shapes_root / 'Shapes' / 'images'), '--num_visualizations', '1',
-                     changes={**RESNET, 'val_db_name': 'VOCSegmentation'}, weights=tmp_path / 'voc.pth', db_root=tmp_path / 'empty')
+                     changes={'val_db_name': 'VOCSegmentation'}, weights=tmp_path / 'voc.pth', db_root=tmp_path / 'empty')
     assert len(list((found / 'predictions').iterdir())) == 18 and not (tmp_path / 'empty').exists()
 
 
@@ -159,11 +158,11 @@ def test_copied_out_alone_as_a_process(experiment, trained, tmp_path):
     tree = shutil.copytree(ROOT / 'segmentation', tmp_path / 'segmentation', ignore=shutil.ignore_patterns('__pycache__'))
     arguments = experiment({'epochs': ..., 'optimizer_kwargs': ..., 'scheduler': ..., 'train_db_name': ...}, base=LINEAR)
     weights = trained / 'best_model.pth.tar'
-    done = subprocess.run([sys.executable, 'eval.py', *arguments, '--state-dict', weights, '--crf-postprocess'], cwd=tree,
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    done = warm.run(tree / 'eval.py', *arguments, '--state-dict', weights, '--crf-postprocess', out=tmp_path / 'out',
+                    err=tmp_path / 'err')
+    assert done.returncode == 0 and not done.errors(), done.errors()
     found = results_of(tmp_path / 'output' / 'small' / 'eval' / 'best_model.pth.tar_crf')
-    assert f'mIoU is {found["mIoU"]:.2f}' in done.stdout.splitlines()
+    assert f'mIoU is {found["mIoU"]:.2f}' in done.printed().splitlines()
     assert found['IoU'] == results_of(trained)['IoU']
 
 

@@ -5,9 +5,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers.experiments import TOYS_KMEANS
+from helpers.experiments import RESNET, TOYS_KMEANS
+from helpers.plain_evaluation import HALF, IMAGENET
 from helpers.plain_retrieval import NAMES
-from helpers.toys import RESOLUTION, plain_input
+from helpers.toys import RESOLUTION, toy_input
 from PIL import Image
 from torch.nn import functional as F
 
@@ -80,9 +81,9 @@ def test_soft_labels(block, k):
 # The script
 
 
-def plain_patches(network, folder, name):
+def plain_patches(network, folder, name, normalization):
     with torch.no_grad():
-        grid = network.grid(plain_input(folder, name))[0][0]
+        grid = network.grid(toy_input(folder, name, normalization))[0][0]
     vectors = grid.flatten(1).t().double().numpy()
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), grid.shape[1:]
 
@@ -100,11 +101,11 @@ def plain_labels(labels, grid):
     return shares.reshape(-1, CLASSES)
 
 
-def plain_knn(network, folder, k, temperature):
+def plain_knn(network, folder, k, temperature, normalization=HALF):
     """The prediction for each image of val, and IoU in percent."""
     features, shares = [], []
     for name in (folder / 'sets' / 'trainaug.txt').read_text().split():
-        vectors, grid = plain_patches(network, folder, name)
+        vectors, grid = plain_patches(network, folder, name, normalization)
         labels = np.array(Image.open(folder / 'SegmentationClassAug' / f'{name}.png'))
         labels = cv2.resize(labels, RESOLUTION[::-1], interpolation=cv2.INTER_NEAREST)
         features.append(vectors)
@@ -113,7 +114,7 @@ def plain_knn(network, folder, k, temperature):
     known = ~np.isnan(shares[:, 0])
     predictions, hits, union = {}, np.zeros(CLASSES), np.zeros(CLASSES)
     for name in (folder / 'sets' / 'val.txt').read_text().split():
-        queries, grid = plain_patches(network, folder, name)
+        queries, grid = plain_patches(network, folder, name, normalization)
         soft = plain_soft_labels(queries, features[known], shares[known], k, temperature)
         size = np.array(Image.open(folder / 'images' / f'{name}.jpg')).shape[:2]
         soft = F.interpolate(torch.tensor(soft.T.reshape(1, CLASSES, *grid)), size=size, mode='bilinear', align_corners=False)
@@ -149,10 +150,10 @@ def test_a_pretrained_network(run, toys, toy_network):
 @pytest.mark.slow
 def test_a_backbone_alone(run, toys, tmp_path):
     torch.manual_seed(5)
-    network = get_model({**TOYS_KNN, 'head': 'none'}).eval()
+    network = get_model({**TOYS_KNN, **RESNET, 'head': 'none'}).eval()
     torch.save(network.backbone.state_dict(), tmp_path / 'weights.pth')
-    results, folder = run({'head': 'none', 'pretraining': str(tmp_path / 'weights.pth'), 'knn_kwargs.k': 3})
-    assert_as_plain(results, folder, plain_knn(network, toys / 'Toys', 3, 0.1))
+    results, folder = run({**RESNET, 'head': 'none', 'pretraining': str(tmp_path / 'weights.pth'), 'knn_kwargs.k': 3})
+    assert_as_plain(results, folder, plain_knn(network, toys / 'Toys', 3, 0.1, IMAGENET))
 
 
 @pytest.mark.slow

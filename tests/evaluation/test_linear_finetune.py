@@ -12,7 +12,8 @@ import yaml
 from helpers import warm
 from helpers.checks import assert_same
 from helpers.experiments import LINEAR, RESNET
-from helpers.plain_evaluation import CLASSES, plain_images, plain_iou
+from helpers.plain_evaluation import CLASSES, IMAGENET, plain_images, plain_iou
+from helpers.stored import pretraining_checkpoint
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -29,6 +30,11 @@ def load(folder, name='checkpoint.pth.tar'):
     return torch.load(folder / name, weights_only=True)
 
 
+@pytest.fixture(scope='module')
+def pretrained_resnet(shapes_root, tmp_path_factory):
+    return pretraining_checkpoint(tmp_path_factory.mktemp('resnet') / 'checkpoint.pth.tar', RESNET, shapes_root)
+
+
 @pytest.fixture
 def arguments(experiment, pretrained):
     """arguments(changes, ...) are the script's, for a small run on the pre-trained checkpoint."""
@@ -38,10 +44,13 @@ def arguments(experiment, pretrained):
 
 
 @pytest.mark.slow
-def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys):
-    main(arguments())
+def test_what_a_run_leaves(experiment, pretrained_resnet, shapes_root, tmp_path, capsys):
+    """Of a ResNet, the backbone of the published files; the other tests have a small one."""
+    arguments = experiment({'pretraining': str(pretrained_resnet), **RESNET}, base=LINEAR)
+    main(arguments)
     folder, printed = tmp_path / 'output' / 'small', capsys.readouterr().out.splitlines()
-    state, best, before = load(folder), load(folder, 'best_model.pth.tar'), torch.load(pretrained, weights_only=True)['model']
+    state, best = load(folder), load(folder, 'best_model.pth.tar')
+    before = load(pretrained_resnet.parent)['model']
     assert set(state['model']) == set(best) and state['epoch'] == 2 and not any(key.startswith('module.') for key in best)
     rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     assert [row['epoch'] for row in rows] == [1, 2] and [row['lr'] for row in rows] == pytest.approx([0.1, 0.01])
@@ -55,10 +64,10 @@ def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys)
             assert torch.equal(tensor, before[f'module.model_q.{name}']) and torch.equal(best[name], tensor), name
 
     # The final score, from the best model, one image at a time
-    network = probe_network(create_config(*arguments()[1:4:2], SCRIPT), CLASSES).eval()
+    network = probe_network(create_config(*arguments[1:4:2], SCRIPT), CLASSES).eval()
     network.load_state_dict(best)
     predictions, labels = [], []
-    for name, image, label in plain_images(shapes_root):
+    for name, image, label in plain_images(shapes_root, IMAGENET):
         with torch.no_grad():
             prediction = network(image)[0].argmax(0).numpy().astype(np.uint8)
         predictions.append(cv2.resize(prediction, label.shape[::-1], interpolation=cv2.INTER_NEAREST))
@@ -66,14 +75,14 @@ def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys)
         written = Image.open(folder / 'predictions' / f'{name}.png')
         assert written.mode == 'P' and written.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
         assert (np.array(written) == predictions[-1]).mean() > 0.999
-    written = [np.array(Image.open(folder / 'predictions' / f'{name}.png')) for name, _, _ in plain_images(shapes_root)]
+    written = [np.array(Image.open(folder / 'predictions' / f'val_{index:04d}.png')) for index in range(len(labels))]
     results = json.loads((folder / 'results.json').read_text())
     iou = plain_iou(written, labels)
     assert np.allclose(list(results['IoU'].values()), iou, rtol=0, atol=1e-9)
     assert results['mIoU'] == pytest.approx(iou.mean(), abs=1e-9) and iou.mean() > 5
     assert list(results['IoU'])[:2] == ['background', 'disc'] and len(results['IoU']) == CLASSES
     assert results['script'] == 'linear_finetune.py' and results['crf'] is False
-    assert results['weights'] == str(folder / 'best_model.pth.tar') and results['pretraining'] == str(pretrained)
+    assert results['weights'] == str(folder / 'best_model.pth.tar') and results['pretraining'] == str(pretrained_resnet)
     assert printed[-10] == f'mIoU is {results["mIoU"]:.2f}'
     assert printed[-9] == f'IoU class background is {results["IoU"]["background"]:.2f}'
 
@@ -88,13 +97,13 @@ def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys)
         'metrics.jsonl', 'predictions', 'results.json', 'tensorboard'}
 
     content = (folder / 'results.json').read_bytes()
-    main(arguments())
+    main(arguments)
     assert 'This run had finished (2 epochs)' in capsys.readouterr().out and (folder / 'results.json').read_bytes() == content
     (folder / 'results.json').unlink()  # killed during the final evaluation: that alone is done again
-    main(arguments())
+    main(arguments)
     printed = capsys.readouterr().out
     assert 'loss' not in printed and 'random weights' not in printed and (folder / 'results.json').read_bytes() == content
-    main([*arguments(), '--crf-postprocess'])
+    main([*arguments, '--crf-postprocess'])
     refined = json.loads((folder / 'results.json').read_text())
     assert refined['crf'] is True and refined['online_mIoU'] == results['online_mIoU']
     assert_same(load(folder), state)

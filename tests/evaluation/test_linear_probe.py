@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.experiments import LINEAR
-from helpers.plain_evaluation import CLASSES, RESOLUTION, plain_images, plain_iou
+from helpers.plain_evaluation import CLASSES, HALF, RESOLUTION, plain_images, plain_iou
 from helpers.processes import largest_file
 from torch.nn import functional as F
 
@@ -91,7 +91,7 @@ def test_predictions_are_those_of_the_plain_order(network, images, shapes_root):
     with torch.no_grad():
         found = predicted_classes(class_logits(network.classifier, frozen_features(network, batch, CPU, 'none'), range(6)),
                                   RESOLUTION)
-        for prediction, (_, image, _) in zip(found, plain_images(shapes_root), strict=True):
+        for prediction, (_, image, _) in zip(found, plain_images(shapes_root, HALF), strict=True):
             pixels = F.interpolate(network.features(image).double(), RESOLUTION, mode='bilinear', align_corners=False)
             logits = torch.einsum('cd,dyx->cyx', network.classifier.weight[..., 0, 0].double(), pixels[0])
             assert (prediction == logits.argmax(0).numpy()).mean() > 0.997
@@ -136,11 +136,12 @@ def test_kept_features_equal_computed_ones_and_plain_ones(features, network, sha
         assert np.array_equal(found, online_iou(network.classifier, computed, CLASSES))
     assert kept.file is None
     with torch.no_grad():
-        plain = torch.cat([network.features(image) for _, image, _ in plain_images(shapes_root)])
+        plain = torch.cat([network.features(image) for _, image, _ in plain_images(shapes_root, HALF)])
     assert torch.allclose(torch.cat([values for _, values, _ in second]), plain, rtol=1e-3, atol=1e-4)
     predictions = [prediction for _, values, _ in second for prediction in predicted_classes(
         network.classifier(values).detach(), RESOLUTION)]
-    labels = [cv2.resize(label, RESOLUTION[::-1], interpolation=cv2.INTER_NEAREST) for _, _, label in plain_images(shapes_root)]
+    labels = [cv2.resize(label, RESOLUTION[::-1], interpolation=cv2.INTER_NEAREST)
+              for _, _, label in plain_images(shapes_root, HALF)]
     assert np.allclose(found, plain_iou(predictions, labels), rtol=0, atol=1e-9) and (found > 0).sum() > 1
 
 

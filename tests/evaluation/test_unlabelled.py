@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.experiments import TOYS_KMEANS
-from helpers.toys import IDS, RESOLUTION, D, plain_input
+from helpers.toys import IDS, RESOLUTION, D, toy_input
 from PIL import Image
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
@@ -103,7 +103,7 @@ def test_hidden_background(toy_network, unlabelled, run, experiment, user_error)
             mask = np.asarray(Image.open(unlabelled / 'Toys' / 'saliency_supervised_model' / f'{name}.png')) == 255
             mask = cv2.resize(mask.astype(np.uint8), RESOLUTION[::-1], interpolation=cv2.INTER_NEAREST)
             with torch.no_grad():
-                embedding = network(plain_input(unlabelled / 'Toys', name).double() * torch.tensor(mask))[0][0]
+                embedding = network(toy_input(unlabelled / 'Toys', name).double() * torch.tensor(mask))[0][0]
             total = (embedding * torch.tensor(mask)).sum((1, 2))
             expected.append((total / max(total.norm(), 1e-12)).numpy())
     finally:
@@ -124,9 +124,9 @@ def test_clusters_of_backbone_features(toy_network, unlabelled, run, stage, whit
     for name in IDS:
         mask = np.asarray(Image.open(unlabelled / 'Toys' / 'saliency_supervised_model' / f'{name}.png')) == 255
         mask = cv2.resize(mask.astype(np.uint8), RESOLUTION[::-1], interpolation=cv2.INTER_NEAREST)
-        backbone = toy_network.backbone
+        backbone = toy_network.backbone.model
         with torch.no_grad():
-            x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(plain_input(unlabelled / 'Toys', name)))))
+            x = backbone.maxpool(backbone.act1(backbone.bn1(backbone.conv1(toy_input(unlabelled / 'Toys', name)))))
             for part in ('layer1', 'layer2', 'layer3')[:int(stage[-1])]:
                 x = getattr(backbone, part)(x)
         total = (resize(x, RESOLUTION)[0].double() * torch.tensor(mask)).sum((1, 2))

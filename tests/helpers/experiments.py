@@ -34,7 +34,7 @@ LINEAR = {
 }
 TOYS_KMEANS = {
     **NETWORK, 'val_db_name': 'Toys', 'val_db_kwargs': {'batch_size': 5}, 'num_workers': 0, 'head': 'deeplab',
-    'backbone_kwargs': {'dilated': True}, 'transformation_kwargs': {'resolution': list(RESOLUTION)},
+    'transformation_kwargs': {'resolution': list(RESOLUTION)},
 }
 TOYS_RETRIEVAL = {**TOYS_KMEANS, 'train_db_name': 'Toys', 'retrieval_kwargs': {'train_split': 'trainaug'}}
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
-from helpers.toys import plain_input
+from helpers.toys import toy_input
 from models.factory import get_model
 
 MASKS = 'supervised_model'
@@ -21,7 +21,7 @@ def own_weights(toys, tmp_path_factory):
     for module in filter(lambda module: hasattr(module, 'momentum'), backbone.modules()):
         module.momentum = 1
     with torch.no_grad():
-        backbone(torch.cat([plain_input(toys / 'Toys', f'val_{index:04d}') for index in range(6)]))
+        backbone(torch.cat([toy_input(toys / 'Toys', f'val_{index:04d}') for index in range(6)]))
     path = tmp_path_factory.mktemp('own') / 'resnet18.pth'
     torch.save(backbone.state_dict(), path)
     return path

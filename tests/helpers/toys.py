@@ -10,13 +10,15 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, adjusted_rand_score, normalized_mutual_info_score
 
 from data.synthetic_shapes import draw_shapes
+from helpers.plain_evaluation import HALF, plain_input
 from models.factory import get_model
 from models.interpolation import resize
 
 RESOLUTION = (48, 40)
 IDS, D = [f'val_{index:04d}' for index in reversed(range(18))], 8
 EMPTY = IDS[0]  # its masks are empty, predicted and given
-NETWORK = {'backbone': 'resnet18', 'model_kwargs': {'ndim': D}, 'kmeans_eval': True}
+NETWORK = {'backbone': 'timm/test_resnet', 'backbone_kwargs': {'output_stride': 8}, 'model_kwargs': {'ndim': D},
+           'kmeans_eval': True}
 
 
 @pytest.fixture(scope='session')
@@ -38,11 +40,9 @@ def toys(tmp_path_factory):
     return folder.parent
 
 
-def plain_input(folder, name):
+def toy_input(folder, name, normalization=HALF):
     """1 x 3 x 48 x 40 float32, normalised."""
-    image = cv2.resize(np.asarray(Image.open(folder / 'images' / f'{name}.jpg')), (40, 48), interpolation=cv2.INTER_CUBIC)
-    image = (torch.tensor(image) / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    return image.permute(2, 0, 1).unsqueeze(0)
+    return plain_input(folder / 'images' / f'{name}.jpg', RESOLUTION, normalization)
 
 
 @pytest.fixture(scope='session')
@@ -50,7 +50,7 @@ def toy_network(toys):
     """A network whose saliency head is fitted to the data set's masks, so that masks are partial, and one is empty."""
     torch.manual_seed(0)
     network, folder = get_model(NETWORK), toys / 'Toys'
-    images = torch.cat([plain_input(folder, name) for name in IDS])
+    images = torch.cat([toy_input(folder, name) for name in IDS])
     masks = [Image.open(folder / 'saliency_supervised_model' / f'{name}.png').resize((5, 6), Image.BOX) for name in IDS]
     target = torch.tensor(np.stack(masks).reshape(-1, 1) / 255).float()
     weight = torch.tensor([100.0 if name == EMPTY else 1.0 for name in IDS]).repeat_interleave(5 * 6).unsqueeze(1)
@@ -82,11 +82,11 @@ def toy_checkpoint(toy_network, tmp_path_factory):
 
 @torch.no_grad()
 def plain_embedding(network, folder, saliency=None, ids=IDS, labels_folder='SegmentationClass', at_resolution=False,
-                    ignored=()):
+                    ignored=(), normalization=HALF):
     """Per image: prototype (float64), mask and labels, both at the labels' size, or at the network's resolution."""
     found = []
     for name in ids:
-        embedding, logit = network(plain_input(folder, name))
+        embedding, logit = network(toy_input(folder, name, normalization))
         if saliency:
             given = np.array(Image.open(folder / saliency / f'{name}.png'))
             mask = torch.tensor(cv2.resize(given, (40, 48), interpolation=cv2.INTER_NEAREST)) == 255
