@@ -150,7 +150,8 @@ def test_a_folder_of_images_without_labels(evaluate, shapes_root, tmp_path):
 def test_class_names_of_voc_need_no_download(evaluate, shapes_root, tmp_path):
     torch.save(get_model({'backbone': 'resnet18'}).state_dict(), tmp_path / 'voc.pth')
     found = evaluate('--images', str(shapes_root / 'Shapes' / 'images'), '--num_visualizations', '1',
-                     changes={**RESNET, 'val_db_name': 'VOCSegmentation'}, weights=tmp_path / 'voc.pth', db_root=tmp_path / 'empty')
+                     changes={**RESNET, 'val_db_name': 'VOCSegmentation'}, weights=tmp_path / 'voc.pth',
+                     db_root=tmp_path / 'empty')
     assert len(list((found / 'predictions').iterdir())) == 18 and not (tmp_path / 'empty').exists()
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from helpers import warm
 from helpers.checks import assert_same
-from helpers.experiments import LINEAR, RESNET
+from helpers.experiments import LINEAR
 from helpers.plain_evaluation import CLASSES, plain_images, plain_iou
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
