@@ -2,9 +2,9 @@
 
     python benchmarks/object_clusters.py --folder datasets/Photographs --predictions output/mine_clusters/predictions
 
-Prints one line of JSON. An object of the data set (of instances_<masks>/, and of the class that its labels say) is in the
-cluster that most of its pixels have, and not found where most have none. `purity` is the share of all objects that are of the
-class that is most frequent in their cluster; those that were not found count as wrong. In percent.
+Prints one line of JSON. An object of the data set (of instances_<masks>/, and of the class that its labels say; without one it
+is left out) is in the cluster that most of its pixels have, and not found where most have none. `purity` is the share of all
+objects that are of the class that is most frequent in their cluster; those that were not found count as wrong. In percent.
 """
 import argparse
 import json
@@ -39,8 +39,9 @@ def clusters_of(dataset, predictions):
         for number in range(1, sample['instances'].max() + 1):
             inside = sample['instances'] == number
             labels = sample['labels'][inside]
-            yield (int(np.bincount(labels[(labels > 0) & (labels < VOID)]).argmax()),
-                   int(np.bincount(predicted[inside]).argmax()))
+            labels = labels[(labels > 0) & (labels < VOID)]
+            if len(labels):
+                yield int(np.bincount(labels).argmax()), int(np.bincount(predicted[inside]).argmax())
 
 
 def purity(pairs):

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for key, words in (('turned', 'turned upright, as their annotations are: %d images'),
                        ('encoded', 'made JPEGs: %d images'),
-                       ('hidden', 'left out, as smaller ones are in front of them everywhere: %d objects')):
+                       ('hidden', 'left out, as smaller ones hide them or they cover no pixel: %d objects')):
         if counts[key]:
             log.info(words, counts[key])
     log.info('%s: %d images (trainaug %d, val %d), %d objects of %d classes, %d crowds, which are void', out, counts['images'],

@@ -92,9 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.num_workers and name != ROBUST_BACKGROUND and device.type != 'cpu':
         raise UserError('--num_workers: a network on a GPU runs in one process: leave it out')
     config = out / f'config_{name}.yml'
-    way = args.objects or earlier_option(config, 'objects')
-    options['cuts'] = name == TOKENCUT and way == CUTS or None  # which change the masks themselves
-    require_same_options(config, options, out / f'saliency_{name}')
+    earlier = earlier_option(config, 'objects')
+    way = args.objects or earlier
+    changes_masks = name == TOKENCUT and CUTS in (way, earlier)
+    require_same_options(config, {**options, 'objects': way} if changes_masks else options, out / f'saliency_{name}')
     data_set = MaskDataSet(out, photographs, name, args.max_side, args.val_fraction)
     require_same_options(config, {'objects': way}, data_set.target.instances)
     estimator = get_estimator(name, args.onnx, find_format(args), args.vit or VIT, args.weights, device,

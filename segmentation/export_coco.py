@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from evaluation.annotations.predictions import SAME, predictions_of
 
     # Labels
-    if args.labels:
+    if args.labels is not None:
         folder = Path(args.labels).expanduser()
         folder = folder if folder.is_dir() else dataset_folder(env.db_root, args.labels)
         images = labels_of_data_set(folder, args.split, None if args.instances == NONE else args.instances)
@@ -101,7 +101,7 @@ def _check(args: argparse.Namespace):
         raise UserError(f'--out {args.out} is a folder: name a file')
     if args.voc and os.path.lexists(args.voc):
         raise UserError(f'{args.voc} exists already, nothing in it was changed: name another --voc, or move it away')
-    if args.labels and (args.voc or args.names or args.named_only):
+    if args.labels is not None and (args.voc or args.names or args.named_only):
         raise UserError('--voc, --names and --named_only are about --predictions: leave them out')
     if not 0 <= args.tolerance < float('inf'):
         raise UserError(f'--tolerance must be a number of pixels of at least 0, not {args.tolerance}')

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.label_space import read_text
 from data.new_data_set import TRAINAUG
 from utils.errors import UserError, nearest_name, one_line
-from utils.storage.text import read_text
 
 MOST = 254  # categories: labels of 8 bits hold these, background and void
 BACKGROUND = 'background'
@@ -53,7 +53,7 @@ def read_coco(path: str | Path, images: str | Path) -> CocoFile:
     categories: dict[int, str] = {}
     for number, entry in enumerate(content['categories'], 1):
         category = _integer(path, f'category {number}', entry, 'id')
-        name = ' '.join(str(_value(path, f'category {category}', entry, 'name')).split())
+        name = ' '.join(_text(path, f'category {category}', entry, 'name').split())
         if category in categories or not name:
             raise UserError(f'{path}: category {category} {"is there twice" if name else "has no name"}: correct the file')
         categories[category] = name
@@ -61,7 +61,7 @@ def read_coco(path: str | Path, images: str | Path) -> CocoFile:
     ids: dict[str, str] = {}
     for number, entry in enumerate(content['images'], 1):
         key = _integer(path, f'image {number}', entry, 'id')
-        file_name = str(_value(path, f'image {key}', entry, 'file_name')).replace('\\', '/')
+        file_name = _text(path, f'image {key}', entry, 'file_name').replace('\\', '/')
         image = CocoImage(_image_id(path, key, file_name), images / file_name, _size(path, key, entry))
         if key in found:
             raise UserError(f'{path}: image {key} is there twice: correct the file')
@@ -76,7 +76,7 @@ def read_coco(path: str | Path, images: str | Path) -> CocoFile:
         if key not in found or category not in categories:
             what = f'category {category}' if key in found else f'image {key}'
             raise UserError(f'{path}: {name} is of {what}, which the file does not list: export it again')
-        found[key].annotations.append(Annotation(name, category, entry.get('segmentation'), bool(entry.get('iscrowd', 0))))
+        found[key].annotations.append(Annotation(name, category, entry.get('segmentation'), _crowd(path, name, entry)))
     return CocoFile(path, categories, list(found.values()))
 
 
@@ -94,7 +94,7 @@ def choose_classes(file: CocoFile, wanted: Iterable[str] | None) -> tuple[str, .
             raise UserError(f"{file.path}: its category '{name}' is what a data set has as class 0 anyway: leave it out of "
                             '--categories')
     if not chosen:
-        raise UserError(f'{file.path} has no category: export it again')
+        raise UserError(f'{file.path} has no category: export it again' if wanted is None else '--categories names no class')
     if len(chosen) > MOST:
         raise UserError(f'{file.path} has {len(chosen)} categories, and labels hold {MOST} at most: choose some '
                         'with --categories')
@@ -114,8 +114,6 @@ def class_numbers(file: CocoFile, classes: Iterable[str], chosen: bool) -> dict[
 def _content(path: Path) -> Mapping[str, list[dict[str, Any]]]:
     try:
         content = json.loads(read_text(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'{path} could not be read ({getattr(error, "strerror", None) or "not a text file"})') from error
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is not whole JSON ({one_line(error)}): export it again') from error
     for key in ('images', 'annotations', 'categories'):
@@ -129,6 +127,22 @@ def _value(path: Path, what: str, entry: Mapping[str, Any], key: str):
     if entry.get(key) is None:
         raise UserError(f"{path}: {what} has no '{key}': export it again")
     return entry[key]
+
+
+def _text(path: Path, what: str, entry: Mapping[str, Any], key: str) -> str:
+    text = str(_value(path, what, entry, key))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON may hold one half of a pair, \ud83d for example
+        raise UserError(f"{path}: {what}: '{key}' has a damaged character: {text!r:.60}: correct the file") from error
+    return text
+
+
+def _crowd(path: Path, what: str, entry: Mapping[str, Any]) -> bool:
+    value = entry.get('iscrowd')
+    if value not in (None, 0, 1):
+        raise UserError(f"{path}: {what}: 'iscrowd' must be 0 or 1, not {value!r:.60}: correct the file")
+    return bool(value)
 
 
 def _integer(path: Path, what: str, entry: Mapping[str, Any], key: str) -> int:

@@ -2,7 +2,7 @@
 
 Axis legend: H W space.
 """
-import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -71,4 +71,4 @@ def unpack_counts(text: str) -> list[int]:
 
 
 def _is_number(value: Any):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from data.label_space import VOC_CLASSES, VOID
 from data.palette import save_labels
 from utils.cli.progress import progress
 from utils.errors import UserError
-from utils.parallel.workers import cores
+from utils.parallel.threads import in_threads
 
 OFFICIAL = {'trainaug': 10582, 'train': 1464, 'val': 1449}  # images
 ID = re.compile(r'\w[\w.-]*')  # a file name's stem, so that no id leads out of a folder
@@ -83,11 +82,7 @@ def convert(voc: Path, sbd: Path, splits: Mapping[str, list[str]], root: Path) -
         return image_path == sbd_image, None if labels.shape == size else label_path
 
     ids = sorted(annotated | trainaug)
-    pool = ThreadPoolExecutor(cores())
-    try:
-        results = list(progress(pool.map(convert_image, ids), 'Images', len(ids)))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    results = list(progress(in_threads(convert_image, ids), 'Images', len(ids)))
     counts = {**{name: len(ids) for name, ids in splits.items()}, 'images': len(ids),
               'images_from_sbd': sum(from_sbd for from_sbd, _ in results),
               'labels_from_voc': len(annotated), 'labels_from_sbd': len(trainaug - annotated)}

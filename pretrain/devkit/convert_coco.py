@@ -5,7 +5,6 @@ Axis legend: H W space.
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -20,7 +19,7 @@ from devkit.coco import BACKGROUND, CocoFile, CocoImage
 from devkit.coco_masks import mask_of
 from utils.cli.progress import progress
 from utils.errors import UserError
-from utils.parallel.workers import cores
+from utils.parallel.threads import in_threads
 
 Split = tuple[CocoFile, Path, Mapping[int, int]]  # annotations, folder of the images, class of each category
 
@@ -79,11 +78,7 @@ def convert_coco(files: Mapping[str, Split], splits: Mapping[str, Sequence[CocoI
         return counts + objects
 
     work = [(split, image) for split, images in splits.items() for image in images]
-    pool = ThreadPoolExecutor(cores())
-    try:
-        found = sum(progress(pool.map(convert_image, work), 'Images', len(work)), Counter[str]())
-    finally:
-        pool.shutdown(cancel_futures=True)
+    found = sum(progress(in_threads(convert_image, work), 'Images', len(work)), Counter[str]())
     return found + Counter({split: len(images) for split, images in splits.items()} | {'images': len(work)})
 
 
@@ -133,5 +128,8 @@ def _read_image(image: CocoImage, folder: Path) -> tuple[bytes, tuple[int, int],
 
 
 def _is_jpeg(path: Path):
-    with open(path, 'rb') as file:
-        return file.read(len(JPEG_START)) == JPEG_START
+    try:
+        with open(path, 'rb') as file:
+            return file.read(len(JPEG_START)) == JPEG_START
+    except OSError:  # whoever reads it will say so
+        return False

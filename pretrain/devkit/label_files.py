@@ -4,7 +4,6 @@ Axis legend: H W space.
 """
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from data.new_data_set import encode_jpeg, write_description, write_image, write
 from data.palette import VOC_COLOURS
 from utils.cli.progress import progress
 from utils.errors import UserError
-from utils.parallel.workers import cores
+from utils.parallel.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,8 @@ def convert_labels(kind: LabelFiles, pairs: Mapping[str, Mapping[str, tuple[Path
         write_labels(root, split, name, labels.astype(np.uint8), colours)
 
     work = [(split, name, *paths) for split, files in pairs.items() for name, paths in files.items()]
-    pool = ThreadPoolExecutor(cores())
-    try:
-        for _ in progress(pool.map(convert_image, work), 'Images', len(work)):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for _ in progress(in_threads(convert_image, work), 'Images', len(work)):
+        pass
 
 
 def _files(folder: Path, end: str, kind: LabelFiles) -> dict[str, Path]:

@@ -1,5 +1,4 @@
 """From photographs to images and masks of a data set."""
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +65,8 @@ class MaskGenerator(torch.utils.data.Dataset):
     photographs: an `ImageFolder`. estimator: see `saliency.estimators`. find_objects: see `saliency.objects`; then the objects
     that it finds are kept too, and the mask is all of them; None: a mask alone.
     An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, how many there are, or None; `skipped`,
-    why there is no mask, or None. What was made before and is younger than the photograph is not made again. A mask of less
-    than 1% is not kept.
+    why there is no mask, or None. What was made before and is younger than the photograph is not made again. Objects that are
+    younger than their mask were corrected: they stay, and the mask becomes all of them. A mask of less than 1% is not kept.
     Raises `UserError` when a file can't be written, and when a network fails.
     """
 
@@ -84,8 +83,11 @@ class MaskGenerator(torch.utils.data.Dataset):
         image_path = self.target.images / f'{name}.jpg' if self.target.images else source
         result: dict[str, Any] = {'id': name, 'cover': None, 'objects': None, 'skipped': None}
         if _is_younger(mask_path, source) and image_path.is_file():
-            with contextlib.suppress(UserError):  # a damaged mask is made again
+            try:
                 return {**result, **self._made(name, mask_path)}
+            except UserError as error:  # what is damaged is made again
+                if self._corrected(name, mask_path):
+                    return {**result, 'skipped': error.line()}
         try:
             image, jpeg = self._read(source)
         except UserError as error:
@@ -115,8 +117,16 @@ class MaskGenerator(torch.utils.data.Dataset):
             return {'cover': float(mask.mean())}
         instances = read_instances(self.target.instances / f'{name}.png')
         if not np.array_equal(instances > 0, mask):
-            raise UserError(f'{mask_path} is not the mask of these objects')
+            if instances.shape != mask.shape or not self._corrected(name, mask_path):
+                raise UserError(f'{mask_path} is not the mask of the objects in {self.target.instances}')
+            mask = (instances > 0).astype(np.uint8)
+            save_mask(mask_path, mask)
         return {'cover': float(mask.mean()), 'objects': int(instances.max())}
+
+    def _corrected(self, name: str, mask_path: Path):
+        """Whether the objects of an image are younger than its mask, which is written after them."""
+        path = self.target.instances / f'{name}.png'
+        return self.find_objects is not None and path.is_file() and not _is_younger(mask_path, path)
 
     def _read(self, source: Path):
         """The image that the mask is made of, and the bytes of its JPEG, or None where it stays where it is."""

@@ -16,7 +16,7 @@ from saliency.feature_cues import FeatureCues
 from saliency.grabcut import refine, whole_objects
 from saliency.mask_generation import OBJECT, SMALLEST, object_mask, parts
 from saliency.resizing import resize_probability
-from saliency.tokencut import EPSILON, TokenCut, alike_patches, second_eigenvector
+from saliency.tokencut import EPSILON, TokenCut, alike_patches, all_cuts_are_equal, second_eigenvector
 
 MOST, TAU = 3, 0.15  # cuts of an image, and the cosine above which patches are alike (as published)
 OVERLAP = 0.5  # IoU of a cut and of what edges make of it, below which the object is left out; of two objects, above which
@@ -81,7 +81,7 @@ def repeated_cuts(keys: torch.Tensor, shape: tuple[int, int], most: int = MOST) 
     alike, left, found = alike_patches(keys, TAU), np.ones(len(keys), bool), list[np.ndarray]()
     while len(found) < most:
         alike &= left[:, None] & left
-        if alike.all() or not (alike & ~np.eye(len(alike), dtype=bool)).any():
+        if all_cuts_are_equal(alike):
             break
         vector = second_eigenvector(alike)
         inside = vector > vector.mean()

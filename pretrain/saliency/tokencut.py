@@ -82,7 +82,7 @@ def cut(keys: torch.Tensor) -> np.ndarray:
     every other one, or none is like another, all cuts are equal, and the answer is 0: no object.
     """
     alike = alike_patches(keys, TAU)
-    if alike.all() or not (alike & ~np.eye(len(alike), dtype=bool)).any():
+    if all_cuts_are_equal(alike):
         return np.zeros(len(alike))
     eigenvector = second_eigenvector(alike)
     score = (eigenvector - eigenvector.mean()) / eigenvector.std()
@@ -93,6 +93,11 @@ def alike_patches(keys: torch.Tensor, tau: float) -> np.ndarray:
     """Keys, N x C -> N x N bool: whether the cosine of two is above `tau`."""
     keys = torch.nn.functional.normalize(keys.float(), dim=1)
     return (keys @ keys.T > tau).cpu().numpy()
+
+
+def all_cuts_are_equal(alike: np.ndarray) -> bool:
+    """Whether every patch is like every other one, or none is like another. alike: N x N bool, of `alike_patches`."""
+    return bool(alike.all()) or not (alike & ~np.eye(len(alike), dtype=bool)).any()
 
 
 def second_eigenvector(alike: np.ndarray) -> np.ndarray:

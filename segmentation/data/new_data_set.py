@@ -23,13 +23,13 @@ FOLDERS = {VAL: LABEL_FOLDERS[0], TRAINAUG: LABEL_FOLDERS[1]}  # of the labels o
 
 @contextlib.contextmanager
 def new_data_set(out: str | Path) -> Iterator[Path]:
-    """`atomic_folder`, with an error that names --out when the block can't write."""
+    """`atomic_folder`, with an error that names the folder when the block can't write."""
     with atomic_folder(out) as root:
         try:
             yield root
         except OSError as error:
             raise UserError(f'{out} could not be written ({error.strerror or error}): '
-                            'make room or choose another --out') from error
+                            'make room or choose another folder') from error
 
 
 def validation_ids(ids: Collection[str], fraction: float) -> set[str]:
@@ -46,7 +46,7 @@ def encode_jpeg(image: np.ndarray, source: str | Path) -> bytes:
     try:
         Image.fromarray(image).save(buffer, format='JPEG', quality=QUALITY)
     except (OSError, ValueError) as error:
-        raise UserError(f'{source} could not be turned into a JPEG ({error}): shrink it, with --max_side, say') from error
+        raise UserError(f'{source} could not be turned into a JPEG ({error}): shrink it') from error
     return buffer.getvalue()
 
 

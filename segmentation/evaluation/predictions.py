@@ -2,11 +2,9 @@
 import contextlib
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +20,11 @@ from evaluation.visualization.pictures import contact_sheet, save_picture, save_
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.parallel import distributed, ranks
-from utils.parallel.workers import cores
+from utils.parallel.threads import in_threads
 from utils.storage.atomic import make_folder
 
 PREDICTIONS, PICTURES, SHEET = 'predictions', 'visualization', 'contact_sheet.png'
 SHEET_PICTURES, COLUMNS, CELL = 24, 3, (150, 420)  # of the contact sheet; CELL: height and width
-
-Item = TypeVar('Item')
-Result = TypeVar('Result')
 
 
 def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFolder, predictions: Iterable[np.ndarray],
@@ -115,23 +110,6 @@ def save_contact_sheet(folder: Path, thumbnails: Iterable[np.ndarray | None]) ->
     shown = [thumb for thumb in thumbnails if thumb is not None]
     if shown:
         save_picture(folder / SHEET, contact_sheet(shown, COLUMNS, CELL))
-
-
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield `function(item)` of each item in order, computed in as many threads as there are cores. The first error is raised,
-    and what has not begun is left."""
-    jobs: deque[Future[Result]] = deque()
-    threads = ranks.per_process(cores())
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                jobs.append(pool.submit(function, item))
-                if len(jobs) > 4 * threads:  # of their results in memory
-                    yield jobs.popleft().result()
-            while jobs:
-                yield jobs.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # what one failed at, a full disk, say, the others would too
 
 
 @contextlib.contextmanager

@@ -12,12 +12,13 @@ from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder
 from evaluation.cluster_names import named_space, one_label
 from evaluation.objects import Objects
-from evaluation.predictions import PREDICTIONS, in_threads
+from evaluation.predictions import PREDICTIONS
 from evaluation.prototype_cache import PrototypeCache
 from evaluation.saved_clusters import SavedClusters, nearest
 from evaluation.visualization.pictures import jpeg, overlay, save_prediction, with_legend
 from utils.cli.progress import progress
 from utils.errors import UserError
+from utils.parallel.threads import in_threads
 from utils.storage.atomic import atomic_file
 
 OVERLAYS, TABLE, DRAWN = 'overlays', 'segments.csv', 'drawn.jsonl'

@@ -99,7 +99,7 @@ def test_labels_masks_and_objects(source, capsys, tmp_path):
     assert (source.out / 'images' / 'a.jpg').read_bytes() == (tmp_path / 'in' / 'a.jpg').read_bytes()
     said = capsys.readouterr().out
     assert 'without annotation: 1 images, left out' in said and 'made JPEGs: 1 images' in said
-    assert 'in front of them everywhere: 1 objects' in said
+    assert 'left out, as smaller ones hide them or they cover no pixel: 1 objects' in said
     assert '5 images (trainaug 5, val 0), 7 objects of 2 classes, 1 crowds' in said
     record = json.loads((source.out / 'conversion.json').read_text())
     assert record['counts']['without_annotation'] == 1 and record['counts']['objects'] == 7 and record['classes'] == 2
@@ -224,6 +224,9 @@ CHECKS = {
     'negative count': (change(['annotations', 3, 'segmentation'], {**RLE, 'counts': [700, -100]}), 'neither a text nor a list'),
     'too many': (lambda content: content['categories'].extend({'id': 1000 + n, 'name': f'n{n}'} for n in range(253)),
                  'has 255 categories, and labels hold 254 at most: choose some with --categories'),
+    'huge number': (change(['annotations', 3, 'segmentation'], [[1, 1, 2, 2, 3, 10 ** 400]]), 'has a polygon that is no list'),
+    'text for a crowd': (change(['annotations', 3, 'iscrowd'], '0'), "annotation 4: 'iscrowd' must be 0 or 1, not '0'"),
+    'half a character': (change(['categories', 1, 'name'], 'd\ud83dg'), "category 18: 'name' has a damaged character"),
     'nothing annotated': (change(['annotations'], []), 'no image with annotations is left for trainaug'),
 }
 
@@ -240,6 +243,7 @@ def test_other_mistakes(source, user_error, tmp_path):
     assert 'coco.json is not whole JSON' in user_error(lambda: source.run(text=json.dumps(source.content)[:-40]))
     assert 'coco.json is not whole JSON' in user_error(lambda: source.run(text='[' * 100_000))
     assert "has no category 'dgo' (nearest: 'dog')" in user_error(lambda: source.run('--categories', 'dgo'))
+    assert '--categories names no class' in user_error(lambda: source.run('--categories', ' , '))
     assert '--masks a/b: use letters' in user_error(lambda: source.run('--masks', 'a/b'))
     image = tmp_path / 'in' / 'e.jpg'
     image.write_bytes(image.read_bytes()[:300])

@@ -169,6 +169,7 @@ def test_mistakes(data_set, env, tmp_path, user_error):
     assert 'say what to write: --out FILE.json, --voc' in line('--labels', 'Things')
     assert 'is a folder: name a file' in line('--labels', 'Things', '--out', str(tmp_path))
     assert '--voc, --names and --named_only are about --predictions' in line('--labels', 'Things', '--voc', 'x')
+    assert 'the folder is missing from the data set' in line('--labels', '', *out)
     assert '--tolerance must be' in line('--labels', 'Things', *out, '--tolerance', '-1')
     assert 'instances_x is missing' in (said := line('--labels', 'Things', *out, '--instances', 'x')) and 'there: hand' in said
     assert 'SegmentationClassAug: the folder is missing' in line('--labels', 'Things', *out, '--split', 'trainaug')
@@ -178,6 +179,9 @@ def test_mistakes(data_set, env, tmp_path, user_error):
     config = tmp_path / 'output' / 'run' / 'config.yml'
     config.write_text('script: kmeans.py\nval_db_name: Things\n')
     assert 'only clusters of own_clusters.py' in line('--predictions', 'run', *out, '--named_only')
+    config.write_text('script: segment.py\n')
+    assert 'config.yml names no data set: run the script again' in line('--predictions', 'run', *out)
+    config.write_text('script: kmeans.py\nval_db_name: Things\n')
     save(tmp_path / 'output' / 'run' / 'predictions' / '1.png', np.full((30, 40), 4, np.uint8))
     assert 'predictions/1.png holds the value 4, which is no class or cluster' in line('--predictions', 'run', *out)
     save(tmp_path / 'output' / 'run' / 'predictions' / '1.png', np.full((30, 20), 3, np.uint8))

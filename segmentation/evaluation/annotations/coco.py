@@ -3,7 +3,6 @@
 Axis legend: H W space, P points.
 """
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -13,7 +12,7 @@ from pycocotools import mask as coco_mask
 from data.label_space import VOID
 from evaluation.annotations.labelled_images import LabelledImages
 from utils.cli.progress import progress
-from utils.parallel.workers import cores
+from utils.parallel.threads import in_threads
 
 TOLERANCE = 1.0  # pixels: stairs along a slanted edge become a line
 LEAST_IOU = 0.98  # of polygons with the mask, its holes filled; below it, the tolerance is halved
@@ -32,17 +31,13 @@ def coco_document(images: LabelledImages, rle: bool, parts: bool, tolerance: flo
         return labels.shape, found
 
     entries, annotations, holes = [], list[dict[str, Any]](), 0
-    pool = ThreadPoolExecutor(cores())
-    try:
-        work = zip(images.ids, pool.map(annotate, images.ids), strict=True)
-        for number, (image_id, (size, found)) in enumerate(progress(work, 'Images', len(images)), 1):
-            entries.append({'id': number, 'file_name': images.file_name(image_id), 'height': size[0], 'width': size[1]})
-            for category, segmentation, area, box, filled in found:
-                holes += filled
-                annotations.append({'id': len(annotations) + 1, 'image_id': number, 'category_id': category,
-                                    'segmentation': segmentation, 'area': area, 'bbox': box, 'iscrowd': 0})
-    finally:
-        pool.shutdown(cancel_futures=True)
+    work = zip(images.ids, in_threads(annotate, images.ids), strict=True)
+    for number, (image_id, (size, found)) in enumerate(progress(work, 'Images', len(images)), 1):
+        entries.append({'id': number, 'file_name': images.file_name(image_id), 'height': size[0], 'width': size[1]})
+        for category, segmentation, area, box, filled in found:
+            holes += filled
+            annotations.append({'id': len(annotations) + 1, 'image_id': number, 'category_id': category,
+                                'segmentation': segmentation, 'area': area, 'bbox': box, 'iscrowd': 0})
     categories = [{'id': number, 'name': name, 'supercategory': ''} for number, name in sorted(images.categories.names.items())]
     return {'info': {'description': images.what}, 'licenses': [], 'categories': categories, 'images': entries,
             'annotations': annotations}, holes

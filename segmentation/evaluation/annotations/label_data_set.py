@@ -1,6 +1,5 @@
 """Predictions as the labels of a data set, with which classifiers train."""
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from data.new_data_set import TRAINAUG, VAL, validation_ids, write_classes, writ
 from evaluation.annotations.labelled_images import LabelledImages
 from utils.cli.progress import progress
 from utils.errors import UserError
-from utils.parallel.workers import cores
+from utils.parallel.threads import in_threads
 
 BACKGROUND = 'background'
 
@@ -45,10 +44,6 @@ def write_label_data_set(images: LabelledImages, root: Path, fraction: float) ->
         write_labels(root, split, name, lookup[labels])
 
     work = [(split, name) for split, names in splits.items() for name in names]
-    pool = ThreadPoolExecutor(cores())
-    try:
-        for _ in progress(pool.map(write, work), 'Images', len(work)):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for _ in progress(in_threads(write, work), 'Images', len(work)):
+        pass
     return len(splits[TRAINAUG]), len(splits[VAL])

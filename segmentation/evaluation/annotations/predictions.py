@@ -40,7 +40,10 @@ def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: b
     if not made.is_dir():
         raise UserError(f'{made} is missing: --predictions names the folder of a finished run, whose predictions/ it has')
     config, results = _read(folder / 'config.yml', yaml.safe_load), _read(folder / RESULTS, json.loads, required=False)
-    data_set = Path(config['data_set']) if 'data_set' in config else db_root / str(config.get('val_db_name'))
+    name = config.get('data_set') or config.get('val_db_name')
+    if not isinstance(name, str):
+        raise UserError(f'{folder / "config.yml"} names no data set: run the script again that made it')
+    data_set = db_root / name  # or itself, where it is a whole path
     saliency = config.get('saliency') or (config.get('val_db_kwargs') or {}).get('saliency')
     categories = _categories(folder, config, results, data_set, names, named_only)
     ids = sorted(path.relative_to(made).as_posix().removesuffix('.png') for path in made.rglob('*.png'))

@@ -1,5 +1,6 @@
 """Single objects: cuts against a plain computation, and what `generate_masks.py --objects` leaves."""
 import json
+import os
 
 import numpy as np
 import pytest
@@ -81,13 +82,33 @@ def test_parts_of_photographs(tmp_path, images, user_error):
     results = make_masks(images, out)
     assert check(out) == {'a': 2, 'b': 2, 'c': 2, 'd': 1} == results['objects']
     assert before.items() <= times(out).items()
-    write_instances(out / f'instances_{NAME}' / 'a.png', np.ones((48, 64)))  # not those of the mask
     (out / f'instances_{NAME}' / 'b.png').unlink()
     make_masks(images, out)
     assert check(out) == {'a': 2, 'b': 2, 'c': 2, 'd': 1}
     Image.new('RGB', (64, 48)).save(images / 'a.png')  # no object any more
     make_masks(images, out)
     assert not (out / f'instances_{NAME}' / 'a.png').exists() and list(check(out)) == ['b', 'c', 'd']
+
+
+@pytest.mark.slow
+def test_corrected_objects_stay(tmp_path, images):
+    """Their mask becomes all of them; where they can't be read, a line says so."""
+    out = tmp_path / 'mine'
+    make_masks(images, out, '--objects', 'parts')
+    made, mask = (out / f'{kind}_{NAME}' / 'a.png' for kind in ('instances', 'saliency'))
+    found = read_instances(made)
+    write_instances(made, np.where(found == 1, 1, 0))
+    os.utime(made, ns=(mask.stat().st_mtime_ns + 10 ** 9,) * 2)
+    assert make_masks(images, out)['objects'] == check(out) == {'a': 1, 'b': 2, 'c': 2}
+    assert np.array_equal(read_instances(made), found == 1)
+    Image.fromarray(np.where(found == 2, 2, 0).astype(np.uint16)).save(made)
+    os.utime(made, ns=(mask.stat().st_mtime_ns + 10 ** 9,) * 2)
+    content = made.read_bytes()
+    assert f'{made}: there is an object 2, but none with the number 1' in make_masks(images, out)['skipped']['a']
+    assert made.read_bytes() == content
+    os.utime(made, ns=(mask.stat().st_mtime_ns - 10 ** 9,) * 2)  # damaged, as nobody has touched it since
+    make_masks(images, out)
+    assert np.array_equal(read_instances(made), found) and check(out) == {'a': 2, 'b': 2, 'c': 2}
 
 
 @pytest.mark.slow
@@ -230,4 +251,4 @@ def test_maskcut_of_a_transformer(weights, tmp_path, images, user_error):  # noq
     results = json.loads((tmp_path / 'mine' / 'results_tokencut.json').read_text())
     assert results['objects'] == check(tmp_path / 'mine', 'tokencut') == {'a': found.max()}
     line = user_error(lambda: make_masks(images, tmp_path / 'mine', *flags, '--objects', 'parts'))
-    assert 'were made with another --cuts' in line
+    assert 'were made with another --objects: give' in line and f'move {tmp_path}/mine/saliency_tokencut away' in line
