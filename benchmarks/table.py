@@ -100,7 +100,7 @@ def growth_tables(report):
     lines += ['', '| ResNet-50: views of | layers trained | memory an image of the batch |', '| --- | --- | --- |']
     lines += [f'| {row["size"]} | {"above layer2" if row["freeze"] else "all"} | {row["mib_an_image"]} MiB |'
               for row in report['images']]
-    lines += ['', '| images | K-means, 5 seeds, scored | nearest of so many for 1,449 queries | peak memory of the process |',
+    lines += ['', '| images | K-means, 5 seeds, scored | nearest neighbours of 1,449 queries | peak memory of the process |',
               '| --- | --- | --- | --- |']
     return lines + ['| {images:,} | {kmeans_seconds:.3g} s | {retrieval_seconds:.3g} s | {peak_mib} MiB |'.format(**row)
                     for row in report['splits']]
