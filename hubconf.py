@@ -77,7 +77,7 @@ def _pixels(image: np.ndarray | Image.Image):
     from PIL import Image
     if isinstance(image, Image.Image):
         if image.mode[:1] in 'IF':  # more than 8 bits
-            raise ValueError(f'a PIL image of mode {image.mode} has no 8-bit colours: scale it to 0..255 and convert it')
+            raise ValueError(f'a PIL image of mode {image.mode} does not have 8-bit colours: scale it to 0..255 and convert it')
         return np.array(image.convert('RGB'))
     array = np.asarray(image)
     if array.dtype != np.uint8:

@@ -61,7 +61,7 @@ def spin():
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=3, help='of each measurement, in turns (default: 3)')
+    parser.add_argument('--rounds', type=int, default=3, help='repetitions of each measurement, in turns (default: 3)')
     parser.add_argument('--measure', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure:

@@ -192,7 +192,7 @@ def composite(rng: np.random.Generator, background: Path, stamps: list[Path], cl
         if seen and not (apart and hidden > 1 - APART):
             image += rng.normal(0, 1.5, image.shape)  # the noise of one camera
             return np.clip(np.round(image), 0, 255).astype(np.uint8), labels, masks
-    raise UserError(f'there is no room for {len(stamps)} objects of a class of their own in {shape[1]} x {shape[0]} pixels: '
+    raise UserError(f'there is no room for {len(stamps)} objects of different classes in {shape[1]} x {shape[0]} pixels: '
                     'give fewer --objects or a larger --size')
 
 

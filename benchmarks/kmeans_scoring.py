@@ -32,9 +32,9 @@ CLASSES, RESOLUTION = 21, (512, 512)
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=200, help='how many (default: 200)')
-    parser.add_argument('--height', type=int, default=375, help='of an image (default: 375)')
-    parser.add_argument('--width', type=int, default=500, help='of an image (default: 500)')
+    parser.add_argument('--images', type=int, default=200, help='number of images (default: 200)')
+    parser.add_argument('--height', type=int, default=375, help='height of an image (default: 375)')
+    parser.add_argument('--width', type=int, default=500, help='width of an image (default: 500)')
     parser.add_argument('--seeds', type=int, default=5, help='clusterings to score (default: 5)')
     parser.add_argument('--rounds', type=int, default=3, help='timed rounds of ours (default: 3); of plain K-means, 1')
     return parser.parse_args()

@@ -27,7 +27,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--folder', required=True, help='a data set with labels and instances')
     parser.add_argument('--predictions', required=True, help='folder of palette images, <id>.png')
     parser.add_argument('--split', default='trainaug', help='default: trainaug')
-    parser.add_argument('--masks', default='supervised_model', help="of the data set's instances (default: %(default)s)")
+    parser.add_argument('--masks', default='supervised_model', help='name of the masks with instances (default: %(default)s)')
     return parser.parse_args(argv)
 
 

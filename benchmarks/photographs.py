@@ -70,16 +70,17 @@ class Recipe:
 
 def parse_arguments(argv):
     parser = make_plain_parser(__doc__)
-    parser.add_argument('--root', default=str(ROOT / 'datasets'), help='db_root, where the data set gets its folder (default: '
+    parser.add_argument('--root', default=str(ROOT / 'datasets'), help='db_root, the parent folder of the data set (default: '
                                                                        'datasets/ of this repository)')
-    parser.add_argument('--name', default='Photographs', help='of the folder (default: Photographs)')
+    parser.add_argument('--name', default='Photographs', help='name of the data set (default: Photographs)')
     parser.add_argument('--images', type=_positive, default=400, help='pictures of trainaug (default: 400)')
     parser.add_argument('--val', type=_positive, default=80, help='pictures of val (default: 80)')
     parser.add_argument('--size', type=_positive, default=320, help='longer side of a picture in pixels (default: 320)')
-    parser.add_argument('--objects', type=_positive, help='in each picture, of as many classes and beside each other (default: '
-                                                          'one, and in every fourth picture two, wherever there is room)')
+    parser.add_argument('--objects', type=_positive, help='objects in each picture, of different classes and side by side '
+                                                          '(default: one, and in every fourth picture two, wherever there is '
+                                                          'room)')
     parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
-    parser.add_argument('--workers', type=_positive, default=cores(), help='processes (default: one a core)')
+    parser.add_argument('--workers', type=_positive, default=cores(), help='processes (default: one per core)')
     parser.add_argument('--stamps', type=Path, help=f'folder of objects, arranged as {STAMPS_PACKAGE} has them (default: the '
                                                     "package's)")
     parser.add_argument('--backgrounds', type=Path, nargs='+', help="folders of photographs (default: the packages')")
@@ -88,7 +89,7 @@ def parse_arguments(argv):
 
 def _positive(text):
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'must be a whole number, at least 1, not {text}')
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, not {text}')
     return int(text)
 
 
@@ -122,11 +123,11 @@ def _source_folders(args):
     if not args.backgrounds:
         missing += [package for package, path in BACKGROUNDS.items() if not path.is_dir()]
     if missing:
-        raise UserError(f'the pictures are made of Debian packages that are missing: apt install {" ".join(missing)} (or name '
-                        'folders of your own: --stamps, --backgrounds)')
+        raise UserError(f'Debian packages with the source pictures are missing: apt install {" ".join(missing)} (or name your '
+                        'own folders: --stamps, --backgrounds)')
     for path in (args.stamps, *(args.backgrounds or ())):
         if path and not path.is_dir():
-            raise UserError(f'{path}: there is no such folder')
+            raise UserError(f'{path}: this folder does not exist')
     return args.stamps or STAMPS, args.backgrounds or list(BACKGROUNDS.values())
 
 

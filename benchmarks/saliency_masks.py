@@ -31,7 +31,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--folder', required=True, help='a data set with labels, or with other masks')
     parser.add_argument('--split', default='val', help='default: val')
     parser.add_argument('--model', default=ROBUST_BACKGROUND, choices=MODELS, help='default: %(default)s')
-    parser.add_argument('--against', metavar='MASKS', help='judge by the masks saliency_<MASKS>/ instead of by labels')
+    parser.add_argument('--against', metavar='MASKS', help='compare with the masks saliency_<MASKS>/ instead of labels')
     parser.add_argument('--weights', help='of tokencut or feature_cues: weights of the network')
     parser.add_argument('--backbone', default=BACKBONE, help='of feature_cues (default: %(default)s)')
     parser.add_argument('--vit', default=VIT, help='of tokencut (default: %(default)s)')

@@ -128,7 +128,7 @@ def main(argv=None):
     parser.parse_args(argv)
     lines = [*table(BENCHMARKS), '', machine(), '', 'How cost grows:', '', *growth_tables(run('growth.py'))]
     PAGE.write_text(replace_block(PAGE.read_text(), lines))
-    print(f'The table in {PAGE} is new.')
+    print(f'The table in {PAGE} was updated.')
 
 
 if __name__ == '__main__':

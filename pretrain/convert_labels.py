@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     log, out = start_log(), Path(args.out)
     if os.path.lexists(out):
-        raise UserError(f'{out} exists already, nothing in it was changed: name another --out, or move it away')
+        raise UserError(f'{out} exists already and was not changed: name another --out, or move it away')
     kind, folder = (CITYSCAPES, args.cityscapes) if args.cityscapes is not None else (ADE20K, args.ade20k)
     pairs = kind.pairs(Path(folder))
     with new_data_set(out) as root:

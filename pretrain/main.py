@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     state = earlier_state(p.checkpoint)
     start = resolve_start(p, state, args, device, PRETRAIN)
     if state and state['epoch'] >= p.epochs and not start.changed:
-        log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
+        log.info('This run has finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
         return
     if state is None:
         with main_first():  # which may fetch them
@@ -99,8 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     left_out = [name for name in AUGMENTATIONS if not p.transformation_kwargs[name]]
     pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip', left_out)
     loader = epoch_loader(pairs, p.train_batch_size, start.seed, p.num_workers, device)
-    log.info('%s: %d images with %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
-             len(dataset), f'masks from {dataset.masks.name}' if dataset.masks else 'all of each picture as its object',
+    log.info('%s: %d images with %s (%d ids without image or mask dropped), %d steps per epoch', folder,
+             len(dataset), f'masks from {dataset.masks.name}' if dataset.masks else 'the whole image as its object',
              dataset.dropped, len(pairs) // p.train_batch_size)
     if dataset.dropped:
         warn_once('%d ids of %s were dropped: %s', dataset.dropped, dataset.split_file, dataset.why_dropped())
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     if state:
         same_optimizer = {'optimizer', 'optimizer_kwargs.head_lr'}.isdisjoint(start.changed)
         trainer.resume(state, p.checkpoint, same_optimizer, same_batches=not start.changed)
-        log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
+        log.info('Resuming from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     del state  # a model and an optimiser's worth of memory
     log.info('Training on %s, precision %s, seed %d, %s', device, start.precision, start.seed,
              batches_text(p.train_batch_size, processes))
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     if short := short_run(weights, p.epochs, len(loader), p.train_batch_size):
         warn_once('%s', short)
     if processes != world_size():
-        log.info('These %d processes are simulated by %d', processes, world_size())
+        log.info('%d processes are simulated by %d', processes, world_size())
 
     # Work
     if is_main():

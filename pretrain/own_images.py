@@ -54,21 +54,23 @@ NETWORK = 'network.yml'
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs')
-    parser.add_argument('--name', default='mine', help='of the data set and the results (default: mine)')
+    parser.add_argument('--name', default='mine', help='name of the data set and the results (default: mine)')
     parser.add_argument('--model', choices=(AUTO, *MODELS),
-                        help=f'what makes the masks, see generate_masks.py (default: {FEATURE_CUES}, without weights '
+                        help=f'model that makes the masks, see generate_masks.py (default: {FEATURE_CUES}, without weights '
                              f'{ROBUST_BACKGROUND})')
     parser.add_argument('--objects', choices=(NONE, *WAYS),
-                        help=f'cluster single objects, see generate_masks.py; {NONE}: all of a photograph as one (default: as '
-                             f'before, or {NONE})')
+                        help=f'cluster single objects, see generate_masks.py; {NONE}: all objects of a photograph as one '
+                             f'(default: as before, or {NONE})')
     parser.add_argument('--weights', default=AUTO, metavar='WEIGHTS',
-                        help=f'of the backbone: {AUTO} (the default: those of ImageNet where they are on disk or can be '
-                             f'fetched, else none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a state '
+                        help=f'weights of the backbone: {AUTO} (the default: those of ImageNet if on disk or available for '
+                             f'download, otherwise none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a '
+                             'state '
                              'dict or a MoCo v2 checkpoint')
     parser.add_argument('--train', default='auto', choices=('auto', '1', '0'),
-                        help='whether to pre-train on the photographs (default: auto, with many of them, or without weights)')
-    parser.add_argument('--clusters', metavar='N', help='clusters that are wanted afterwards, or auto; only checked here')
-    parser.add_argument('--segment', action='store_true', help='only make masks, of photographs for the clusters of --name')
+                        help='whether to pre-train on the photographs (default: auto, if there are many, or no weights)')
+    parser.add_argument('--clusters', metavar='N', help='number of clusters for the next step, or auto; only checked here')
+    parser.add_argument('--segment', action='store_true', help='only make masks, for photographs to be assigned to the '
+                                                               'clusters of --name')
     add_machine_flags(parser, amp='auto')
     return parser.parse_args(argv)
 
@@ -157,13 +159,13 @@ def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: Segment
     settings |= more
     log, images = start_log(), fingerprint(dataset)
     if (output / 'checkpoint.pth.tar').exists() and (earlier, trained_on) != (settings, images):
-        log.info('Photographs or settings are others than those of the earlier run, which is now in %s', set_aside(output))
+        log.info('Photographs or settings have changed; the earlier run is now in %s', set_aside(output))
     log = start_log(output / 'log_file.txt')
     for reason in (*reasons, why):
         log.info('%s', reason)
     with atomic_file(experiment, 'w') as file:
         file.write(f'# Made by own_images.py from {len(dataset)} images. To train with other settings, copy this file\n'
-                   '# and give the copy to main.py: what is changed here is not kept.\n')
+                   '# and pass it to main.py: changes in this file are overwritten.\n')
         yaml.safe_dump(settings, file, sort_keys=False)
     with atomic_file(seen, 'w') as file:
         file.write(images + '\n')

@@ -23,14 +23,14 @@ POLL = 2                      # seconds between looks at a running pre-training
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
-    parser.add_argument('--run', required=True, metavar='FOLDER', help="the pre-training's folder, or its name below root_dir")
+    parser.add_argument('--run', required=True, metavar='FOLDER', help="folder of the pre-training, or its name below root_dir")
     parser.add_argument('--follow', action='store_true', help='wait for further checkpoints until the run ends')
     parser.add_argument('--resolution', type=_positive, nargs=2, default=(512, 512), metavar=('HEIGHT', 'WIDTH'),
-                        help="the network's input (default: 512 512)")
+                        help="size of the network's input (default: 512 512)")
     parser.add_argument('--database', default='trainaug', metavar='SPLIT',
-                        help='the split that retrieval looks up and the linear classifier learns from (default: trainaug)')
+                        help='split for the retrieval database and for fitting the classifier (default: trainaug)')
     parser.add_argument('--saliency', metavar='NAME',
-                        help="the data set's masks saliency_NAME as given ones (default: the objects of the labels)")
+                        help="use the masks saliency_NAME of the data set (default: the objects in the labels)")
     parser.add_argument('--num_seeds', type=_positive, default=5, help='clusterings to average over (default: 5)')
     parser.add_argument('--num_workers', type=int, default=2, help='processes that read images (default: 2)')
     add_machine_flags(parser, amp='none')

@@ -45,9 +45,9 @@ def results_of(root: str | Path, run: str, script: str) -> dict[str, Any]:
             raise ValueError
         return results
     except FileNotFoundError:
-        raise UserError(f'{path} is not there: run `make demo`, which makes it') from None
+        raise UserError(f'{path} does not exist: run `make demo`, which makes it') from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is not what {script} leaves: run `make demo`, which makes it first') from error
+        raise UserError(f'{path} was not written by {script}: run `make demo`, which makes it') from error
 
 
 def score(results: Mapping[str, Any]) -> str:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                            cv2.BORDER_CONSTANT, value=(255, 255, 255)))
     save_picture(output / 'segmentations.png', contact_sheet(pictures, COLUMNS, CELL))
     log.info('')
-    log.info('%s: validation images, their labels, and what K-means makes of them', output / 'segmentations.png')
+    log.info('%s: validation images, their labels, and the clusters of K-means', output / 'segmentations.png')
 
 
 if __name__ == '__main__':

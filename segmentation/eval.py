@@ -29,7 +29,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--state-dict', required=True, help='weights of the fine-tuned network: a path, or zoo://<name>')
     parser.add_argument('--crf-postprocess', action='store_true',
                         help='refine the predictions with a fully connected CRF (default: no)')
-    parser.add_argument('--images', help="a folder of images without labels, in place of the data set's split: "
+    parser.add_argument('--images', help='a folder of images without labels, instead of the split of the data set: '
                                          'predictions and pictures, no score')
     add_pictures_flag(parser)
     return parser.parse_args(argv)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     with main_first():  # which may fetch them
         weights = Path(local_file(args.state_dict, p.root_dir)).resolve()
     if not weights.is_file():
-        raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
+        raise UserError(f'--state-dict names {weights}, which {"is not a file" if weights.exists() else "does not exist"}')
     given = ImageFolder(args.images, without=p.root_dir, max_pixels=p.max_image_pixels) if args.images is not None else None
 
     # Data

@@ -27,8 +27,8 @@ FIRST_SEED = 1234
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, amp='none')
     parser.add_argument('--num_seeds', type=int, default=5, help='number of clusterings to average over (default: 5)')
-    parser.add_argument('--n_clusters', type=int, help="clusters, background counted (default: the experiment's, else the "
-                                                       'number of classes)')
+    parser.add_argument('--n_clusters', type=int, help='number of clusters, including background (default: that of the '
+                                                       'experiment, otherwise the number of classes)')
     parser.add_argument('--metrics', action='store_true', help='also report accuracy, NMI and ARI (default: no)')
     add_pictures_flag(parser)
     return parser.parse_args(argv)

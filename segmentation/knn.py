@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     most = settings.memory_size and settings.memory_size // len(database)
     if most == 0:
         raise UserError(f'{args.config_exp}: knn_kwargs.memory_size ({settings.memory_size}) must be at least the number of '
-                        f'images in the memory ({len(database)}), of each of which it holds a patch')
+                        f'images in the memory ({len(database)}), since it holds at least one patch of each')
     log.info('%s: memory of %d images (%s), %s patches of each; %d images to segment, %d classes; weights: %s', folder,
              len(database), settings.train_split, f'at most {most}' if most else 'all', len(dataset), len(space), p.pretraining)
 

@@ -37,11 +37,11 @@ log = logging.getLogger('maskcontrast')
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
-    parser.add_argument('--name', default='mine', help='of the experiment of own_images.py (default: mine)')
+    parser.add_argument('--name', default='mine', help='name given to own_images.py (default: mine)')
     parser.add_argument('--clusters', type=_clusters, metavar='N',
-                        help='clusters of objects, or auto: as many as fit best, by their silhouette (default: the root of the '
-                             'number of images, 50 at most)')
-    parser.add_argument('--names', metavar='FILE', help='names.yml as clusters.html saves it (default: as before)')
+                        help='number of clusters of objects, or auto: the number with the best silhouette (default: the '
+                             'square root of the number of images, at most 50)')
+    parser.add_argument('--names', metavar='FILE', help='names.yml, as saved by clusters.html (default: as before)')
     add_machine_flags(parser, amp='none')
     return parser.parse_args(argv)
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_log(output / 'log_file.txt')
     objects = Objects(SegmentationDataset(folder, 'trainaug', drop_missing=True, **masks))
     if not len(objects):
-        raise UserError(f'{objects.dataset.masks}: there is no object in any image of trainaug')
+        raise UserError(f'{objects.dataset.masks}: no image of trainaug contains an object')
     settings, what = clustering_settings(network, len(objects.dataset), clusters_for(len(objects)))
     experiment = _write_experiment(output, settings)
     p = create_config(args.config_env, experiment, KMEANS)

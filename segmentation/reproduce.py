@@ -40,11 +40,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--rows', nargs='+', metavar='ROW', default=list(ROWS), help=f'of {", ".join(ROWS)} (default: all)')
     parser.add_argument('--weights', nargs='+', metavar='NAME=PATH', default=[],
-                        help=f'files of your own for the names {", ".join((*ZOO, *UNPUBLISHED))}')
-    parser.add_argument('--fetch', action='store_true', help='fetch the weights that the zoo has (default: only those on disk)')
+                        help=f'your own files for the names {", ".join((*ZOO, *UNPUBLISHED))}')
+    parser.add_argument('--fetch', action='store_true', help='download the weights in the zoo (default: use only those on '
+                                                             'disk)')
     parser.add_argument('--seeds', type=int, default=1, metavar='N',
-                        help='trainings of each row that trains a classifier, with the seeds 0, 1, ... (default: 1)')
-    parser.add_argument('--again', action='store_true', help='run rows that were measured, too')
+                        help='number of trainings of each row that trains a classifier, with the seeds 0, 1, ... (default: 1)')
+    parser.add_argument('--again', action='store_true', help='also run rows that were already measured')
     return parser.parse_args(argv)
 
 
@@ -127,7 +128,7 @@ def run(name: str, row: Row, env: EasyDict, own: Mapping[str, str], args: argpar
     path}; {'missing': what it needs}; or {'error': the last line of what went wrong}. before: the same of an earlier run.
     """
     if not (Path(env.db_root) / VOC).is_dir():
-        return {'missing': f'the data set {Path(env.db_root) / VOC} (kmeans.py with a shipped file fetches it)'}
+        return {'missing': f'the data set {Path(env.db_root) / VOC} (kmeans.py with a shipped file downloads it)'}
     weights = own.get(row.weights) if row.weights else None
     if row.weights and weights is None:
         if row.weights in UNPUBLISHED:

@@ -29,10 +29,11 @@ log = logging.getLogger('maskcontrast')
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--clusters', required=True, metavar='FOLDER',
-                        help='what own_clusters.py left: its folder, or the name that this has below root_dir')
+                        help='output folder of own_clusters.py, or its name below root_dir')
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs, or a data set')
-    parser.add_argument('--names', metavar='FILE', help="names.yml (default: the clusters')")
-    parser.add_argument('--out', metavar='FOLDER', help='of the results (default: <root_dir>/<name>_segment/<name of DIR>)')
+    parser.add_argument('--names', metavar='FILE', help="names.yml (default: that of the clusters)")
+    parser.add_argument('--out', metavar='FOLDER', help='folder of the results (default: <root_dir>/<name>_segment/<name of '
+                                                        'DIR>)')
     parser.add_argument('--num_workers', type=int, default=2, help='processes that read images (default: 2)')
     add_machine_flags(parser, amp='none')
     return parser.parse_args(argv)
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                  n_clusters=len(found) + 1, names=names, data_set=os.path.abspath(photographs.dataset.folder), **found.data)
     log.info('features of %d new photographs %.1f s (%.1f/s), pictures of %d %.1f s', new, embedded - begin,
              new / max(embedded - begin, 1e-9), drawn, drew - embedded)
-    log.info('Which photograph is in which cluster is in %s', table)
+    log.info('The clusters of the photographs are in %s', table)
 
 
 if __name__ == '__main__':

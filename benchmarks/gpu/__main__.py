@@ -27,10 +27,10 @@ OUTPUT = HERE.parents[1] / 'output' / 'gpu'
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(prog='gpu', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', choices=('auto', 'cuda', 'cpu'), default='auto', help='where (default: auto)')
-    parser.add_argument('--only', nargs='+', choices=[section.name for section in SECTIONS], help='these sections only')
-    parser.add_argument('--small', action='store_true', help='small sizes: to try the sections, not to measure')
-    parser.add_argument('--minutes', type=float, default=10, help='for all sections together (default: 10)')
+    parser.add_argument('--device', choices=('auto', 'cuda', 'cpu'), default='auto', help='device (default: auto)')
+    parser.add_argument('--only', nargs='+', choices=[section.name for section in SECTIONS], help='run only these sections')
+    parser.add_argument('--small', action='store_true', help='small sizes, to try the sections rather than measure')
+    parser.add_argument('--minutes', type=float, default=10, help='time for all sections together (default: 10)')
     parser.add_argument('--output', type=Path, default=OUTPUT, help=f'folder for results.json and table.md (default: {OUTPUT})')
     return parser.parse_args(argv)
 

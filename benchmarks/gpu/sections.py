@@ -24,7 +24,7 @@ SECTIONS = (
     Section('evaluations', 'each evaluation on Shapes', 150),
     Section('convolutions', 'atrous convolutions in each form', 40, 'needs a GPU: models/atrous.py has the figures of a CPU'),
     Section('capture', 'a step as a CUDA graph, and compiled', 150, 'needs a GPU'),
-    Section('checkpoints', 'what a checkpoint costs an epoch', 60, 'needs a GPU; on a CPU, see benchmarks/checkpoints.py'),
+    Section('checkpoints', 'cost of a checkpoint per epoch', 60, 'needs a GPU; on a CPU, see benchmarks/checkpoints.py'),
     Section('loading', 'images a second of the loader', 60, BENCH),
     Section('memory', 'a step at several batch sizes', 60, BENCH),
 )

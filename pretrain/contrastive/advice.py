@@ -14,8 +14,8 @@ def short_run(pretraining: str | None, epochs: int, steps: int, batch_size: int)
     pairs = epochs * steps * batch_size
     if pretraining is None or pairs > ENOUGH_PAIRS // 2:
         return None
-    return (f'This run is short: {epochs} epochs of {steps} steps of {batch_size} are {pairs} pairs of views. At the published '
-            f'settings the backbone had gained over its initial weights after {ENOUGH_PAIRS}, see {PAGE}')
+    return (f'This run is short: {epochs} epochs of {steps} steps of {batch_size} are {pairs} pairs of views. With the '
+            f'published settings the backbone improved on its initial weights after {ENOUGH_PAIRS}, see {PAGE}')
 
 
 def check_negatives(exp_file: str, queue: int, batch_size: int, processes: int) -> None:

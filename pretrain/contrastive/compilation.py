@@ -35,7 +35,7 @@ class Compiled:
             raise
         except Exception as error:
             reason = ' '.join(str(error).splitlines()[:2])  # the first says who failed, the second why
-            log.warning('torch.compile could not compile %s, which are computed without it (%s: %s)', self.what,
+            log.warning('torch.compile could not compile %s, so they run uncompiled (%s: %s)', self.what,
                         type(error).__name__, reason)
             self._way = self.function
             return self.function(*arguments)

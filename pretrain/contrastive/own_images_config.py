@@ -34,15 +34,15 @@ def trains(asked: str, images: int, weights: Weights) -> tuple[bool, str]:
     Raises `UserError` where nothing would be left to tell objects apart by.
     """
     if asked == '1':
-        return True, 'a network is trained, as asked'
+        return True, 'a network is trained, as requested'
     if asked == '0' and weights.source is None:
-        raise UserError('--train 0: random weights alone tell nothing apart: give --weights, or let it train')
+        raise UserError('--train 0: random weights cannot tell objects apart: give --weights, or allow training')
     if asked == '0':
-        return False, 'no training, as asked'
+        return False, 'no training, as requested'
     if weights.source is None:
-        return True, 'a network is trained, as there are no weights'
+        return True, 'a network is trained, since there are no weights'
     if images >= TRAIN_FROM:
-        return True, f'a network is trained, as there are {TRAIN_FROM} images or more'
+        return True, f'a network is trained, since there are {TRAIN_FROM} images or more'
     return False, f'no training: these weights tell {images} images apart better without it (from {TRAIN_FROM} on, or TRAIN=1)'
 
 
@@ -87,7 +87,7 @@ def initial_settings(weights: Weights, settings: Mapping[str, Any],
     for one in (Weights(weights.backbone, None, ''), weights):
         more = _settings_for(one, settings)
         if earlier == {**settings, **more}:
-            return more, 'initial weights: as the run began'
+            return more, 'initial weights: those of the start of the run'
     return _settings_for(weights, settings), f'training starts from {weights.source or "random weights"}'
 
 

@@ -52,15 +52,15 @@ def choose_weights(asked: str, root_dir: str | Path, backbones: Sequence[str] = 
     The weights are read, and fetched if need be. Raises `UserError` where what was asked for can't be had.
     """
     if asked == NONE:
-        return Weights(backbones[0] if len(backbones) == 1 else RANDOM, None, 'weights: random ones, as asked')
+        return Weights(backbones[0] if len(backbones) == 1 else RANDOM, None, 'weights: random, as requested')
     if asked in (AUTO, IMAGENET):
         found = _at_hand(backbones) or (_packaged(root_dir) if asked == AUTO and backbones == BACKBONES else None)
         if found is None and asked == IMAGENET:
-            raise UserError(f'--weights {IMAGENET}: those of {" and ".join(backbones)} are neither on disk nor can they be '
-                            'fetched: give a file')
+            raise UserError(f'--weights {IMAGENET}: those of {" and ".join(backbones)} are neither on disk nor available for '
+                            'download: give a file')
         return found or Weights(backbones[0] if len(backbones) == 1 else RANDOM, None,
-                                f'weights: random ones, which find less, as those of ImageNet ({" or ".join(backbones)}) are '
-                                'neither on disk nor can they be fetched; give others as --weights (make: WEIGHTS=)')
+                                f'weights: random, which find less, since those of ImageNet ({" or ".join(backbones)}) are '
+                                'neither on disk nor available for download; give others as --weights (make: WEIGHTS=)')
     if '://' in asked and not is_zoo(asked):
         return _published(asked)
     if asked == PACKAGED:
@@ -72,10 +72,10 @@ def _at_hand(backbones: Sequence[str]):
     """ImageNet weights of the first of `backbones` that has them on disk, or else of the first that gets them; or None."""
     for name in backbones:
         if _on_disk(name) and _can_have(name):
-            return Weights(name, find_backbone(name).imagenet, f'weights: {name} of ImageNet, which was on disk')
+            return Weights(name, find_backbone(name).imagenet, f'weights: {name} of ImageNet, found on disk')
     for name in backbones:
         if find_backbone(name).imagenet and _can_have(name):
-            return Weights(name, find_backbone(name).imagenet, f'weights: {name} of ImageNet, which was fetched')
+            return Weights(name, find_backbone(name).imagenet, f'weights: {name} of ImageNet, downloaded now')
     return None
 
 
@@ -85,8 +85,8 @@ def _packaged(root_dir: str | Path):
         path = local_file(PACKAGED, root_dir)
     except UserError:
         return None
-    return Weights(PACKAGED_BACKBONE, path, f'weights: {PACKAGED}, as those of {" and ".join(BACKBONES)} are neither on '
-                                            'disk nor can they be fetched')
+    return Weights(PACKAGED_BACKBONE, path, f'weights: {PACKAGED}, since those of {" and ".join(BACKBONES)} are neither on '
+                                            'disk nor available for download')
 
 
 def _on_disk(backbone: str):
@@ -144,8 +144,8 @@ def _from_file(path: str, asked: str):
     state = _read(path, RANDOM)
     names = matching_backbones({key: tuple(value.shape) for key, value in state.items() if torch.is_tensor(value)})
     if not names:
-        raise UserError(f'--weights {asked}: the names and shapes in this file are those of none of the backbones that are '
-                        'known by them (resnet18, resnet50); of others give published weights, timm://<name>')
+        raise UserError(f'--weights {asked}: the names and shapes in this file match neither resnet18 nor resnet50; for other '
+                        'backbones give published weights, timm://<name>')
     content = load_file(path)
     moco = isinstance(content.get('state_dict'), dict)
     return Weights(names[0], path, f'weights: {names[0]} from {path}, as asked', moco)

@@ -29,7 +29,7 @@ class SimulatedProcesses(nn.Module):
         it."""
         model, count = self.model, self.processes
         if len(im_q) % count:
-            raise ValueError(f'{len(im_q)} images can not be divided over {count} simulated processes')
+            raise ValueError(f'{len(im_q)} images cannot be divided over {count} simulated processes')
         model.check_batch(len(im_q))
         queries = self._grids(model.model_q, im_q)                      # P times (B/P x D x h x w, B/P x h x w)
         model.check_masks(im_q, queries[0][0], sal_q, sal_k)

@@ -87,8 +87,8 @@ class FileChecks:
         turn = 1 if image is None else exif_turn(image_path)
         if turn != 1:
             yield 'turned image', image_path, (
-                f' has EXIF orientation {turn}, which viewers apply: it is read as it is stored, and masks and labels must be '
-                'of the stored pixels')
+                f' has EXIF orientation {turn}, which viewers apply: it is read as stored, and masks and labels must match '
+                'the stored pixels')
         for part, folder, look in ((MASK, data.masks, self._mask_findings), (LABEL, data.labels, self._label_findings)):
             if folder:
                 path = data.path_of(part, name)
@@ -129,7 +129,7 @@ class FileChecks:
         wrong = self.space.wrong_values(labels)
         if wrong:
             shown = ', '.join(map(str, wrong[:5])) + (', ...' if len(wrong) > 5 else '')
-            yield 'label that is no class', path, (
+            yield 'label that is not a class', path, (
                 f': label {shown} in its labels, but there are only {len(self.space)} classes ({self.space.values_text()}): '
                 f'correct the file, or {self.space.source}')
 
@@ -140,12 +140,12 @@ class FileChecks:
         inside = sample['saliency'] = mask & 1
         cover = np.mean(inside)
         if mask[0, 0] & THRESHOLDED:
-            yield 'JPEG mask', path, f' is a JPEG, which is not exact: values from {HALF} on count as object'
+            yield 'JPEG mask', path, f' is a JPEG, which is not lossless: values from {HALF} on count as object'
         if mask[0, 0] & LOSSY:
             other = np.mean((read_gray(path) != 0) & (inside == 0))
             yield 'lossy mask', path, (
                 f': {100 * other:.3g}% of the pixels are neither 0 nor {OBJECT}, and only {OBJECT} counts as object: store '
-                f'masks as PNG with the values 0 and {OBJECT}, or say in dataset.yml which values are object')
+                f'masks as PNG with the values 0 and {OBJECT}, or name the values of the object in dataset.yml')
         if cover in (0, 1):
             yield f'{"full" if cover else "empty"} mask', path, (
                 f': {"every" if cover else "no"} pixel is {OBJECT} (object), so none of its views passes in pre-training')
@@ -164,12 +164,12 @@ def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int 
             for name in contents.absent_classes(seen.labels, checks.space):
                 if name not in names:
                     yield Finding(split, None, 'class that never occurs', str(data.labels),
-                                  f'{data.labels}: no pixel in the labels of {split} is of the class {name}', True)
+                                  f'{data.labels}: no pixel in the labels of {split} has the class {name}', True)
             left = [index for index in checks.space.objects if checks.space.names[index] not in names]
             if p.script == RETRIEVAL and not seen.labels[left].any():
                 yield Finding(split, None, 'no object to retrieve', str(data.labels),
-                              f'{data.labels}: no pixel in the labels of {split} is of a class that counts, so there is '
-                              'nothing to retrieve', False)
+                              f'{data.labels}: no pixel in the labels of {split} has a class that counts, so there is nothing '
+                              'to retrieve', False)
     usable = len(seen.masks if data.masks and p.script == PRETRAIN else checks.ids)
     if needed and usable < needed:
         yield Finding(split, None, 'too few images', str(data.split_file),
@@ -227,8 +227,8 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
 
     for name, *_ in parts:
         if not (Path(p.db_root) / name).is_dir():  # dataset_folder() would fetch or draw it
-            raise UserError(f'{Path(p.db_root) / name}: there is no such data set, or not yet: correct db_root in env.yml, or '
-                            f'make it (the scripts fetch {VOC} and draw Shapes when they first need them)')
+            raise UserError(f'{Path(p.db_root) / name}: this data set does not exist yet: correct db_root in env.yml, or '
+                            f'make it (the scripts download {VOC} and draw Shapes on first use)')
     for part in parts:
         name, split, saliency, labels = part
         folder = Path(p.db_root) / name
@@ -264,7 +264,7 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
 def main(argv: list[str] | None = None) -> None:
     parser = make_env_parser(__doc__)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
-    parser.add_argument('--script', choices=SCRIPTS, help="what reads the experiment (default: what its keys are for)")
+    parser.add_argument('--script', choices=SCRIPTS, help="script that reads the experiment (default: determined by its keys)")
     parser.add_argument('--json', help='also write the list to this file')
     args = parser.parse_args(argv)
     p = create_config(args.config_env, args.config_exp, args.script)

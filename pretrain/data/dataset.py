@@ -36,7 +36,7 @@ def dataset_folder(db_root: str | Path, name: str) -> Path:
         log.info('Drawing the Shapes data set in %s', folder)
         draw_shapes(folder)
         return folder
-    raise UserError(f'{folder}: there is no such data set: make this folder (images/, sets/, classes.txt and masks or '
+    raise UserError(f'{folder}: this data set does not exist: make the folder (images/, sets/, classes.txt and masks or '
                     'labels; see docs/data-sets.md), or correct db_root in env.yml')
 
 
@@ -137,7 +137,7 @@ class SegmentationDataset:
             return 'none'
         part = next((part for part in (IMAGE, MASK) if not files.is_there(self.path_of(part, name))), IMAGE)
         path = self.path_of(part, name)
-        return f'{path} is not there{files.nearest(path, self.folder_of(part))}'
+        return f'{path} does not exist{files.nearest(path, self.folder_of(part))}'
 
     def check_description(self) -> None:
         """Raise `UserError` where the data set's own files, which are read with the first item, say something impossible."""

@@ -56,7 +56,7 @@ class DecodedCache:
                 np.save(file, array)
         except (UserError, OSError) as error:
             self.writes = False
-            log.warning('From here on no more decoded images are kept (%s)', error)
+            log.warning('No more decoded images are kept from now on (%s)', error)
 
 
 def _loaded(kept: Path):

@@ -46,7 +46,7 @@ def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
     if folder.is_dir():
         return folder
     if os.path.lexists(folder):
-        raise UserError(f'{folder} is a file or a link to nowhere instead of the data: remove it and run again')
+        raise UserError(f'{folder} is a file or a broken link instead of the data: remove it and run again')
     given = archive.exists()
     if not given:
         fetch(url, archive, (GZIP,), 'a gzip archive', 'db_root in env.yml')
@@ -57,7 +57,7 @@ def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
         if given:
             raise UserError(f'{archive} is not usable ({one_line(error)}): delete it and run again') from error
         archive.unlink(missing_ok=True)
-        raise UserError(f'{archive} as it came from {url} is not usable ({one_line(error)}) and was deleted: run again, '
+        raise UserError(f'{archive} as downloaded from {url} is not usable ({one_line(error)}) and was deleted: run again, '
                         f'or {by_hand(url, archive)}') from error
     except OSError as error:
         raise UserError(f'{archive} could not be unpacked to {folder} ({one_line(error)}): '

@@ -94,7 +94,7 @@ def label_space(folder: str | Path) -> LabelSpace:
     folder = Path(folder)
     described, names, coloured, file = _described(folder)
     if len(names) < 2 or len(set(names)) < len(names) or len(names) > VOID:
-        raise UserError(f'{file} must name 2 to {VOID} different classes, one a line, background first')
+        raise UserError(f'{file} must name 2 to {VOID} different classes, one per line, background first')
     colours = VOC_COLOURS.copy()
     for name, colour in coloured.items():
         if name in names:
@@ -117,7 +117,7 @@ def colour_table(folder: str | Path) -> ColourTable:
                  for name, colour in coloured.items()}
         source = f'the colours in {file.name}'
         if len(given) < len(coloured):
-            raise UserError(f'{file}: two classes have the same colour, which tells no labels apart')
+            raise UserError(f'{file}: two classes have the same colour, so labels cannot be told apart')
     lookup = _lookup(described, folder / DESCRIPTION)
     stored = {int(index): value for value, index in reversed(list(enumerate(lookup)))}
     return ColourTable({colour: stored[index] for colour, index in given.items() if index in stored}, described.get('labels'),
@@ -147,7 +147,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str,
         elif folder.name == VOC:
             names = VOC_CLASSES
         else:
-            raise UserError(f'{file} is missing: name the classes, one a line, background first')
+            raise UserError(f'{file} is missing: name the classes, one per line, background first')
     names = tuple(map(str, names))
     return described, names, coloured | _colours(described, names, folder / DESCRIPTION), file
 
@@ -161,7 +161,7 @@ def _class_lines(file: Path) -> tuple[list[str], dict[str, Colour]]:
             break
     else:
         if any(HEX.fullmatch(line) for line in lines):
-            raise UserError(f'{file}: some lines have a colour and some have none: give one to all, or to none')
+            raise UserError(f'{file}: only some lines have a colour: give a colour to all lines, or to none')
         return lines, {}
     base = 16 if pattern is HEX else 10
     coloured: dict[str, Colour] = {}

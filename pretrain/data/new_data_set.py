@@ -46,7 +46,8 @@ def encode_jpeg(image: np.ndarray, source: str | Path) -> bytes:
     try:
         Image.fromarray(image).save(buffer, format='JPEG', quality=QUALITY)
     except (OSError, ValueError) as error:
-        raise UserError(f'{source} could not be turned into a JPEG ({error}): shrink it, with --max_side, say') from error
+        raise UserError(f'{source} could not be turned into a JPEG ({error}): shrink it, for example with '
+                        '--max_side') from error
     return buffer.getvalue()
 
 
@@ -91,7 +92,7 @@ def _check(root: Path, names: Sequence[str]):
         read, reason = (), error.line().partition(': ')[2]
     if read != tuple(names):
         wrong = next((name for name in names if '#' in name or read and name not in read), names[-1])
-        raise UserError(f'the class {wrong!r}: names of classes would be read as others or as colours'
+        raise UserError(f'the class {wrong!r}: classes.txt cannot hold this name'
                         f'{f" ({reason})" if reason else ""}: rename it')
 
 

@@ -112,7 +112,7 @@ def _place(folder: Path, release: Release, given: str | Path):
 
 
 def _what_to_give(release: Release):
-    return f'give {release.archive} ({release.url}) or the folder it unpacks to'
+    return f'give {release.archive} ({release.url}) or the folder to which it unpacks'
 
 
 def _unpack(archive: str | Path, folder: Path, release: Release, wanted: Callable[[str], bool]):
@@ -135,10 +135,11 @@ def _unpack(archive: str | Path, folder: Path, release: Release, wanted: Callabl
             while stream.read(CHUNK):  # tar stops at its own end mark; gzip's checksum comes after it
                 pass
     except tarfile.FilterError as error:
-        raise UserError(f'{archive} is not the official archive, nothing of it is kept ({error}): '
+        raise UserError(f'{archive} is not the official archive, and was not unpacked ({error}): '
                         f'{_what_to_give(release)}') from error
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f'{archive} is cut off, broken or no tar archive ({error}): fetch it again ({release.url})') from error
+        raise UserError(f'{archive} is truncated, damaged or not a tar archive ({error}): download it again '
+                        f'({release.url})') from error
     except OSError as error:
         raise UserError(f'{archive} could not be unpacked to {folder.parent.parent} ({error.strerror or error}): '
                         'make room there or choose another --out') from error

@@ -64,10 +64,10 @@ def read_coco(path: str | Path, images: str | Path) -> CocoFile:
         file_name = str(_value(path, f'image {key}', entry, 'file_name')).replace('\\', '/')
         image = CocoImage(_image_id(path, key, file_name), images / file_name, _size(path, key, entry))
         if key in found:
-            raise UserError(f'{path}: image {key} is there twice: correct the file')
+            raise UserError(f'{path}: image {key} appears twice: correct the file')
         if image.id in ids:
-            raise UserError(f'{path}: {ids[image.id]} and {file_name} differ in their suffix alone, which ids leave out: '
-                            'rename one')
+            raise UserError(f'{path}: {ids[image.id]} and {file_name} differ only in their suffix, which is not part of an '
+                            'id: rename one')
         ids[image.id] = file_name
         found[key] = image
     for number, entry in enumerate(content['annotations'], 1):
@@ -91,8 +91,7 @@ def choose_classes(file: CocoFile, wanted: Iterable[str] | None) -> tuple[str, .
         if names.count(name) > 1 or chosen.count(name) > 1:
             raise UserError(f"{file.path}: two categories are called '{name}': rename one, or choose others with --categories")
         if name.lower() == BACKGROUND:
-            raise UserError(f"{file.path}: its category '{name}' is what a data set has as class 0 anyway: leave it out of "
-                            '--categories')
+            raise UserError(f"{file.path}: its category '{name}' is class 0 of every data set: remove it from --categories")
     if not chosen:
         raise UserError(f'{file.path} has no category: export it again')
     if len(chosen) > MOST:
@@ -107,7 +106,7 @@ def class_numbers(file: CocoFile, classes: Iterable[str], chosen: bool) -> dict[
     number = {name: index for index, name in enumerate(classes, 1)}
     unknown = [name for name in file.categories.values() if name not in number]
     if unknown and not chosen:
-        raise UserError(f"{file.path}: its category '{unknown[0]}' is none of those of {TRAINAUG}: choose with --categories")
+        raise UserError(f"{file.path}: its category '{unknown[0]}' is not one of those of {TRAINAUG}: choose with --categories")
     return {key: number[name] for key, name in file.categories.items() if name in number}
 
 
@@ -117,11 +116,11 @@ def _content(path: Path) -> Mapping[str, list[dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path} could not be read ({getattr(error, "strerror", None) or "not a text file"})') from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f'{path} is not whole JSON ({one_line(error)}): export it again') from error
+        raise UserError(f'{path} is not complete JSON ({one_line(error)}): export it again') from error
     for key in ('images', 'annotations', 'categories'):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UserError(f'{path} has no list of {key}, so it is no COCO JSON of objects: export it as "COCO" (instances)')
+            raise UserError(f'{path} has no list of {key}, so it is not COCO JSON of objects: export it as "COCO" (instances)')
     return content
 
 
@@ -148,5 +147,5 @@ def _image_id(path: Path, key: int, file_name: str):
     parts = [part for part in file_name.rpartition('.')[0].split('/') if part not in ('', '.')]
     plain = '/'.join(parts)
     if not parts or '..' in parts or file_name.startswith('/') or not plain.isprintable() or plain != plain.strip():
-        raise UserError(f'{path}: image {key}: {file_name!r} is no path of an image file below --images: correct the file')
+        raise UserError(f'{path}: image {key}: {file_name!r} is not the path of an image file below --images: correct the file')
     return plain

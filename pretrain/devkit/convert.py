@@ -102,7 +102,7 @@ def checked_labels(labels: np.ndarray, path: str | Path) -> np.ndarray:
     last = len(VOC_CLASSES) - 1
     others = labels[(labels < 0) | (labels > last) & (labels != VOID)]
     if others.size:
-        raise UserError(f'{path} holds the label {others[0]}, which is none of 0 to {last} and {VOID}: {WHAT_TO_DO}')
+        raise UserError(f'{path} holds the label {others[0]}, which is not one of 0 to {last} and {VOID}: {WHAT_TO_DO}')
     return labels.astype(np.uint8)
 
 
@@ -118,7 +118,7 @@ def read_sbd_labels(path: Path) -> np.ndarray:
     try:
         labels = loadmat(io.BytesIO(data), variable_names=['GTcls'])['GTcls']['Segmentation'].item()
     except Exception as error:  # whatever comes to scipy's reader in a broken file
-        raise UserError(f'{path} is not a whole .mat file with GTcls.Segmentation ({type(error).__name__}: {error}): '
+        raise UserError(f'{path} is not a complete .mat file with GTcls.Segmentation ({type(error).__name__}: {error}): '
                         f'{WHAT_TO_DO}') from error
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in 'iu':
         what = f'{labels.ndim}-d {labels.dtype}' if isinstance(labels, np.ndarray) else type(labels).__name__

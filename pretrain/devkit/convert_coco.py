@@ -101,7 +101,7 @@ def draw(image: CocoImage, size: tuple[int, int], numbers: Mapping[int, int], so
         try:
             mask = mask_of(item.segmentation, *size)
         except ValueError as error:
-            raise UserError(f'{source}: {item.name}, of {image.path.name}, {error}: correct it, or leave it out') from error
+            raise UserError(f'{source}: {item.name}, of {image.path.name}, {error}: correct or remove it') from error
         if item.crowd and void_crowds:
             counts['crowds'] += 1
             labels[mask] = VOID

@@ -52,7 +52,7 @@ def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat |
         from saliency.rembg_models import RembgSaliency
         return RembgSaliency(model)
     near = nearest_name(model, MODELS, cutoff=0)
-    raise UserError(f"--model {model}: there is no such saliency model (nearest: '{near}'; one of {', '.join(MODELS)}, or any "
+    raise UserError(f"--model {model}: unknown saliency model (nearest: '{near}'; one of {', '.join(MODELS)}, or any "
                     'name with --onnx)')
 
 

@@ -44,7 +44,7 @@ class FeatureCues:
         spec = find_backbone(backbone)
         source = weights or spec.imagenet
         if source is None:
-            raise UserError(f'--backbone {backbone}: there are no published ImageNet weights of it: add --weights PATH')
+            raise UserError(f'--backbone {backbone}: it has no published ImageNet weights: add --weights PATH')
         network = build_backbone(backbone, {'output_stride': min(spec.output_strides, key=lambda stride: abs(stride - STRIDE))})
         load_exactly(network, backbone_weights(source, backbone), source)
         self.source, self.network = source, network.to(device).eval().requires_grad_(False)

@@ -72,13 +72,13 @@ class MaskDataSet:
         Raises `UserError` when there is no image for training.
         """
         if self.in_place and any((self.out / 'sets').glob('*.txt')):
-            return 'splits as they were'
+            return 'splits unchanged'
         folders = [folder for folder in self.out.glob('saliency_*') if folder.is_dir()]
         ids = [name for name in self.photographs.ids if any((folder / f'{name}.png').is_file() for folder in folders)]
         val = validation_ids(ids, self.val_fraction)
         if len(ids) <= len(val):
-            raise UserError(f'{self.out}: {len(ids)} images have a mask, which leaves none for training: give more '
-                            'photographs, another --model, or --val_fraction 0')
+            raise UserError(f'{self.out}: {len(ids)} images have a mask, so none is left for training: give more photographs, '
+                            'another --model, or --val_fraction 0')
         for split, members in (('trainaug', [name for name in ids if name not in val]), ('val', sorted(val))):
             path = self.out / 'sets' / f'{split}.txt'
             if members:
@@ -99,7 +99,7 @@ class MaskDataSet:
             record = json.loads(path.read_text(encoding='utf-8'))
             if not (isinstance(record, dict) and {'folder', 'max_side', 'photographs'} <= record.keys()
                     and isinstance(record['photographs'], dict)):
-                raise ValueError('it is no record of photographs')
+                raise ValueError('it is not a record of photographs')
             return record
         except FileNotFoundError:
             if any(self.out.iterdir()):
@@ -128,13 +128,13 @@ def require_same_options(path: str | Path, options: Mapping[str, Any], masks: st
         earlier = yaml.safe_load(Path(path).read_text(encoding='utf-8'))['options']
         differing = [key for key, value in options.items() if earlier.get(key) != value]
     except FileNotFoundError:
-        raise UserError(f'{masks} holds masks that generate_masks.py did not make: give another --model, beside --onnx any '
-                        'name') from None
+        raise UserError(f'{masks} holds masks that generate_masks.py did not make: give another --model, or with --onnx any '
+                        'other name') from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f'{path} could not be read ({error}): move it away, and the masks that it is about') from error
+        raise UserError(f'{path} could not be read ({error}): move it away, and the masks that it describes') from error
     if differing:
         raise UserError(f'{path}: masks of this name were made with another --{", --".join(differing)}: give the same, or '
-                        f'another --model NAME beside --onnx, or move {masks} away')
+                        f'with --onnx another --model NAME, or move {masks} away')
 
 
 def earlier_option(path: str | Path, option: str) -> Any:

@@ -31,15 +31,15 @@ def choose_model(backbone: str = BACKBONE, weights: str | Path | None = None) ->
         for name in SUPERVISED:
             path = rembg_file(name)
             if path:
-                return name, f'masks: {name}, a supervised network, which was on disk ({path})'
+                return name, f'masks: {name}, a supervised network, found on disk ({path})'
         if _fetched():
-            return FETCHED, f'masks: {FETCHED}, a supervised network, which was fetched'
-        without = f'{FETCHED} is neither on disk nor can it be fetched'
+            return FETCHED, f'masks: {FETCHED}, a supervised network, downloaded now'
+        without = f'{FETCHED} is neither on disk nor available for download'
     source = _weights(backbone, weights)
     if source:
         return FEATURE_CUES, f'masks: {FEATURE_CUES} of {backbone}, {source} (no supervised network: {without})'
     return ROBUST_BACKGROUND, (f'masks: {ROBUST_BACKGROUND}, which finds less (no supervised network: {without}; no ImageNet '
-                               f'weights of {backbone}: neither on disk nor can they be fetched)')
+                               f'weights of {backbone}: neither on disk nor available for download)')
 
 
 def rembg_file(name: str) -> Path | None:

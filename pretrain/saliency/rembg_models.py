@@ -27,7 +27,7 @@ class RembgSaliency:
 
     def __init__(self, name: str):
         if name not in FILES:
-            raise UserError(f"{name}: there is no such saliency network, only {', '.join(FILES)}")
+            raise UserError(f"{name}: unknown saliency network, available: {', '.join(FILES)}")
         require('onnxruntime', 'this saliency network')  # first, as rembg ends the program without it
         threads = torch.get_num_threads()
         rembg = require('rembg', 'this saliency network')
@@ -37,7 +37,7 @@ class RembgSaliency:
         try:
             path = Path(network.download_models())
         except (OSError, ValueError) as error:  # the disk's and requests' are OSErrors; pooch's for a wrong checksum isn't
-            raise UserError(f'{url} could not be fetched to {path} ({one_line(error)}): run again, or '
+            raise UserError(f'{url} could not be downloaded to {path} ({one_line(error)}): run again, or '
                             f'{by_hand(url, path)}') from error
         try:
             self._session = rembg.new_session(name)

@@ -126,7 +126,7 @@ def read_labels(path: str | Path, colours: ColourTable = VOC_TABLE, limit: int =
         return _eight_bit(path, np.array(image))
     channels = np.array(image)
     if image.mode in ('RGBA', 'LA') and (channels[..., -1] != 255).any():
-        raise UserError(f'{path}: labels must be without transparent pixels, as these have no class (mode {image.mode})')
+        raise UserError(f'{path}: labels must not have transparent pixels, since these have no class (mode {image.mode})')
     if image.mode == 'LA':
         return np.ascontiguousarray(channels[..., 0])
     if image.mode not in ('RGB', 'RGBA'):
@@ -173,7 +173,7 @@ def _channel(path: str | Path, image: Image.Image, wide: bool):
         if wide:
             return values
         raise UserError(f'{path}: masks must be 8-bit images (255 = object), not of mode {image.mode} with values up to '
-                        f'{held[-1]}: if these are numbers of objects, say `object: nonzero` in dataset.yml')
+                        f'{held[-1]}: if these are numbers of objects, set `object: nonzero` in dataset.yml')
     if values.dtype != np.uint8:
         raise UserError(f'{path}: masks must be 8-bit images (255 = object), not of mode {image.mode}')
     return values[..., 0] if values.ndim == 3 else values
@@ -184,7 +184,7 @@ def _eight_bit(path: str | Path, values: np.ndarray):
     wrong = values[((values > 255) & ~void) | (values < 0)]
     if wrong.size:
         raise UserError(f'{path}: label {wrong.min()} in its labels: 16 bits may hold classes up to 254, and 255 or '
-                        '65535 for void; numbers of objects are no classes')
+                        '65535 for void; numbers of objects are not classes')
     return np.where(void, 255, values).astype(np.uint8)
 
 
@@ -237,21 +237,21 @@ def _opened(source: str | Path | io.BytesIO):
 def _check_pixels(path: str | Path, size: tuple[int, int] | None, limit: int):
     """Raise a `UserError` for a size above the limit. Returns whether the size is known."""
     if size and size[0] * size[1] > limit:
-        raise UserError(f'{path} is {size[0]} x {size[1]}, more pixels than max_image_pixels ({limit}): shrink it, or, where '
-                        'there is memory for it, set max_image_pixels higher in the experiment file')
+        raise UserError(f'{path} is {size[0]} x {size[1]}, more pixels than max_image_pixels ({limit}): shrink it, or, if '
+                        'memory suffices, raise max_image_pixels in the experiment file')
     return size is not None
 
 
 def _open(path: str | Path, data: bytes, limit: int):
     if not data:
-        raise UserError(f'{path} is not a whole image (it is empty, 0 bytes): replace it, or leave it out')
+        raise UserError(f'{path} is not a complete image (it is empty, 0 bytes): replace or remove it')
     try:
         image = _opened(io.BytesIO(data))
         _check_pixels(path, image.size, limit)
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        reason = 'of no known format' if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f'{path} is not a whole image ({reason}): replace it, or leave it out') from error
+        reason = 'of unknown format' if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f'{path} is not a complete image ({reason}): replace or remove it') from error
     except MemoryError as error:
-        raise UserError(f'{path} is {image.width} x {image.height}, for which there is not enough memory: shrink it') from error
+        raise UserError(f'{path} is {image.width} x {image.height}, too large for the memory: shrink it') from error
     return image

@@ -20,7 +20,7 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 LABEL_FOLDERS = ('SegmentationClass', 'SegmentationClassAug')  # neither stands in for the other
 KNOWN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif')
 LISTED = 200_000  # names that a search for the nearest looks at, at most
-CONVERT = ('this is how PASCAL VOC is unpacked: convert_voc.py, in pretrain/, makes the layout that is read '
+CONVERT = ('this is the layout of the official PASCAL VOC archive: convert it with convert_voc.py in pretrain/ '
            '(docs/data-sets.md)')
 VOC_FOLDERS = ('JPEGImages', 'ImageSets')
 MASKS_READ = 500  # at most, for a message
@@ -113,8 +113,8 @@ def check_size(part: str, path: Path, values: np.ndarray, image_path: Path, imag
     sizes = f'{path} is {size_text(values)}, but its image is {size_text(image)}'
     turn = exif_turn(image_path) if _is_sideways(values.shape, image.shape) else 1
     if turn in SIDEWAYS:
-        raise Fault(f'{sizes}, and {image_path} has EXIF orientation {turn}: viewers turn it, but images are read as they are '
-                    f'stored. Turn the pixels of the images and leave out the EXIF tag (mogrify -auto-orient), or turn the '
+        raise Fault(f'{sizes}, and {image_path} has EXIF orientation {turn}: viewers turn it, but images are read as stored. '
+                    'Turn the pixels of the images and remove the EXIF tag (mogrify -auto-orient), or turn the '
                     f'{part}s back', f'{part} of a turned image', path)
     if part == MASK:
         raise Fault(f'{sizes}: make the mask again at the size of the image', 'mask of another size', path)
@@ -139,7 +139,7 @@ def no_image(split_file: Path, ids: list[str], images: Path, masks: Path | None)
     """The error for a split none of whose ids can be used."""
     text = f'{split_file}: none of its {len(ids)} ids has an image in {images}' + (f' and a mask in {masks}' if masks else '')
     if not ids:
-        text += ': the split is empty. Write the ids of its images into it, one a line'
+        text += ': the split is empty. Write the ids of its images into it, one per line'
         return Fault(text, 'unusable split', split_file)
     looked_for = [(folder, find(folder, ids[0], part)) for folder, part in ((images, IMAGE), (masks, MASK)) if folder]
     absent = [f': {path} is not there{nearest(path, folder, guess=True)}' for folder, path in looked_for if not is_there(path)]
@@ -191,7 +191,7 @@ def nearest(path: Path, folder: Path, guess: bool = False) -> str:
 
 def _advice(near: str, wanted: str, suffix: str):
     if near == wanted:
-        return f': {near} is a link to what is not there'
+        return f': {near} is a broken link'
     name, found_suffix = os.path.splitext(near)
     if found_suffix == suffix:
         return f', but {near} is there: ids are paths below this folder without suffix, here {name}'
@@ -244,4 +244,4 @@ def empty_masks(masks: Path, names: Iterable[str]) -> str:
     text += '255'
     if palette and 0 < palette[0] != 255:
         text += f', and palette images count by index: index {palette[0]} is not 255, though its colour is {palette[1]}'
-    return text + (f'. Save them with 0 and 255, or say `object: {largest}` in dataset.yml' if 0 < largest != 255 else '')
+    return text + (f'. Save them with 0 and 255, or set `object: {largest}` in dataset.yml' if 0 < largest != 255 else '')

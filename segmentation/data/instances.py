@@ -59,7 +59,7 @@ def _gap(numbers: np.ndarray):
     """What is wrong with the numbers of objects, in words, or ''."""
     held = np.unique(numbers)
     if held.size and held[0] < 0:
-        return f'{held[0]} is no number of an object'
+        return f'{held[0]} is not a number of an object'
     held = held[held > 0]
     missing = np.flatnonzero(held != np.arange(1, len(held) + 1))
     return f'there is an object {held[-1]}, but none with the number {missing[0] + 1}' if missing.size else ''

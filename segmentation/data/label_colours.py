@@ -39,10 +39,10 @@ class ColourTable:
         if known.all():
             return result
         unknown = f'#{packed[~known].min():06x}'
-        hint = '; where its gray values are indices, say `labels: indices` in dataset.yml' if gray else ''
-        raise UserError(f'{path}: labels must be indices, or colours that are known, and {unknown} is none of {self.source}: '
-                        f'write each class with its colour into classes.txt (`name {unknown}`){hint}; otherwise labels must be '
-                        f'a palette or 8-bit grayscale image, not one of mode {mode}')
+        hint = '; if its gray values are indices, set `labels: indices` in dataset.yml' if gray else ''
+        raise UserError(f'{path}: labels must be indices or known colours, and {unknown} is none of {self.source}: '
+                        f'write each class with its colour into classes.txt (`name {unknown}`){hint}; otherwise labels must '
+                        f'be a palette or 8-bit grayscale image, not an image of mode {mode}')
 
     def of_palette(self, path: str | Path, indices: np.ndarray, palette: bytes) -> np.ndarray:
         """H x W uint8 indices -> stored values, which are the indices themselves unless the data set's labels are COLOURS.
@@ -62,7 +62,7 @@ class ColourTable:
             meant = values[used]
             if (meant >= 0).all() and len(set(meant.tolist())) == len(used) and (meant != used)[meant > 0].any():
                 raise UserError(f'{path}: its palette has {self.source} in another order than its indices, so these may not '
-                                'be the classes: say in dataset.yml what counts, `labels: indices` or `labels: colours`')
+                                'be the classes: choose one in dataset.yml, `labels: indices` or `labels: colours`')
         return indices
 
 

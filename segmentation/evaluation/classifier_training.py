@@ -55,7 +55,7 @@ def go_on_from(run: EvaluationContext, *files: str,
     done = (state and state['epoch'] >= p.epochs and not start.changed
             and finished(output, state, args.crf_postprocess, p.script))
     if state and distributed.broadcast_object(done):  # only rank 0 needs the results
-        log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
+        log.info('This run has finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
         if is_main():
             remove_temporaries(output)
         return None
@@ -69,7 +69,7 @@ def resume_or(load: Callable[[], object], trainer: LinearTrainer, state: Mapping
     if state:
         same_optimizer = {'optimizer', 'optimizer_kwargs.head_lr'}.isdisjoint(start.changed)  # which makes a second group
         trainer.resume(state, p.checkpoint, same_optimizer, same_batches=not start.changed)
-        log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
+        log.info('Resuming from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     else:
         with distributed.main_first():
             load()
@@ -84,8 +84,8 @@ def train_and_evaluate(trainer: LinearTrainer, val_loader: DataLoader, space: La
         check_output(run.output)
     train(trainer, val_loader, space, run.p, run.output)
     if not trainer.best_iou:
-        raise UserError(f'{run.args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels '
-                        f'of {run.p.val_db_name}, and at metrics.jsonl')
+        raise UserError(f'{run.args.config_exp}: no epoch had an mIoU above 0, so there is no best model: check the labels of '
+                        f'{run.p.val_db_name}, and at metrics.jsonl')
     final_evaluation(trainer, val_loader, space, run.p, run.output, crf)
 
 

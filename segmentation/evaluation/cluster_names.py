@@ -42,7 +42,8 @@ def read_names(path: str | Path) -> tuple[str, dict[int, str]]:
         return str(content['clustering']), {number: tidy(str(name)) for number, name in names.items() if tidy(str(name))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = ' '.join(str(getattr(error, 'strerror', None) or error).split())
-        raise UserError(f'{path}: no names of clusters could be read ({reason}): save them from clusters.html again') from error
+        raise UserError(f'{path}: the names of clusters could not be read ({reason}): save them from clusters.html '
+                        'again') from error
 
 
 def tidy(name: str) -> str:
@@ -54,7 +55,7 @@ def tidy(name: str) -> str:
 def write_names(path: str | Path, clustering: str, names: Mapping[int, str]) -> None:
     """Write what `read_names` reads."""
     with atomic_file(path, 'w') as file:
-        file.write(f'# What the clusters are called. Those with the same name are one.\nclustering: "{clustering}"\nnames:')
+        file.write(f'# Names of the clusters. Those with the same name are one.\nclustering: "{clustering}"\nnames:')
         file.writelines(f'\n  {number}: {_quoted(name)}' for number, name in sorted(names.items()))
         file.write('\n' if names else ' {}\n')
 
@@ -94,7 +95,7 @@ def names_for(found: SavedClusters, earlier: SavedClusters | None, path: str | P
         if name:
             votes.setdefault(cluster + 1, Counter())[name] += 1
     handed_on = {number: count.most_common(1)[0][0] for number, count in votes.items()}
-    log.info('%d of %d clusters have their names from the earlier ones: look at them in clusters.html', len(handed_on),
+    log.info('%d of %d clusters took their names from the earlier ones: check them in clusters.html', len(handed_on),
              len(found))
     return handed_on
 
@@ -115,7 +116,7 @@ def settle_names(path: str | Path, found: SavedClusters, earlier: SavedClusters 
         return {}
     names = names_for(found, earlier, source)
     if names is None and given:
-        raise UserError(f'{given}: these names are of other clusters: save them from the clusters.html beside {path}')
+        raise UserError(f'{given}: these names belong to other clusters: save them from the clusters.html beside {path}')
     if path.exists() and (names is None or read_or_none(path) != (found.id, names)):
         log.info('The names of earlier clusters are now in %s', set_aside(path))
     if names is None:
@@ -143,6 +144,6 @@ def clusters_and_names(folder: Path, given: str | None) -> tuple[SavedClusters, 
         return found, {}
     names = names_for(found, None, path)
     if names is None:
-        raise UserError(f'{path}: these names are of other clusters than {folder / SAVED}: save them from the '
+        raise UserError(f'{path}: these names belong to other clusters than {folder / SAVED}: save them from the '
                         'clusters.html beside it')
     return found, names

@@ -34,20 +34,20 @@ def how_many(asked: int | str | None, named: int | None, points: np.ndarray, see
         if asked > len(points):
             raise UserError(f'--clusters {asked}: only {len(points)} of the images have masks' if unit == 'image' else
                             f'--clusters {asked}: there are only {len(points)} {unit}s')
-        log.info('%d clusters, as asked', asked)
+        log.info('%d clusters, as requested', asked)
         return asked
     if asked is None and named:
-        log.info('%d clusters, as many as those that have names', min(named, len(points)))
+        log.info('%d clusters, as many as have names', min(named, len(points)))
         return min(named, len(points))
     counts = counts_to_try(len(points), MOST_CLUSTERS) if asked == AUTO else []
     if not counts:
-        log.info('%d clusters: the root of %d %ss', clusters_for(len(points)), len(points), unit)
+        log.info('%d clusters: the square root of %d %ss', clusters_for(len(points)), len(points), unit)
         return clusters_for(len(points))
     scores = silhouettes(points, counts, seeds)
     best = best_count(counts, scores)
     save_silhouette_figure(output / FIGURE, counts, scores, best)
-    log.info('%d clusters: of %d to %d these have the highest silhouette, %.3f (from -1 to 1; the lower, the less the clusters '
-             'stand apart), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
+    log.info('%d clusters: of %d to %d this number has the highest silhouette, %.3f (from -1 to 1; higher is better '
+             'separated), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
     return best
 
 

@@ -105,7 +105,7 @@ def score(histograms: np.ndarray | None, clusters: np.ndarray, n_clusters: int, 
 def check_clusters(n_clusters: int | None, dataset: SegmentationDataset) -> None:
     """Raise a `UserError` for a number of clusters (background counted; None: not given) that `dataset` can't have."""
     if n_clusters is None:
-        raise UserError(f'{dataset.folder} has no labels, so the number of clusters is yours to choose: give --n_clusters, or '
+        raise UserError(f'{dataset.folder} has no labels, so choose the number of clusters: give --n_clusters, or '
                         'kmeans_kwargs.n_clusters (background is one of them)')
     if n_clusters < 2:
         raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')

@@ -25,8 +25,8 @@ from utils.parallel import distributed
 log = logging.getLogger('maskcontrast')
 
 ONLY_BACKGROUND = ('Every pixel of all %d predictions is background. Usually the classifier was trained too short or with a '
-                   'learning rate that is too low or too high, its labels are nearly all background, or the frozen weights '
-                   'below it are not those that it was trained on')
+                   'learning rate that is too low or too high, its labels are nearly all background, or its frozen weights '
+                   'differ from those that it was trained on')
 
 
 def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, output: str | Path, device: torch.device,

@@ -45,7 +45,8 @@ def feature_network(settings: Mapping[str, Any], device: torch.device) -> Pretra
     """The network of `feature_settings`, in eval mode. Raises `UserError` where its weights are gone or others by now."""
     weights, digest = settings['weights'], settings['weights_sha256']
     if digest and sha256(weights) != digest:
-        raise UserError(f'{weights} does not hold the weights that the clusters were made with: make them again (make mine)')
+        raise UserError(f'{weights} does not hold the weights with which the clusters were made: make the clusters again '
+                        '(make mine)')
     network = embedding_network(EasyDict({**settings, 'kmeans_eval': True}), weights)
     if settings['features'] != EMBEDDING:
         network = StageNetwork(network, settings['features'])
@@ -77,7 +78,7 @@ def compute_missing(cache: PrototypeCache, objects: Objects, keys: Sequence[byte
     first = {own: index for index, own in reversed(list(enumerate(of_image))) if any(key not in cache for key in own)}
     missing = sorted(first.values())
     if len(missing) < len(dataset):
-        log.info('%d of %d images are known from before', len(dataset) - len(missing), len(dataset))
+        log.info('features of %d of %d images are already saved', len(dataset) - len(missing), len(dataset))
     if not missing:
         return 0
     network = feature_network(settings, device)

@@ -210,7 +210,7 @@ def _architecture(content: dict[str, Any], path: Path, shapes: Mapping[str, tupl
 def _only(names: Collection[str], path: str | Path):
     if len(names) != 1:
         reason = f'fit {" and ".join(names)}' if names else f'fit none of {", ".join(backbone_names())}'
-        raise UserError(f'{path}: the backbone of these weights is not known ({reason}): name it (export.py --backbone, or the '
+        raise UserError(f'{path}: the backbone of these weights is unknown ({reason}): name it (export.py --backbone, or the '
                         'argument backbone of hub; timm/<name> for one of timm)')
     return next(iter(names))
 

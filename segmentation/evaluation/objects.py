@@ -67,8 +67,8 @@ class Objects(Sequence[dict[str, Any]]):
         """
         lookup, numbers = np.array([0, *values], np.uint8), self._map(index, sample)
         if numbers.max(initial=0) >= len(lookup):
-            raise UserError(f'the objects of the image {self.dataset.ids[index]} are others than before: they were replaced '
-                            'while they were in use; start again when the files no longer change')
+            raise UserError(f'the objects of the image {self.dataset.ids[index]} have changed: they were replaced during the '
+                            'run; start again when the files no longer change')
         return lookup[numbers]
 
     def _map(self, image: int, sample: dict[str, Any] | None):

@@ -88,7 +88,7 @@ def check_unchanged(sample: Mapping[str, Any], mask: np.ndarray) -> None:
     """Raise a `UserError` where an item's image has not the size of `mask`, H x W, any more, which was made of it before."""
     if sample['image'].shape[:2] != mask.shape:
         now, before = size_text(sample['image']), size_text(mask)
-        raise UserError(f'the image {sample["id"]} is {now} now and was {before} before: it was replaced while it was in use; '
+        raise UserError(f'the image {sample["id"]} is {now} now and was {before} before: it was replaced during the run; '
                         'start again when the files no longer change')
 
 

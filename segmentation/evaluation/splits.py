@@ -22,7 +22,7 @@ def evaluation_split(folder: str | Path, split: str, saliency: str | None = None
     if dataset.labels:
         return dataset
     dataset = SegmentationDataset(folder, split, saliency, drop_missing=True, max_pixels=max_pixels, instances=instances)
-    warn_once('%s has no labels for the split %s: nothing is scored%s', folder, split,
+    warn_once('%s has no labels for the split %s: there will be no score%s', folder, split,
               f' ({dataset.dropped} ids without image or mask are left out)' if dataset.dropped else '')
     return dataset
 

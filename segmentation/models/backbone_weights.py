@@ -137,7 +137,7 @@ def _published(source: str | None, name: str) -> tuple[dict[str, Any], str]:
     sources = find_backbone(name).published()
     if source is None:
         raise UserError(f'there are no ImageNet weights for backbone: {name} by this name: set backbone_kwargs.state_dict to a '
-                        f'file{f" or to {TIMM_WEIGHTS}" if TIMM_WEIGHTS in sources else ""} in its place')
+                        f'file{f" or to {TIMM_WEIGHTS}" if TIMM_WEIGHTS in sources else ""} instead')
     if source not in sources:
         raise UserError(f"{source}: for backbone: {name} there are {', '.join(sources) or 'no published weights'}")
     return sources[source]()

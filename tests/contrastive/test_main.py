@@ -130,7 +130,7 @@ def test_killed_and_started_again(experiment, tmp_path):
     assert len(metrics.read_text().splitlines()) == load(metrics.parent)['epoch'] == 1
     (metrics.parent / '.checkpoint.pth.tar.1.tmp').write_text('what a kill inside a write leaves')
     main(arguments)
-    assert 'Going on from' in (metrics.parent / 'log_file.txt').read_text()
+    assert 'Resuming from' in (metrics.parent / 'log_file.txt').read_text()
     assert not list(metrics.parent.glob('.*.tmp'))
     main([*experiment(changes, name='undisturbed'), '--amp', 'none'])
     killed, undisturbed = load(metrics.parent), load(tmp_path / 'output' / 'undisturbed')

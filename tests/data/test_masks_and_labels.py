@@ -80,7 +80,7 @@ def test_masks_as_jpeg_are_thresholded_and_said(folder, problems, caplog, suffix
             inside = dataset[index]['saliency']
             assert set(np.unique(inside)) == {0, 1} and np.mean(inside == (labels_of(index) > 0)) > 0.97
         report_of(dataset)
-        assert '6 masks are JPEGs, which are not exact: values from 128 on count as object' in caplog.text
+        assert '6 masks are JPEGs, which are not lossless: values of 128 or more count as object' in caplog.text
         caplog.clear()
     code, lines = problems(KMEANS)
     assert code == 0 and 'JPEG mask: 6' in lines[-1]
@@ -151,7 +151,7 @@ def test_labels_in_colours_of_dataset_yml(folder):
 
 def test_gray_saved_as_rgb_is_asked_about(folder):
     each(folder, 'SegmentationClassAug', lambda labels, path: save(path, np.dstack([labels] * 3)))
-    assert 'say `labels: indices` in dataset.yml' in refusal(masked(folder).__getitem__, 0)
+    assert 'set `labels: indices` in dataset.yml' in refusal(masked(folder).__getitem__, 0)
     (folder / 'dataset.yml').write_text('labels: indices\n')
     assert_right(folder)
 
@@ -164,7 +164,7 @@ def test_palettes_in_another_order_are_asked_about(folder):
         image.putpalette(VOC_COLOURS[order].tobytes())
         image.save(path)
     each(folder, 'SegmentationClassAug', change)
-    assert 'say in dataset.yml what counts' in refusal(masked(folder).__getitem__, 0)
+    assert 'choose one in dataset.yml' in refusal(masked(folder).__getitem__, 0)
     (folder / 'dataset.yml').write_text('labels: colours\n')
     assert_right(folder)
     (folder / 'dataset.yml').write_text('labels: indices\n')

@@ -238,7 +238,7 @@ def test_stopped_and_gone_on_it_ends_in_the_same_weights(place, settings, shapes
     assert load(root)['epoch'] < 3 and not (results(root) / 'results.json').exists()
     (root / 'no_room.py').write_text(NO_ROOM)
     codes, lines = finish(start(root / 'no_room.py', root), root)
-    assert not codes and sum('No room' in line for line in lines) == sum('Going on from' in line for line in lines) == 1
+    assert not codes and sum('No room' in line for line in lines) == sum('Resuming from' in line for line in lines) == 1
     assert_same({**load(root), 'config': None}, {**load(trained[1]), 'config': None})
     assert_same(load(root, 'best_model.pth.tar'), load(trained[1], 'best_model.pth.tar'))
     assert rows(root) == rows(trained[1])
@@ -259,7 +259,7 @@ def test_a_damaged_image_in_the_part_of_one(evaluated, settings):
     codes, _ = finish(start(evaluation_script.__file__, root, *flags), root, timeout=60)
     assert codes == {0: 2, 1: 2}
     line, = errors(root / 'log')
-    assert f'error: rank 1: {image} is not a whole image' in line
+    assert f'error: rank 1: {image} is not a complete image' in line
     after = {path: value for path, value in content(root, 'eval/best_model.pth.tar').items() if not path.startswith('.')}
     added = after['log_file.txt'][len(before['log_file.txt']):]
     assert len(added) == 2 and added[1] == line.replace(str(root), '')
@@ -275,5 +275,5 @@ def test_a_batch_that_can_not_be_divided(place, settings, shapes_root):
     codes, _ = finish(start(linear_finetune.__file__, root), root, timeout=60)
     line, = errors(root / 'log')
     assert codes == {0: 2, 1: 2} and line.removeprefix('error: ').removeprefix('rank 1: ').startswith(
-        f'{root / "small.yml"}: train_db_kwargs.batch_size is 3, which can not be divided over 2 processes')
+        f'{root / "small.yml"}: train_db_kwargs.batch_size is 3, which cannot be divided over 2 processes')
     assert not (results(root) / 'checkpoint.pth.tar').exists()

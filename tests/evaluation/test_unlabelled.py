@@ -160,9 +160,9 @@ def test_pascal_voc_has_labels(run, unlabelled, user_error):
 
 
 def test_the_number_of_clusters_must_be_said(run, unlabelled, user_error):
-    assert user_error(run).startswith(f'error: {unlabelled / "Toys"} has no labels, so the number of clusters is yours')
+    assert user_error(run).startswith(f'error: {unlabelled / "Toys"} has no labels, so choose the number of clusters')
     (unlabelled / 'Toys' / 'classes.txt').write_text('background\na\nb\n')  # names without labels say nothing
-    assert 'is yours to choose' in user_error(run)
+    assert 'choose the number of clusters' in user_error(run)
     assert '--n_clusters must be at most 255 without labels' in user_error(lambda: run(flags=['--n_clusters', '256']))
 
 

@@ -69,7 +69,7 @@ def test_gpus_without_kernels(machine, capability, words):
 def test_a_machine_without_gpus(machine):
     machine(0, available=False)
     assert choose_device('auto').type == 'cpu'
-    assert 'finds no such device' in refusal(choose_device, 'cuda')
+    assert 'does not find this device' in refusal(choose_device, 'cuda')
 
 
 def test_two_processes_on_one_gpu_by_hand():

@@ -95,7 +95,7 @@ def test_which_imports_are_of_packages(error, words):
     (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nmore'), 'memory has run out (CUDA out of memory.'),
     (MemoryError('Caught MemoryError in DataLoader worker process 0.\nTrace\n  x\nMemoryError: 3 TiB'), '(MemoryError: 3 TiB)'),
     (RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that x'),
-     'DataLoader worker (pid 7) is killed by signal: Bus error: memory has probably run out, or the room in /dev/shm'),
+     'DataLoader worker (pid 7) is killed by signal: Bus error: memory or the space in /dev/shm has probably run out'),
     (RuntimeError('Too many open files. Communication with the workers'), 'too many open files for the workers')])
 def test_memory_that_runs_out(user_error, error, words):
     @command
@@ -190,4 +190,4 @@ def test_a_port_in_use(experiment, by):
                               env={**ONE_THREAD, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(port)})
     lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert done.returncode == 2 and len(lines) == 1, done.stderr
-    assert lines[0].startswith(f'error: port {port}, at which') and 'is in use' in lines[0] and 'use another port' in lines[0]
+    assert lines[0].startswith(f'error: port {port}, where') and 'is in use' in lines[0] and 'use another port' in lines[0]

@@ -31,7 +31,7 @@ def load_file(path: str | Path, check: bool = False) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f'{path}: there is no such checkpoint file')
+        raise UserError(f'{path}: this checkpoint file does not exist')
     if path.suffix == SAFETENSORS:
         return _load_safetensors(path)
     try:
@@ -40,12 +40,12 @@ def load_file(path: str | Path, check: bool = False) -> Any:
         return load_data(path)
     except Exception as error:  # damaged bytes make the unpickler raise anything
         if isinstance(error, pickle.UnpicklingError) and 'weights_only' in str(error) and 'GLOBAL' in str(error):
-            raise UserError(f'{path}: refused, since loading it would run code that it carries: '
-                            'save it again as a plain state dict of tensors') from error
+            raise UserError(f'{path}: refused, since loading it would run code in it: save it again as a plain state dict '
+                            'of tensors') from error
         reason = (str(error).splitlines() or [''])[0] or type(error).__name__
         if 'weights_only' in reason:  # PyTorch's advice is to run what the file says
-            reason = 'its content is not one of torch.save'
-        raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): fetch or make it again') from error
+            reason = 'it was not written by torch.save'
+        raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): download or make it again') from error
 
 
 def _load_safetensors(path: Path):
@@ -53,7 +53,7 @@ def _load_safetensors(path: Path):
     try:
         return load_tensors(path)
     except Exception as error:  # damaged bytes: its exceptions have no base of their own
-        raise UserError(f'{path}: damaged, or not a safetensors file ({one_line(error)}): fetch it again') from error
+        raise UserError(f'{path}: damaged, or not a safetensors file ({one_line(error)}): download it again') from error
 
 
 def _check_sums(path: Path):
@@ -64,7 +64,7 @@ def _check_sums(path: Path):
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     if damaged:
-        raise zipfile.BadZipFile(f'the checksum of {damaged} is another')
+        raise zipfile.BadZipFile(f'the checksum of {damaged} does not match')
 
 
 def load_exactly(module: torch.nn.Module, state: Mapping[str, Any], source: str | Path, missing: Collection[str] = (),

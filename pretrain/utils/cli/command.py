@@ -104,14 +104,14 @@ def _mistake(error: Exception):
         return missing_package(error)
     if isinstance(error, RuntimeError) and text.startswith(LOST_WORKER):
         what = text.partition(' Details are lost')[0].partition(' It is possible')[0].rstrip('. ')
-        return (f'{what}: memory has probably run out, or the room in /dev/shm: lower num_workers or the batch size, or make '
+        return (f'{what}: memory or the space in /dev/shm has probably run out: lower num_workers or the batch size, or make '
                 'room (docker run: --memory, --shm-size)')
     if isinstance(error, RuntimeError) and text.startswith(MANY_FILES):
         return 'too many open files for the workers: lower num_workers, or raise the limit (ulimit -n)'
     if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError' or ALLOCATOR in text:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         words = lines[-1 if lines[0].startswith('Caught ') else 0]  # below a worker's traceback, or above one of C++
-        return f'memory has run out ({words}): lower the batch size or num_workers, or take a machine with more'
+        return f'memory has run out ({words}): lower the batch size or num_workers, or use a machine with more'
     return None
 
 
@@ -133,7 +133,7 @@ def _end(line: str, code: int):
 def _leave(stop: preemption.Preempted):
     """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, else by ending the others."""
     stop.__traceback__ = None
-    line = f'stopped by {stop}: give the same command again'
+    line = f'stopped by {stop}: repeat the command'
     if not stop.agreed:
         return _end(line, preemption.EXIT_PREEMPTED)
     if is_main():

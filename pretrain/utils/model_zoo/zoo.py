@@ -61,7 +61,7 @@ def zoo_file(name: str, root_dir: str | Path) -> Path:
     """Where the weights called `name` (with or without zoo://) are or will be."""
     name = str(name).removeprefix(SCHEME)
     if name not in ZOO:
-        raise UserError(f"{SCHEME}{name}: there are no weights of this name, only {', '.join(ZOO)}")
+        raise UserError(f"{SCHEME}{name}: unknown name of weights, available: {', '.join(ZOO)}")
     return Path(root_dir) / FOLDER / f'{name}.pth.tar'
 
 
@@ -82,12 +82,12 @@ def local_file(path: str, root_dir: str | Path) -> str:
     elif not file.exists():
         def check(stream: io.BufferedRandom):
             _whole(stream, f'{entry.url} gave a damaged checkpoint: run again{hint}')
-            _compare(stream, file, f'{entry.url} gives another file than it did at first')
+            _compare(stream, file, f'{entry.url} gives a different file than before')
         fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml', check)
     with _opened(file) as stream:
         if not _record(file).exists():
-            _whole(stream, f'{file} is not a whole PyTorch checkpoint: delete it and run again{hint}')
-        _compare(stream, file, f'{file} has changed since it was fetched')
+            _whole(stream, f'{file} is not a complete PyTorch checkpoint: delete it and run again{hint}')
+        _compare(stream, file, f'{file} has changed since it was downloaded')
     return str(file)
 
 
@@ -130,5 +130,5 @@ def _compare(stream: io.BufferedReader | io.BufferedRandom, file: Path, words: s
         return
     with _opened(record) as known:
         if known.read().split()[:1] != [digest.encode()]:
-            raise UserError(f'{words} (its sha256 is {digest}, not the one in {record}): to accept it all the same, delete '
-                            f'{record.name} and run again; else delete {file.name} to fetch it again')
+            raise UserError(f'{words} (its sha256 is {digest}, not the one in {record}): to accept it anyway, delete '
+                            f'{record.name} and run again; otherwise delete {file.name} to download it again')

@@ -37,7 +37,7 @@ def join(device_type: str, backend: str | None = None, url: str = 'env://', pati
     if in_group() or size == 1:
         return
     if backend == 'nccl' and device_type != 'cuda':
-        raise UserError('--dist-backend nccl needs GPUs: give gloo, or leave it out')
+        raise UserError('--dist-backend nccl needs GPUs: give gloo, or omit the flag')
     backend = backend or ('nccl' if device_type == 'cuda' else 'gloo')
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend  # small tensors are exchanged between the hosts
     url = 'env://' if AGENT_STORE in os.environ else url
@@ -60,10 +60,10 @@ def _no_meeting(url: str, error: Exception):
     """What to say of processes that could not meet at `url`."""
     reason = (str(error).splitlines() or [''])[0]
     port = re.search(r'port: (\d+)', reason)
-    for name, words in (('EADDRINUSE', 'is in use on this machine'), ('EACCES', 'may not be opened by you')):
+    for name, words in (('EADDRINUSE', 'is in use on this machine'), ('EACCES', 'needs more rights to be opened')):
         if name in reason and port:
-            return (f'port {port[1]}, at which the processes of this run should meet ({url}), {words}: use another port, the '
-                    'same one for all')
+            return (f'port {port[1]}, where the processes of this run meet ({url}), {words}: use another port, the same for '
+                    'all processes')
     return (f'the processes of this run could not meet at {url} ({reason}): start all of them, with the same address and '
             'number of processes')
 

@@ -136,7 +136,7 @@ class Watchdog:
             except RuntimeError:  # the store is gone, and it lived in rank 0 or in what had started this process
                 if not self.closed.is_set() and not self.failed:
                     self.lost.add(0)
-                    self._end(self.rank, f'rank 0, or what had started it, has died ({self.place})', EXIT_LOST)
+                    self._end(self.rank, f'rank 0, or the process that started it, has died ({self.place})', EXIT_LOST)
                 continue
             self.rounds += 1
             for rank, sign in enumerate(signs):
@@ -152,7 +152,7 @@ class Watchdog:
         while not self.closed.wait(HEARTBEAT):
             before, silent = self.rounds, 0 if self.rounds != before or self.failed else silent + 1
             if silent > 2 * SILENCE:  # the other thread, which knows more, comes first where it can
-                log.error('error: rank 0, or what had started it, gives no answer (%s)', self.place)
+                log.error('error: rank 0, or the process that started it, does not answer (%s)', self.place)
                 os._exit(EXIT_LOST)
 
     def _judge(self, signs: list[list[Any]], silent: list[int]):
@@ -169,7 +169,7 @@ class Watchdog:
             self._end_together(f'{behind}: no progress for {self.patience:.0f} s')
 
     def _end_together(self, line: str):
-        line = f'{line}; the run goes on from its last checkpoint when it is started again'
+        line = f'{line}; start the run again to resume from its last checkpoint'
         own = json.dumps([self.rank, line, EXIT_LOST])
         failure: str | bytes = own
         with contextlib.suppress(RuntimeError):

@@ -34,7 +34,7 @@ def atomic_file(path: str | Path, mode: str = 'wb', flush: bool = True) -> Itera
             _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f'{path} could not be written ({error.strerror or error}): '
-                        'make room or choose another folder; what was there before is unchanged') from error
+                        'make room or choose another folder; the earlier file is unchanged') from error
     finally:
         temporary.unlink(missing_ok=True)
 

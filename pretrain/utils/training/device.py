@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
     if name == 'auto':
         name = next(kind for kind, available in there.items() if available)
     if not there[name]:
-        raise UserError(f'--device {name}: PyTorch finds no such device on this machine')
+        raise UserError(f'--device {name}: PyTorch does not find this device on this machine')
     for index in range(gpus):
         check_kernels(index)
     return torch.device(name)
@@ -52,7 +52,8 @@ def join_processes(args: argparse.Namespace, **meeting: Any) -> torch.device:
     if device.type == 'cuda' and ranks.world_size() > 1:
         gpus, number = torch.cuda.device_count(), ranks.local_rank()
         if 1 < gpus <= number and not args.share_gpus:  # a single one may be this process's own, as SLURM gives them
-            raise UserError(f'there are more processes than the {gpus} GPUs of this machine: start fewer, or give --share-gpus')
+            raise UserError(f'there are more processes than the {gpus} GPUs of this machine: start fewer processes, or give '
+                            '--share-gpus')
         device = torch.device('cuda', number % gpus)
         torch.cuda.set_device(device)
         if not args.share_gpus:
@@ -67,7 +68,7 @@ def _refuse_shared_gpus(device: torch.device):
     if shared:
         lines = [f'ranks {", ".join(map(str, numbers))} are on one GPU of {host} ({uuid})'
                  for (host, uuid), numbers in shared.items()]
-        raise UserError(f'{"; ".join(lines)}: start a process for each GPU, or give --share-gpus')
+        raise UserError(f'{"; ".join(lines)}: start one process for each GPU, or give --share-gpus')
 
 
 def be_deterministic() -> None:

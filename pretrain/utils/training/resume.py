@@ -115,10 +115,10 @@ def _whole_state(path: Path):
         try:
             state = _training_state(previous)
         except UserError as second:
-            raise UserError(f'neither checkpoint of this run can be read ({error.line()}; {second.line()}): start over with '
+            raise UserError(f'both checkpoints of this run are unreadable ({error.line()}; {second.line()}): start over with '
                             f'--fresh, which keeps this folder as {path.parent.name}.old-1') from second
-        aside = f', is set aside as {set_aside(path).name}' if path.exists() else ''
-        log.warning('%s%s: going on from the checkpoint before, %s', error.line(), aside, previous.name)
+        aside = f', was renamed to {set_aside(path).name}' if path.exists() else ''
+        log.warning('%s%s: resuming from the previous checkpoint, %s', error.line(), aside, previous.name)
         return state
 
 
@@ -145,7 +145,7 @@ def resolve_start(p: EasyDict, state: Mapping[str, Any] | None, args: argparse.N
     before = (state or {}).get('precision')
     precision = choose_precision(before if args.amp == 'auto' and before else args.amp, device)
     if before and before != precision:
-        warn_once('The precision was %s before, and is %s from here on', before, precision)
+        warn_once('The precision changes from %s to %s', before, precision)
     return Start(changed, p.seed if p.seed is not None else drawn, precision)
 
 
@@ -158,5 +158,5 @@ def changed_keys(p: EasyDict, state: Mapping[str, Any] | None, exp_file: str | P
     changed = differing_keys(p, state['config'], script, ignored=FREE) if state and 'config' in state else []
     if changed and not override:
         raise UserError(f"{exp_file} and flags: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run that wrote "
-                        f'{p.checkpoint}: give --override to go on all the same, or --fresh to start over')
+                        f'{p.checkpoint}: give --override to resume anyway, or --fresh to start over')
     return changed

@@ -78,7 +78,7 @@ class LabelledImages:
         self.categories, self.instances, self.shown, self.values = categories, instances, shown, values
         self.ids = list(files)
         if not self.ids:
-            raise UserError(f'{labels}: there are no labels in this folder')
+            raise UserError(f'{labels}: this folder contains no labels')
 
     def __len__(self):
         return len(self.ids)
@@ -102,7 +102,7 @@ class LabelledImages:
         stored = self.values(image_id) if self.values else read_labels(path, OF_PREDICTIONS)
         labels = self.categories.lookup[stored]
         if labels.min(initial=0) < 0:
-            raise UserError(f'{path} holds the value {stored[labels < 0][0]}, which is no class or cluster: make it again')
+            raise UserError(f'{path} holds the value {stored[labels < 0][0]}, which is not a class or cluster: make it again')
         instances = None
         if self.instances:
             instances = read_instances(self.instances / f'{image_id}.png')
@@ -133,5 +133,5 @@ def instance_folder(data_set: Path, name: str | None, required: bool = True) -> 
         return folder
     if required:
         there = ', '.join(sorted(path.name.removeprefix('instances_') for path in data_set.glob('instances_*'))) or 'none'
-        raise UserError(f'{folder} is missing: --instances names the masks whose objects are told apart (there: {there})')
+        raise UserError(f'{folder} is missing: --instances names the masks with objects (available: {there})')
     return None

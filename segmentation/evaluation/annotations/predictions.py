@@ -38,7 +38,7 @@ def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: b
     """
     made = folder / FOLDER
     if not made.is_dir():
-        raise UserError(f'{made} is missing: --predictions names the folder of a finished run, whose predictions/ it has')
+        raise UserError(f'{made} is missing: --predictions names the folder of a finished run, which contains predictions/')
     config, results = _read(folder / 'config.yml', yaml.safe_load), _read(folder / RESULTS, json.loads, required=False)
     data_set = Path(config['data_set']) if 'data_set' in config else db_root / str(config.get('val_db_name'))
     saliency = config.get('saliency') or (config.get('val_db_kwargs') or {}).get('saliency')
@@ -52,7 +52,7 @@ def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: b
         root, by_id = data_set / 'images', {name: data_set / 'images' / f'{name}{SUFFIXES[IMAGE][0]}' for name in ids}
     missing = next((name for name in ids if name not in by_id or not by_id[name].is_file()), None)
     if missing is not None:
-        raise UserError(f'{made / missing}.png: its image is not in {root} any more: run the script again that made it')
+        raise UserError(f'{made / missing}.png: its image is no longer in {root}: run the script that made it again')
     own = None if photographs else saliency
     maps = instance_folder(data_set, own, required=False) if instances == SAME else instance_folder(data_set, instances)
     return LabelledImages(f'predictions of {folder.name}', {name: by_id[name] for name in ids}, root, made, categories,
@@ -65,7 +65,7 @@ def _categories(folder: Path, config: Mapping[str, Any], results: Mapping[str, A
     own, segmented = results.get('script') == OWN, 'clustering' in config
     if not (own or segmented):
         if given or named_only:
-            raise UserError(f'{folder}: only clusters of {OWN} and {SEGMENT} have names: leave out --names and --named_only')
+            raise UserError(f'{folder}: only clusters of {OWN} and {SEGMENT} have names: omit --names and --named_only')
         if 'n_clusters' in results and 'IoU' not in results:
             return cluster_categories({}, results['n_clusters'] - 1)
         return class_categories(label_space(data_set))
@@ -77,7 +77,7 @@ def _categories(folder: Path, config: Mapping[str, Any], results: Mapping[str, A
     if given or path.exists():
         clusters, names = read_names(path)
         if clusters != clustering:
-            raise UserError(f'{path}: these names are of other clusters than {folder}: save them from the '
+            raise UserError(f'{path}: these names belong to other clusters than {folder}: save them from the '
                             'clusters.html of these')
     if names != drawn and len(set(drawn.values())) < len(drawn):  # which clusters were one can't be undone
         raise UserError(f'{folder}: its predictions were made with other names than those in {path}: '

@@ -17,7 +17,7 @@ def run_folder(name: str, root_dir: str) -> Path:
     for folder in (Path(name), Path(root_dir) / name):
         if folder.is_dir():
             return folder.resolve()
-    raise UserError(f'--run {name}: there is no such folder, neither here nor in {root_dir}')
+    raise UserError(f'--run {name}: this folder exists neither here nor in {root_dir}')
 
 
 def first_checkpoint(run: Path, follow: bool, poll: float) -> Path:
@@ -29,8 +29,8 @@ def first_checkpoint(run: Path, follow: bool, poll: float) -> Path:
         if kept:
             return next(iter(kept.values()))
         if not (follow and running):
-            raise UserError(f'{run / KEPT_FOLDER}: there is no checkpoint to score: give main.py an experiment with keep_every '
-                            '(epochs from one to the next)')
+            raise UserError(f'{run / KEPT_FOLDER}: there is no checkpoint to score: run main.py with keep_every (epochs '
+                            'between checkpoints) in the experiment')
         time.sleep(poll)
 
 

@@ -34,7 +34,7 @@ class Curve:
             content = json.loads(self.path.read_text(encoding='utf-8'))
             points, same = {int(point['epoch']): point for point in content['points']}, content['settings'] == self.settings
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{self.path} is not what curve.py leaves ({error}): move it away') from error
+            raise UserError(f'{self.path} was not written by curve.py ({error}): move it away') from error
         if same:
             self.points = points
         else:

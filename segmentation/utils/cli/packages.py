@@ -31,7 +31,7 @@ def missing_package(error: ImportError) -> str | None:
     if not package or own or package in sys.stdlib_module_names:
         return None
     called = f' ({NAMES[package]})' if package in NAMES else ''
-    reason = '' if isinstance(error, ModuleNotFoundError) else f', which can not be imported ({one_line(error)})'
+    reason = '' if isinstance(error, ModuleNotFoundError) else f', which cannot be imported ({one_line(error)})'
     file = 'requirements-optional.txt' if package in OPTIONAL else 'requirements.txt'
     return f'this script needs the package {package}{called}{reason}: pip install -r {file}'
 

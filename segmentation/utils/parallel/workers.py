@@ -66,7 +66,7 @@ def end_on_lost_batch() -> None:
 
 
 def _end(error: BaseException, _: object):
-    print(f'a worker could not hand over a batch: {error}', file=sys.stderr, flush=True)
+    print(f'a worker could not pass on a batch: {error}', file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -27,7 +27,7 @@ def fetch(url: str, path: Path, starts: tuple[bytes, ...], kind: str, room: str,
     import gdown  # here, because it takes a third of a second and only the first run needs it
     import requests  # gdown's own; its exceptions are OSErrors, so they must be told from those of the disk
 
-    log.info('fetching %s to %s', url, path)
+    log.info('downloading %s to %s', url, path)
     with atomic_file(path, 'w+b') as file:
         assert isinstance(file, io.BufferedRandom)  # as this mode gives it
         try:
@@ -40,7 +40,7 @@ def fetch(url: str, path: Path, starts: tuple[bytes, ...], kind: str, room: str,
         except (gdown.exceptions.DownloadError, requests.RequestException) as error:
             if _is_quota(str(error)):
                 raise _quota_error(url, path) from error
-            raise UserError(f'{url} could not be fetched ({one_line(error)}): run again, or {by_hand(url, path)}') from error
+            raise UserError(f'{url} could not be downloaded ({one_line(error)}): run again, or {by_hand(url, path)}') from error
         except OSError as error:
             raise UserError(f'{path} could not be written ({one_line(error)}): make room there or choose another '
                             f'{room}') from error

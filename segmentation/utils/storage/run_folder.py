@@ -25,8 +25,8 @@ def hold_folder(path: str | Path) -> None:
     lock, end = Path(path) / '.lock', time.monotonic() + PATIENCE
     while (holder := _try_to_lock(lock)) is not None:
         if time.monotonic() > end:
-            raise UserError(f'{path}: another run is writing into this folder ({holder}): wait for it, or give the '
-                            'experiment file another name')
+            raise UserError(f'{path}: another run is writing into this folder ({holder}): wait for it, or rename the '
+                            'experiment file')
         time.sleep(0.1)
 
 

@@ -27,7 +27,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, ScalarNode) and key.tag != MERGE:
                 first = seen.setdefault((key.tag, key.value), key)
                 if first is not key:
-                    raise _Ambiguous(f"the key '{key.value}' is there twice, in line {_line(first)} and in line {_line(key)}: "
+                    raise _Ambiguous(f"the key '{key.value}' appears twice, in line {_line(first)} and in line {_line(key)}: "
                                      'remove one of them')
         return node
 
@@ -39,10 +39,10 @@ class _Loader(yaml.SafeLoader):
             number = self.construct_yaml_int(node)
             decimal = text.lstrip('+-0_').replace('_', '') or '0'
             meant = str(number) if abs(number) == int(decimal) else f'{"-" * text.startswith("-")}{decimal} or {number}'
-            raise _Ambiguous(f"{text} in line {_line(node)} is an octal number to YAML: write {meant}, or '{text}' for a name")
+            raise _Ambiguous(f"{text} in line {_line(node)} is an octal number in YAML: write {meant}, or '{text}' for a name")
         if node.tag in (INT, FLOAT) and ':' in text:
             number = self.construct_object(node)
-            raise _Ambiguous(f"{text} in line {_line(node)} is a number in base 60 to YAML: write {number}, or '{text}' for a "
+            raise _Ambiguous(f"{text} in line {_line(node)} is a number in base 60 in YAML: write {number}, or '{text}' for a "
                              'name')
         return node
 

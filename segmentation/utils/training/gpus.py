@@ -23,7 +23,7 @@ def count_gpus() -> int:
     needed = torch.version.cuda or ''
     least = LEAST_DRIVER.get(needed.partition('.')[0])
     wanted = f'{least} or newer' if least else 'a newer one'
-    raise UserError(f'this machine has {count} GPUs that PyTorch {torch.__version__} can not use: its driver is {_driver()}, '
+    raise UserError(f'this machine has {count} GPUs that PyTorch {torch.__version__} cannot use: its driver is {_driver()}, '
                     f'and CUDA {needed} needs {wanted}: update the driver, install a PyTorch for an older CUDA '
                     '(https://pytorch.org/get-started/previous-versions), or give --device cpu')
 

@@ -40,8 +40,8 @@ def check_batch_size(name: str, batch_size: int, dataset: _Split, processes: int
     if len(dataset) < batch_size:
         raise UserError(f'{name} is {batch_size}, but {dataset.split_file} has only {len(dataset)} usable images')
     if batch_size % processes:
-        raise UserError(f'{name} is {batch_size}, which can not be divided over {processes} processes: start fewer of them '
-                        '(CUDA_VISIBLE_DEVICES says how many GPUs are used)')
+        raise UserError(f'{name} is {batch_size}, which cannot be divided over {processes} processes: start fewer of them '
+                        '(CUDA_VISIBLE_DEVICES selects the GPUs)')
 
 
 def batches_text(batch_size: int, processes: int) -> str:
@@ -115,7 +115,7 @@ class Trainer:
                 self.skipped = state['skipped'] if ranks.is_main() else 0
             self._resume_random(state.get('random'))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise UserError(f'{source}: a run can not go on from it ({type(error).__name__}: {error}): move it away, or '
+            raise UserError(f'{source}: a run cannot resume from it ({type(error).__name__}: {error}): move it away, or '
                             'start over with --fresh') from error
 
     def _resume_random(self, states: Sequence[dict[str, torch.Tensor]] | None):
@@ -126,8 +126,8 @@ class Trainer:
         if len(states) == here * ranks.world_size():
             self.streams.set(states[here * ranks.rank():][:here])
         else:
-            warn_once('There were %d processes before, and are %d from here on: batch norm, in-batch prototypes and random '
-                      'numbers are not those of a run that was never stopped (simulate_processes: %d would keep them)',
+            warn_once('The number of processes changes from %d to %d: batch norm, in-batch prototypes and random numbers will '
+                      'differ from a run that was never stopped (simulate_processes: %d would keep them)',
                       len(states), here * ranks.world_size(), len(states))
 
     def save(self, then: Callable[[], object] | None = None) -> None:
@@ -158,7 +158,7 @@ class Trainer:
     def _what_to_do(self):
         self.writer.wait()
         exists = Path(self.checkpoint).exists()
-        kept = f'{self.checkpoint} holds the state before' if exists else 'no checkpoint was written yet'
+        kept = f'{self.checkpoint} holds the last good state' if exists else 'no checkpoint was written yet'
         return f'lower optimizer_kwargs.lr, or try --amp none ({kept})'
 
     def run_epoch(self, look_at: Callable[[dict[str, Any]], object] | None = None) -> dict[str, float]:
