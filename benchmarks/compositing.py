@@ -169,7 +169,7 @@ def composite(rng: np.random.Generator, background: Path, stamps: list[Path], cl
     stamps: a file for each object, from back to front. classes: their labels. shape: (H, W). apart: whether each object has
     a place of its own, one of as many parts of the picture's longer side, instead of any in the picture.
     Returns H x W x 3 uint8; H x W uint8, 0 background, VOID where pixels are mixed and beside them; a list of masks.
-    Raises `UserError` when there is no room for that many objects.
+    Raises `UserError` if there is no room for that many objects.
     """
     picture = _crop(rng, background, shape)
     largest = SHARES[1] * 2 / (len(stamps) + 1)

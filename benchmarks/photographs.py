@@ -8,7 +8,7 @@ class. With --objects N each has N, of as many classes, one beside the other. Th
 whatever the number of processes, and a picture doesn't depend on how many there are. The wallpapers of `val` are others than
 those of `trainaug`, so that no object is seen twice on the same one; half of `trainaug` is `train`. `saliency_supervised_model`
 holds clean masks, `saliency_unsupervised_model` noisier ones, and `instances_*` which object each of their pixels belongs to.
-composites.json says what each picture is made of. The folder appears only when it is whole.
+composites.json says what each picture is made of. The folder appears only when it is complete.
 """
 import argparse
 import functools

@@ -117,7 +117,7 @@ def machine():
 
 
 def replace_block(text, lines):
-    """`text` with these lines between the two marks. Raises ValueError when it lacks them."""
+    """`text` with these lines between the two marks. Raises ValueError if it lacks them."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return before + BEGIN + '\n'.join(['', *lines, '', END]) + after

@@ -1,13 +1,13 @@
-"""Convert COCO JSON, as annotating tools export it, to a data set of this project: labels, masks and single objects.
+"""Convert COCO JSON, as exported by annotation tools, to a data set of this project: labels, masks and single objects.
 
     python convert_coco.py --annotations instances.json --images DIR --out ../datasets/NAME [--val_fraction 0.2]
 
 Leaves images/, SegmentationClassAug/ (trainaug), SegmentationClass/ (val), saliency_<masks>/, instances_<masks>/, sets/,
-classes.txt and conversion.json (counts, sources) in the folder --out, which appears only when it is whole. Crowds are void.
+classes.txt and conversion.json (counts, sources) in the folder --out, which appears only when it is complete. Crowds are void.
 COCO itself takes two files: --annotations instances_train2017.json --images train2017 --val_annotations instances_val2017.json
 --val_images val2017.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse

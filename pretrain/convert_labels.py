@@ -4,9 +4,9 @@
     python convert_labels.py --ade20k ADEChallengeData2016 --out ../datasets/ADE20K
 
 Leaves images/, SegmentationClassAug/ (trainaug), SegmentationClass/ (val), sets/, dataset.yml and conversion.json in the folder
---out, which appears only when it is whole.
+--out, which appears only when it is complete.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse

@@ -3,9 +3,9 @@
     python convert_voc.py --voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz --out ../datasets/VOCSegmentation
 
 Leaves images/, SegmentationClass/, SegmentationClassAug/, sets/, classes.txt and conversion.json (counts, sources, warnings)
-in the folder --out, which appears only when it is whole.
+in the folder --out, which appears only when it is complete.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse

@@ -3,12 +3,12 @@
     python generate_masks.py --images DIR --out ../datasets/NAME [--model robust_background]
 
 DIR is searched with its sub-folders, and not changed. The data set holds images/<id>.jpg, saliency_<model>/<id>.png and
-sets/trainaug.txt. Given again, the command goes on where it stopped, and makes masks of new photographs. Where DIR is the
+sets/trainaug.txt. When run again, the command resumes where it stopped, and makes masks of new photographs. Where DIR is the
 images/ of the data set --out itself, only masks are added. With --objects each mask's single objects are kept beside it, in
-instances_<model>/<id>.png (16 bits, 0 background, 1 to n). --model auto takes the best that can be had and says which. tokencut
-and the ONNX networks (u2net, isnet-general-use, birefnet-general, or your own with --onnx) need requirements-optional.txt.
+instances_<model>/<id>.png (16 bits, 0 background, 1 to n). --model auto takes the best available and says which. tokencut and
+the ONNX networks (u2net, isnet-general-use, birefnet-general, or your own with --onnx) need requirements-optional.txt.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     photographs = ImageFolder(args.images, without=out)
     why = _choose(args) if args.model == AUTO and not args.onnx else None
     name, options = _options(args)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
 
     from data.loaders import make_loader
     from saliency.mask_data_set import MaskDataSet, earlier_option, require_same_options
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _choose(args: argparse.Namespace):
-    """Put the best model that can be had in the place of `auto`, and return why."""
+    """Put the best model available in the place of `auto`, and return why."""
     args.model, why = choose_model(args.backbone or BACKBONE, args.weights)
     if args.model != FEATURE_CUES:
         args.weights = args.backbone = None  # they were for it

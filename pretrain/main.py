@@ -2,10 +2,10 @@
 
     python main.py --config_env configs/env.yml --config_exp configs/VOCSegmentation_supervised_saliency_model.yml
 
-It uses all GPUs of this machine; torchrun or the flags below spread it over several machines.
-A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
+It uses all GPUs of this machine; use torchrun or the flags below for several machines.
+A run whose checkpoint exists resumes from it. Results are under <root_dir>/<experiment file's name>/.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -37,7 +37,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, PRETRAIN)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
     from contrastive.advice import check_negatives, short_run

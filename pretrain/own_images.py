@@ -4,13 +4,13 @@
 
 Makes the data set <db_root>/<name> (see generate_masks.py) and <root_dir>/<name>/network.yml, which own_clusters.py in
 segmentation/ goes on from; `make mine` runs both. The network is one that others have trained, as it is. With --train 1 it is
-pre-trained on the photographs: the experiment <root_dir>/<name>/<name>.yml is written, and main.py runs on it. Given again, the
-command goes on where it stopped; where photographs have been added, only their masks are made, but a training starts over, and
-the earlier run's folder is renamed.
+pre-trained on the photographs: the experiment <root_dir>/<name>/<name>.yml is written, and main.py runs on it. When run again,
+the command resumes where it stopped; where photographs have been added, only their masks are made, but a training starts over,
+and the earlier run's folder is renamed.
 
 With --segment only the masks of DIR are made, with the model of those of <name>, for segment.py (`make segment`).
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     way = _way(args.objects, output / NETWORK)
     if not way:  # else there may be more objects than images
         _check_clusters(args.clusters, photographs, 'images')
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from utils.training.device import choose_device
 
     # Weights

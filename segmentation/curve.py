@@ -3,9 +3,9 @@
     python curve.py --config_env configs/env.yml --run ../output/VOCSegmentation_supervised_saliency_model [--follow]
 
 The start is the backbone alone with its initial weights. Results are under <run>/curve/: curve.json and curve.png, which grow
-with each checkpoint. Given again, it scores what is new.
+with each checkpoint. When run again, it scores the new checkpoints.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -41,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
-    # Here, since PyTorch takes seconds that --help and a mistake in a flag should not cost.
+    # Imported here, so that --help and mistakes in a flag do not wait for PyTorch.
     from easydict import EasyDict
 
     from data.dataset import SegmentationDataset, dataset_folder

@@ -4,7 +4,7 @@
 
 Reads results.json of the runs named in RUNS below <root_dir>, and the predictions of K-means with the trained network.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import json
@@ -37,7 +37,7 @@ PICTURES, COLUMNS, CELL = 24, 4, (110, 330)
 
 
 def results_of(root: str | Path, run: str, script: str) -> dict[str, Any]:
-    """The content of a run's results.json. Raises `UserError` when it is not there, or another script's."""
+    """The content of a run's results.json. Raises `UserError` if it is not there, or another script's."""
     path = Path(root) / run / 'results.json'
     try:
         results = json.loads(path.read_text())

@@ -7,7 +7,7 @@ PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or the z
 python -m utils.model_zoo). Results are under
 <root_dir>/<experiment file's name>/eval/<PATH's file name>/, with _crf at its end where the CRF is used.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, EVAL)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from data.dataset import dataset_folder
     from data.image_folder import ImageFolder
     from data.label_space import VOC, label_space

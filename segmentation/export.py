@@ -7,7 +7,7 @@ are printed: those of ImageNet for ResNets. That of a linear network gives `logi
 pre-training checkpoint `embeddings`, B x D x height x width, not normalised, and `saliency` logits, B x height x width. It is
 run and compared with the network before it is written. Needs requirements-optional.txt.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if min(args.size) < 1:
         raise UserError(f'--size is {" ".join(map(str, args.size))}, but must be two positive numbers of pixels')
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from evaluation.model_loading import stored_network
     from evaluation.onnx_export import export_onnx, onnx_difference, require_packages
     from models.backbones import find_backbone

@@ -7,7 +7,7 @@
 The first two take what own_clusters.py or segment.py has left, with the names of names.yml, or the predictions of kmeans.py,
 linear_finetune.py, finetune.py, knn.py or eval.py. The third takes the labels of a data set.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     _check(args)
     env = read_env(args.config_env)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from data.dataset import dataset_folder
     from data.new_data_set import new_data_set
     from evaluation.annotations.coco import coco_document

@@ -7,7 +7,7 @@ Comes after own_images.py in pretrain/ (`make mine` runs both), whose network.ym
 segment.py puts other photographs into the same clusters; and <name>_clusters.yml, with which kmeans.py makes the same ones.
 Given again, only what is new goes through the network.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(env.root_dir) / f'{args.name}_clusters'
     require_own_folder(output, KMEANS, output / f'{output.name}.yml')
     network, folder, masks = _network(env, args.name)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import numpy as np
 
     from data.dataset import SegmentationDataset

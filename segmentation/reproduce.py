@@ -6,7 +6,7 @@ Weights come from the model zoo or, by the zoo's names, from files of one's own.
 and seeds is not run again (--again does), and one that was stopped goes on. Each row's results are under
 <root_dir>/reproduce_<row>/, the table's under <root_dir>/reproduce/, as results.json and table.png.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse

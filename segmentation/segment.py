@@ -6,7 +6,7 @@ Comes after the masks of DIR (`make segment NAME=mine IMAGES=DIR` makes both; DI
 Results are in <root_dir>/<name>_segment/<the folder's name>/: segments.csv, predictions/ and overlays/. Given again, it goes on
 where it stopped, and only what is new or changed is computed.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -43,7 +43,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from data.image_folder import segmented_folder
     from evaluation.cluster_names import clusters_and_names
     from evaluation.mask_features import compute_missing, image_keys, object_keys

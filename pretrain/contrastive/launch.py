@@ -21,11 +21,11 @@ GRACE = 20  # seconds that the others get to end by themselves when one has fail
 
 
 def launch(args: argparse.Namespace, main: Callable[[list[str] | None], None], argv: list[str] | None) -> bool:
-    """Start the processes of this machine and wait for them, where there are several to start: `main(argv)` each.
+    """Start the processes of this machine, each with `main(argv)`, and wait for them, if there are several.
 
-    args: with the flags of `contrastive.flags` and --device. Returns whether it did; the caller then has nothing left to do.
-    Where this process is one of several by itself, the environment says so afterwards. Raises `SystemExit` when a process has
-    failed, with the first positive exit code in rank order, and `UserError` for flags that don't fit together.
+    args: with the flags of `contrastive.flags` and --device. Returns whether it did; then nothing is left for the caller. Where
+    this process is one of several by itself, the environment says so afterwards. Raises `SystemExit` when a process has failed,
+    with the first positive exit code in rank order, and `UserError` for flags that don't fit together.
     """
     if LAUNCHED in os.environ:  # started from here
         return False
@@ -115,9 +115,9 @@ def _child(local: int, main: Callable[[list[str] | None], None], argv: list[str]
 
 
 def number_of_processes(simulated: int | None, exp_file: str) -> int:
-    """How many processes this run computes as. simulated: the key `simulate_processes`, or None.
+    """The number of processes whose result this run computes. simulated: the key `simulate_processes`, or None.
 
-    Raises `UserError` when the real ones can't be so many."""
+    Raises `UserError` if this can't be divided over the real processes."""
     processes = simulated or world_size()
     if processes % world_size():
         raise UserError(f'{exp_file}: simulate_processes is {processes}, which is not a multiple of the {world_size()} '

@@ -1,4 +1,4 @@
-"""Which weights a folder of photographs is begun with: those that were asked for, or the best that can be had."""
+"""The initial weights for a folder of photographs: those requested, or the best available."""
 from __future__ import annotations
 
 import socket
@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.model_zoo.zoo import is_zoo, local_file
 
 AUTO, NONE, IMAGENET = 'auto', 'none', 'imagenet_classification'
-BACKBONES = ('resnet18', 'resnet50')  # whose weights `auto` takes: the first on disk, else the first to be fetched
+BACKBONES = ('resnet18', 'resnet50')  # whose weights `auto` takes: the first on disk, otherwise the first to be fetched
 RANDOM = 'resnet18'  # the backbone where there are no weights
 PACKAGED, PACKAGED_BACKBONE = 'zoo://efficientnet_lite0', 'timm/tf_efficientnet_lite0'  # from the Python package index
 TIMM = 'timm://'  # timm://<model name>: the backbone timm/<model name> with the weights that timm has of it
@@ -49,7 +49,7 @@ def choose_weights(asked: str, root_dir: str | Path, backbones: Sequence[str] = 
     there must be some), the name of published weights (`timm://...`, `torchvision://...`, `zoo://...`), or a file with a state
     dict or a MoCo v2 checkpoint. root_dir: for the zoo. backbones: which ones 'auto' may take, in order.
 
-    The weights are read, and fetched if need be. Raises `UserError` where what was asked for can't be had.
+    The weights are read, and downloaded if needed. Raises `UserError` if the requested weights are not available.
     """
     if asked == NONE:
         return Weights(backbones[0] if len(backbones) == 1 else RANDOM, None, 'weights: random, as requested')
@@ -80,7 +80,7 @@ def _at_hand(backbones: Sequence[str]):
 
 
 def _packaged(root_dir: str | Path):
-    """ImageNet weights that a Python package holds, or None where it isn't installed."""
+    """ImageNet weights in a Python package, or None if it isn't installed."""
     try:
         path = local_file(PACKAGED, root_dir)
     except UserError:
@@ -101,7 +101,7 @@ def _on_disk(backbone: str):
 
 
 def _can_have(backbone: str):
-    """Whether ImageNet weights can be read, and fetched if need be, which is then done."""
+    """Whether ImageNet weights can be read, and downloaded if needed, which is then done."""
     source = find_backbone(backbone).imagenet
     assert source is not None  # the callers ask for backbones that have some
     try:
@@ -133,7 +133,7 @@ def _published(source: str):
 
 
 def _from_file(path: str, asked: str):
-    """Weights in a file, whose backbone is recognised by their names and shapes."""
+    """Weights in a file, whose backbone is detected from names and shapes."""
     import torch
 
     from utils.checkpoint import load_file

@@ -1,4 +1,4 @@
-"""One process that computes what several would: `simulate_processes`.
+"""One process that computes the result of several: `simulate_processes`.
 
 The published runs had 2 processes, each with its own batch-norm statistics, in-batch prototypes and weights of the losses.
 """

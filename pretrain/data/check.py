@@ -1,10 +1,10 @@
-"""Read every file that an experiment would read, and list what is wrong with them.
+"""Read every file that an experiment would read, and list all problems.
 
     python -m data.check --config_env configs/env.yml --config_exp configs/demo.yml [--script SCRIPT] [--json PATH]
 
 run from inside a script tree, prints a line for each problem, naming the file and what to do, in the order of the splits and
-their ids. Lines that begin with `note:` tell what stops no run. The last line counts them. Exit code 2 with problems, 0 with
-none. Nothing is fetched, drawn or changed.
+their ids. Lines that begin with `note:` do not stop a run. The last line counts them. Exit code 2 with problems, 0 with none.
+Nothing is downloaded, drawn or changed.
 """
 import utils.cli.packages  # noqa: F401
 
@@ -54,10 +54,10 @@ class Finding:
 
 
 class FileChecks:
-    """What is wrong with the files of each id of a split. An id that is listed twice is read once.
+    """Problems in the files of each id of a split. An id that is listed twice is read once.
 
-    dataset: a `SegmentationDataset`, whose folders say what is read. split: its name. space: what the labels mean; None: not
-    known, and they may hold anything. training: ids of the training split, of which this one should hold none.
+    dataset: a `SegmentationDataset`, whose folders say what is read. split: its name. space: the meaning of the labels; None:
+    unknown, any values are accepted. training: ids of the training split, of which this one should hold none.
     Item i is a dict: `findings`, a list of `Finding`. Broken files raise nothing.
     """
 
@@ -152,7 +152,7 @@ class FileChecks:
 
 
 def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int | None) -> Iterator[Finding]:
-    """What is wrong with a split as a whole. seen: of all its files. needed: images that it must have, None for any number."""
+    """Problems of a split as a whole. seen: of all its files. needed: images that it must have, None for any number."""
     data, split = checks.dataset, checks.split
     if seen.masks and seen.masks == seen.empty:
         yield Finding(split, None, 'no object in any mask', str(data.masks), contents.all_empty(data, seen.masks, False), False)
@@ -187,8 +187,8 @@ def images_needed(p: EasyDict, part: Part, space: LabelSpace | None) -> int | No
 
 
 def splits_read(p: EasyDict) -> list[Part]:
-    """What the script of a configuration reads: a list of (data set, split, saliency, labels), the training split first. The
-    last two are as in `SegmentationDataset`."""
+    """The data that the script of a configuration reads: a list of (data set, split, saliency, labels), the training split
+    first. The last two are as in `SegmentationDataset`."""
     script = p.script
     if script == PRETRAIN:
         return [(p.train_db_name, 'trainaug', p.train_db_kwargs.saliency, False)]
@@ -215,12 +215,12 @@ def _instances(p: EasyDict) -> bool:
 def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
     """Yield each `Finding` about the data of a configuration. Descriptions of what was read are appended to the list `read`.
 
-    Raises `UserError` for a data set that is not there.
+    Raises `UserError` for a data set that does not exist.
     """
     parts = splits_read(p)
     spaces: dict[str, LabelSpace | None] = {}
     training: list[str] = []
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
     from data.loaders import make_loader

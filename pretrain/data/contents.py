@@ -1,4 +1,4 @@
-"""What a run saw of its data, in one line, and what is odd about it: empty masks, absent classes, nothing but void."""
+"""A summary of the data that a run read, and warnings: empty masks, absent classes, labels that are all void."""
 from __future__ import annotations
 
 import logging
@@ -22,7 +22,7 @@ SHOWN = 12  # values, and names of classes, at most
 
 @dataclass
 class Contents:
-    """What was seen of some items of a data set. Sets of ids: `images`; `masks`, and those of them that are `empty`, that were
+    """Summary of some items of a data set. Sets of ids: `images`; `masks`, and those of them that are `empty`, that were
     `thresholded` as JPEGs, and that are `lossy`, holding other values besides. labels: 256 int64, pixels of each class index
     and of VOID, or None without labels."""
     images: set[str] = field(default_factory=set)
@@ -85,10 +85,10 @@ def merged(parts: Iterable[Contents | None]) -> Contents:
 
 def report(seen: Contents, dataset: SegmentationDataset, name: str, space: LabelSpace | None = None, predicted: bool = False,
            ignored: Iterable[int] = ()) -> None:
-    """Log what was seen of a split, and warn of what is odd about it. name: what the log calls the split. predicted: whether
-    the masks are the network's. ignored: classes that were made void.
+    """Log the summary of a split, and warn of anything unusual. name: what the log calls the split. predicted: whether the
+    masks are the network's. ignored: classes that were made void.
 
-    Raises `UserError` where all masks are empty, and where labels leave no pixel that counts.
+    Raises `UserError` if all masks are empty, or all pixels of the labels are void.
     """
     log.info('%s: %s', name, seen.line(predicted))
     if seen.thresholded:
@@ -109,7 +109,7 @@ def report(seen: Contents, dataset: SegmentationDataset, name: str, space: Label
 
 
 def all_empty(dataset: SegmentationDataset, names: Iterable[str], predicted: bool) -> str:
-    """The message where no mask of a split has an object. names: ids of these masks. predicted: as for `report`."""
+    """The message if all masks of a split are empty. names: ids of these masks. predicted: as for `report`."""
     if predicted:
         return (f'{dataset.split_file}: the network predicts no object in any image of {dataset.split}, so there is '
                 'nothing to cluster or to retrieve: these weights have not learnt masks: train longer and check the '
@@ -121,7 +121,7 @@ def all_empty(dataset: SegmentationDataset, names: Iterable[str], predicted: boo
 
 
 def no_label(dataset: SegmentationDataset) -> str:
-    """The message where all labels of a split are void."""
+    """The message if all labels of a split are void."""
     return (f'{dataset.labels}: no labelled pixel in {dataset.split}: every pixel of its labels is void, so there is nothing '
             'to train on or score: correct the files, or describe the labels in dataset.yml')
 

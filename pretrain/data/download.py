@@ -1,4 +1,4 @@
-"""Fetches the PASCAL VOC archive and unpacks it, so that the data set's folder is either whole or absent."""
+"""Fetches the PASCAL VOC archive and unpacks it, so that the data set's folder is either complete or absent."""
 import gzip
 import logging
 import os
@@ -21,7 +21,7 @@ log = logging.getLogger('maskcontrast')
 
 
 class _BadArchive(Exception):
-    """The archive itself is at fault, so that a retry with the same file is pointless."""
+    """The archive itself is faulty, so a retry with the same file is pointless."""
 
 
 def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
@@ -36,7 +36,7 @@ def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
         url: where the archive is: a Google Drive link or the file's own address.
 
     Returns:
-        The folder's `Path`. Its presence means that all of it is there.
+        The folder's `Path`. Its presence means that it is complete.
 
     Raises:
         UserError: the archive can't be fetched (Google Drive's quota, the network), is broken, holds something else or
@@ -70,7 +70,7 @@ def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
 def _unpack(archive: Path, folder: Path):
     """Unpack the archive's `VOCSegmentation/` as `folder`, by a rename after everything was read and checked.
 
-    Raises `_BadArchive`, or OSError where the disk is at fault.
+    Raises `_BadArchive`, or OSError for errors of the disk.
     """
     with tempfile.TemporaryDirectory(prefix=f'.{FOLDER}.', suffix='.tmp', dir=folder.parent) as temporary:
         source = Path(temporary) / FOLDER

@@ -47,7 +47,7 @@ SBD = Release('--sbd', 'benchmark.tgz',
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header. A broken one or part of one is an error, where tarfile takes it for the end of the archive."""
+    """A tar header. A broken or partial header is an error, while tarfile takes it for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -65,8 +65,8 @@ def open_archives(voc: str | Path, sbd: str | Path, out: str | Path) -> Iterator
     voc, sbd: a folder or an archive each. out: the result's path; archives are unpacked to a temporary folder beside it,
     which vanishes with the block. Of SBD's images only those come that VOC lacks.
     A `UserError` of the block that names a file unpacked here names the archive and its member instead.
-    Raises `UserError` for a missing path, a folder or archive of something else, an archive that is cut off or broken or has
-    a member that leads outside, or when there is no room at `out`.
+    Raises `UserError` for a missing path, a folder or archive of something else, an archive that is truncated, broken or has a
+    member that leads outside, and if there is no room at `out`.
     """
     out = Path(out)
     for path, release in ((voc, VOC), (sbd, SBD)):

@@ -1,4 +1,4 @@
-"""COCO JSON of objects as people's tools write it, checked before anything is made of it.
+"""COCO JSON of objects as written by annotation tools, checked before use.
 
 The format is that of https://cocodataset.org/#format-data (Lin et al., ECCV 2014).
 """
@@ -43,10 +43,10 @@ class CocoFile:
 
 
 def read_coco(path: str | Path, images: str | Path) -> CocoFile:
-    """What a file of annotations holds. images: the folder that its file names start in.
+    """The content of an annotation file. images: the folder to which its file names are relative.
 
     Raises `UserError` for a file that can't be read or is damaged, and for annotations of an unknown image or category, a
-    category or image that is there twice, and file names that lead out of the folder.
+    duplicate category or image, and file names that lead out of the folder.
     """
     path, images = Path(path), Path(images)
     content = _content(path)

@@ -1,4 +1,4 @@
-"""Segmentations of COCO JSON as masks. Everything is checked first: what is wrong is a ValueError that says so in words.
+"""Segmentations of COCO JSON as masks. Everything is checked first; a fault is a ValueError that describes it.
 
 Axis legend: H W space.
 """

@@ -29,8 +29,8 @@ def choose_images(files: Mapping[str, Split], fraction: float, keep: bool) -> tu
     """The images of `trainaug` and `val`, by id, and how many have no annotation of any class.
 
     files: one for each split, or one for `trainaug` alone, of whose images so large a `fraction` goes to `val`.
-    keep: whether images without annotation stay, as background. Raises `UserError` where no image is left for training, and
-    for an image in both splits.
+    keep: whether images without annotation stay, as background. Raises `UserError` if no image is left for training, and for an
+    image in both splits.
     """
     splits, without = {}, 0
     for split, (file, _, numbers) in files.items():

@@ -32,7 +32,7 @@ def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat |
     """The estimator called `model`, loaded; with `onnx`, a path, that network, whatever it is called.
 
     form: of the ONNX network's input and output. vit: of TokenCut. backbone: of the feature cues. weights: of either.
-    device: of networks. Raises `UserError` for an unknown name, a missing package, and weights that can't be had.
+    device: of networks. Raises `UserError` for an unknown name, a missing package, and unavailable weights.
     """
     # Here, because each brings packages along that the others don't need.
     if onnx is not None:
@@ -57,7 +57,7 @@ def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat |
 
 
 def check_way(way: str | None, model: str) -> None:
-    """Raise a `UserError` where a saliency model has no features that could be cut into objects."""
+    """Raise a `UserError` if a saliency model has no features that could be cut into objects."""
     if way == CUTS and model not in (FEATURE_CUES, TOKENCUT):
         raise UserError(f'--objects {CUTS} cuts the features of a backbone, and --model {model} has none: give --model '
                         f'{FEATURE_CUES} or {TOKENCUT}, or --objects {PARTS}')

@@ -69,7 +69,7 @@ class MaskDataSet:
 
         Which images are in `val` depends on their ids and number alone, so that few change their split when photographs are
         added. A data set whose own images were given keeps the splits that it has. Returns a line about them.
-        Raises `UserError` when there is no image for training.
+        Raises `UserError` if there is no image for training.
         """
         if self.in_place and any((self.out / 'sets').glob('*.txt')):
             return 'splits unchanged'
@@ -120,7 +120,7 @@ def _state(path: Path, folder: Path):
 
 
 def require_same_options(path: str | Path, options: Mapping[str, Any], masks: str | Path) -> None:
-    """Raise `UserError` where the folder `masks` holds masks that were not made with `options`: two kinds would be mixed, and
+    """Raise `UserError` if the folder `masks` holds masks that were not made with `options`: two kinds would be mixed, and
     those of others overwritten. path: the configuration that an earlier run left."""
     if not any(Path(masks).rglob('*.png')):  # an earlier run failed at once, say because it lacked an option that is given now
         return

@@ -30,7 +30,7 @@ def object_mask(probability: np.ndarray) -> np.ndarray:
     inside = (probability > OBJECT).astype(np.uint8)
     _, segments, statistics, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     kept = statistics[:, cv2.CC_STAT_AREA] >= SMALLEST * inside.size
-    kept[0] = False  # what is no object
+    kept[0] = False  # what is not an object
     return kept[segments].astype(np.uint8)
 
 
@@ -68,7 +68,7 @@ class MaskGenerator(torch.utils.data.Dataset):
     An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, how many there are, or None; `skipped`,
     why there is no mask, or None. What was made before and is younger than the photograph is not made again. A mask of less
     than 1% is not kept.
-    Raises `UserError` when a file can't be written, and when a network fails.
+    Raises `UserError` if a file can't be written, and when a network fails.
     """
 
     def __init__(self, photographs: ImageFolder, estimator: Estimator, target: Target,
@@ -109,7 +109,7 @@ class MaskGenerator(torch.utils.data.Dataset):
         return {**result, 'cover': cover}
 
     def _made(self, name: str, mask_path: Path):
-        """What an item says of a mask that is there. Raises `UserError` where it is damaged, or its objects are missing."""
+        """What an item says of a mask that is there. Raises `UserError` if it is damaged, or its objects are missing."""
         mask = read_saliency(mask_path)
         if self.find_objects is None:
             return {'cover': float(mask.mean())}

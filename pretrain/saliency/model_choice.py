@@ -1,4 +1,4 @@
-"""Which saliency model makes the masks where nobody has chosen one: the best that can be had."""
+"""Which saliency model makes the masks where nobody has chosen one: the best available."""
 from __future__ import annotations
 
 import importlib.util
@@ -19,9 +19,9 @@ TIMEOUT = 20  # seconds to wait for a server
 def choose_model(backbone: str = BACKBONE, weights: str | Path | None = None) -> tuple[str, str]:
     """The name of a saliency model, and a line that says why it is this one.
 
-    A network of rembg, where that package is installed and the network is on disk or can be fetched, which is then done; or
-    else the feature cues, where there are weights of `backbone` (weights: a file or published ones; None for ImageNet's, on
-    disk or to be fetched); or else robust background detection, which needs none.
+    A network of rembg, where that package is installed and the network is on disk or can be fetched, which is then done;
+    otherwise the feature cues, where there are weights of `backbone` (weights: a file or published ones; None for ImageNet's,
+    on disk or to be fetched); or else robust background detection, which needs none.
     Raises `UserError` for an unknown backbone, and for weights that were named and can't be had.
     """
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]

@@ -1,4 +1,4 @@
-"""Images, masks and labels from files. A file that can't be read whole is an error that names it."""
+"""Images, masks and labels from files. A file that can't be read completely is an error that names it."""
 import io
 import struct
 import sys
@@ -12,9 +12,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from data.label_colours import VOC_TABLE, ColourTable
 from utils.errors import UserError
 
-MAX_PIXELS = 178_956_970  # of one image, where nothing else is said: Pillow's own limit
+MAX_PIXELS = 178_956_970  # of one image, by default: Pillow's own limit
 OBJECT = 255  # in masks as stored
-THRESHOLDED, LOSSY = 2, 4  # bits of `read_mask`, in every pixel: what is odd about the file
+THRESHOLDED, LOSSY = 2, 4  # bits of `read_mask`, in every pixel: properties of the file
 HALF = 128  # of JPEG's masks, from which on a pixel is an object's
 JPEGS = ('JPEG', 'MPO')  # of Pillow's formats
 JPEG_START, JPEG_END, PNG_START, PNG_END = b'\xff\xd8', b'\xff\xd9', b'\x89PNG', b'IEND\xaeB`\x82'
@@ -26,7 +26,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 def read_image(path: str | Path, limit: int = MAX_PIXELS) -> np.ndarray:
     """H x W x 3 uint8, RGB. An EXIF orientation is not applied, as labels and masks are drawn on the stored pixels.
 
-    Raises `UserError` when the file is missing, truncated, no image, or of more than `limit` pixels.
+    Raises `UserError` if the file is missing, truncated, not an image, or of more than `limit` pixels.
     """
     data = _bytes(path)
     if _ends_whole(data) and _check_pixels(path, _stored_size(data), limit):
@@ -43,7 +43,7 @@ def read_photograph(path: str | Path, limit: int = MAX_PIXELS) -> np.ndarray:
     """H x W x 3 uint8, RGB, as a viewer shows the file: turned by its EXIF orientation, transparent pixels over white, 16-bit
     values scaled to 8 bit. For images that have neither labels nor masks yet.
 
-    Raises `UserError` when the file is missing, truncated, no image, or of more than `limit` pixels.
+    Raises `UserError` if the file is missing, truncated, not an image, or of more than `limit` pixels.
     """
     if is_plain_jpeg(path):
         return read_image(path, limit)
@@ -93,7 +93,7 @@ def read_mask(path: str | Path, object_values: Sequence[int] | None = None, limi
 
     JPEG changes values: there object is what is at least half of 255, and all pixels have the bit THRESHOLDED. Other files with
     values that are neither 0 nor object have the bit LOSSY in all pixels.
-    Raises `UserError` when the file is missing, truncated, no image, not 8-bit, or of more than `limit` pixels.
+    Raises `UserError` if the file is missing, truncated, not an image, not 8-bit, or of more than `limit` pixels.
     """
     image = _open(path, _bytes(path), limit)
     values = _channel(path, image, object_values is not None)
@@ -109,8 +109,8 @@ def read_labels(path: str | Path, colours: ColourTable = VOC_TABLE, limit: int =
     """H x W uint8, the stored values of a palette or grayscale PNG of 1 to 16 bits; `data.label_space` says what they mean.
     65535 of 16 bits is read as 255. An RGB file has the values that `colours` gives to its colours.
 
-    Raises `UserError` when the file is missing, truncated, lossy, of more than `limit` pixels, or holds colours that are not
-    known, values above 255, or what may be understood in two ways.
+    Raises `UserError` if the file is missing, truncated, lossy, of more than `limit` pixels, or holds unknown colours, values
+    above 255, or is ambiguous.
     """
     data = _bytes(path)
     image = _open(path, data, limit)
@@ -137,19 +137,19 @@ def read_labels(path: str | Path, colours: ColourTable = VOC_TABLE, limit: int =
 def read_gray(path: str | Path) -> np.ndarray:
     """H x W: the stored values of an 8- or 16-bit image of any size, of its first channel if there are several.
 
-    Raises `UserError` when the file is missing, truncated, or no such image.
+    Raises `UserError` if the file is missing, truncated, or not such an image.
     """
     return _channel(path, _open(path, _bytes(path), sys.maxsize), True)
 
 
 def open_whole(path: str | Path, limit: int = MAX_PIXELS) -> Image.Image:
-    """An image file with its pixels, as Pillow has it. Raises `UserError` when the file is missing, truncated, no image, or of
-    more than `limit` pixels."""
+    """An image file with its pixels, as Pillow has it. Raises `UserError` if the file is missing, truncated, not an image, or
+    of more than `limit` pixels."""
     return _open(path, _bytes(path), limit)
 
 
 def palette_index(path: str | Path) -> tuple[int, str] | None:
-    """Of a palette image: its largest index in use and that one's colour, #rrggbb; else None."""
+    """Of a palette image: its largest index in use and that one's colour, #rrggbb; otherwise None."""
     image = _open(path, _bytes(path), sys.maxsize)
     if image.mode != 'P':
         return None

@@ -1,6 +1,6 @@
-"""What a file in a data set is: where it is looked for, whether it is there, its size, and what each fault is called.
+"""Files of a data set: where they are, whether they exist, their sizes, and messages about faults.
 
-Training, evaluations and `data.check` all ask here. What the reader can open exists: links are followed.
+Training, evaluations and `data.check` all use this module. A file exists if the reader can open it: links are followed.
 """
 import functools
 import itertools
@@ -27,7 +27,7 @@ MASKS_READ = 500  # at most, for a message
 
 
 class Fault(UserError):
-    """A file that can not be used. The message begins with its path. kind: what `data.check` calls it."""
+    """An unusable file. The message begins with its path. kind: its category in `data.check`."""
 
     def __init__(self, message: str, kind: str = '', path: str | Path = ''):  # a DataLoader passes the message alone
         super().__init__(message)
@@ -38,8 +38,8 @@ class Fault(UserError):
 
 
 def read_ids(split_file: Path) -> list[str]:
-    """The ids that a split lists, a line each, without `./` and doubled or leading slashes. Raises `UserError` that names what
-    there is where the file is missing, and `Fault` for an id that leads out of the data set."""
+    """The ids that a split lists, a line each, without `./` and doubled or leading slashes. Raises `UserError` with the
+    existing files if the list is missing, and `Fault` for an id that leads out of the data set."""
     try:
         lines = read_text(split_file).split('\n')
     except UserError as error:
@@ -61,7 +61,7 @@ def is_there(path: str | Path) -> bool:
 
 
 def find(folder: Path, name: str, part: str) -> Path:
-    """The file of an id: the first that is there of those that it may have, else the usual one. part: IMAGE, MASK or LABEL."""
+    """The file of an id: the first existing one of its possible files, otherwise the usual one. part: IMAGE, MASK or LABEL."""
     first, *others = SUFFIXES[part]
     usual = folder / f'{name}{first}'
     if not others or is_there(usual):  # no other path is made for it: this runs for each item
@@ -70,7 +70,7 @@ def find(folder: Path, name: str, part: str) -> Path:
 
 
 def present(folder: Path, names: Iterable[str], part: str) -> set[str]:
-    """Those of the ids that have a file, by one listing of the folder, as a look at each takes long on a network's disk."""
+    """The ids that have a file, by one listing of the folder, since checking each takes long on a network disk."""
     listed = set(_listed(folder))
     return {name for name in names
             if any(name + suffix in listed for suffix in SUFFIXES[part]) or is_there(find(folder, name, part))}
@@ -136,7 +136,7 @@ def size_text(array: np.ndarray) -> str:
 
 
 def no_image(split_file: Path, ids: list[str], images: Path, masks: Path | None) -> Fault:
-    """The error for a split none of whose ids can be used."""
+    """The error for a split without any usable id."""
     text = f'{split_file}: none of its {len(ids)} ids has an image in {images}' + (f' and a mask in {masks}' if masks else '')
     if not ids:
         text += ': the split is empty. Write the ids of its images into it, one per line'
@@ -168,7 +168,8 @@ def missing_folder(folder: Path) -> UserError:
 
 
 def nearest(path: Path, folder: Path, guess: bool = False) -> str:
-    """What is nearest to a missing file below `folder`, in words that go on a message, or ''. guess: also by a similar name."""
+    """The file nearest to a missing one below `folder`, as words that continue a message, or ''. guess: also by a similar
+    name."""
     try:
         found = _names(str(folder), os.stat(folder).st_mtime_ns)
         wanted = os.path.relpath(path, folder)
@@ -231,7 +232,7 @@ def _folders(folder: Path):
 
 
 def empty_masks(masks: Path, names: Iterable[str]) -> str:
-    """Why masks may have no object, in words: their largest value, and what to do. masks: the folder. names: ids."""
+    """Why masks may be empty, in words: their largest value, and what to do. masks: the folder. names: ids."""
     largest, palette, given = 0, None, object_values(masks.parent)
     for name in list(names)[:MASKS_READ]:
         path = find(masks, name, MASK)

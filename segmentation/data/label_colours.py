@@ -1,4 +1,4 @@
-"""Labels that are stored as colours: which value each colour stands for."""
+"""Labels that are stored as colours: the value of each colour."""
 from __future__ import annotations
 
 import functools
@@ -17,7 +17,7 @@ Colour = tuple[int, int, int]
 
 class ColourTable:
     """values: the stored value that each RGB colour stands for. read_as: INDICES or COLOURS where the data set says what its
-    labels are; None: what can be understood in two ways is an error. source: what knows the colours, for messages."""
+    labels are; None: ambiguous files are an error. source: the origin of the colours, for messages."""
 
     def __init__(self, values: Mapping[Colour, int], read_as: str | None = None, source: str = "PASCAL VOC's colours"):
         self.values, self.read_as, self.source = dict(values), read_as, source
@@ -47,7 +47,7 @@ class ColourTable:
     def of_palette(self, path: str | Path, indices: np.ndarray, palette: bytes) -> np.ndarray:
         """H x W uint8 indices -> stored values, which are the indices themselves unless the data set's labels are COLOURS.
 
-        Raises `UserError` where the palette has the colours of the classes in another order than that of the indices."""
+        Raises `UserError` if the palette has the colours of the classes in another order than that of the indices."""
         values, suspect = _palette_values(self, palette)
         if self.read_as == COLOURS:
             result = values[indices]

@@ -78,7 +78,7 @@ def resume_or(load: Callable[[], object], trainer: LinearTrainer, state: Mapping
 
 def train_and_evaluate(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, run: EvaluationContext,
                        crf: bool) -> None:
-    """The rest of the training, and the score of the best model. Raises `UserError` where no epoch had one."""
+    """The rest of the training, and the score of the best model. Raises `UserError` if no epoch had one."""
     if is_main():
         remove_temporaries(run.output)
         check_output(run.output)

@@ -108,7 +108,7 @@ def settle_names(path: str | Path, found: SavedClusters, earlier: SavedClusters 
     """The names of the clusters `found`, which are then at `path`; what was there is renamed where it differs.
 
     given: a file of names in place of that at `path`, or None. earlier: as in `names_for`.
-    Raises `UserError` where the `given` names are of other clusters, and as `read_names` does.
+    Raises `UserError` if the `given` names are of other clusters, and as `read_names` does.
     """
     path = Path(path)
     source = Path(given).expanduser() if given else path

@@ -116,7 +116,7 @@ def check_clusters(n_clusters: int | None, dataset: SegmentationDataset) -> None
 
 
 def check_enough(n_clusters: int, found: int, dataset: SegmentationDataset) -> None:
-    """Raise a `UserError` where `found` images, or objects of a data set with instances, are too few for so many clusters."""
+    """Raise a `UserError` if `found` images, or objects of a data set with instances, are too few for so many clusters."""
     if found < n_clusters - 1:
         what = 'objects' if dataset.instances else 'images'
         raise UserError(f'{dataset.split_file}: {found} {what} are too few for {n_clusters - 1} clusters of objects: '

@@ -44,7 +44,7 @@ class EvaluationContext:
             require_own_folder(self.output, script, args.config_exp)
 
     def fetch_files(self, *keys: str) -> None:
-        """Have the files that these keys name, fetched if need be. Raises `UserError` for one that is not there."""
+        """Have the files that these keys name, downloaded if needed. Raises `UserError` for one that is not there."""
         with main_first():
             require_files(self.p, self.args.config_exp, *keys)
 

@@ -78,7 +78,7 @@ class CrfPool:
     def submit(self, index: int, grid: torch.Tensor, resolution: Sequence[int]) -> Future[np.ndarray]:
         """Start on image `index` of the data set; give what is returned to `result`. grid: C x h x w logits.
 
-        Raises `UserError` when a worker was killed."""
+        Raises `UserError` if a worker was killed."""
         try:
             return self.pool.submit(_refine, index, grid.float().cpu().numpy(), resolution)
         except BrokenProcessPool as error:

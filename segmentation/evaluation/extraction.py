@@ -51,7 +51,7 @@ def extract_prototypes(network: PretrainingNetwork | BackboneNetwork, loader: Da
     All processes call this, each for its part of the images. Returns `ImagePrototypes` of all of them on rank 0, and
     None elsewhere.
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
-    Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
+    Raises `UserError` for unreadable images, labels that name no class, and a network whose output is not finite.
     """
     with distributed.watched():
         parts = distributed.gather_objects(_embed_part(network, loader, device, precision, classes, at_resolution,

@@ -59,7 +59,7 @@ def render_crop(image: np.ndarray, labels: np.ndarray, scale: float, flip: bool,
 
 
 def labelled_ids(dataset: SegmentationDataset, share: float, seed: int, file: str | None = None) -> list[str]:
-    """The ids that the network learns from, in the order of the split: those that `file` lists (one a line), or a share of
+    """The ids that the network learns from, in the order of the split: those that `file` lists (one per line), or a share of
     all, drawn by the seed: of the same seed, a smaller share is part of a larger one.
 
     Raises `UserError` for a file that can't be read, and for an id that the split doesn't have.

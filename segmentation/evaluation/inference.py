@@ -36,7 +36,7 @@ def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, outp
     loader: `split_loader` of `EvaluationImages`; all processes call this, each for its part. space: of the labels. pictures:
     how many (None: all). told: whether it was logged before what the images hold. Returns the C x C confusion matrix of all
     images at their own size, or None where they have no labels.
-    Raises `UserError` for unreadable files, labels that are no class or all void, and a folder that can't be written.
+    Raises `UserError` for unreadable files, labels that name no class or all void, and a folder that can't be written.
     """
     network.eval()
     seen = Contents()

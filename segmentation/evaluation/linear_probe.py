@@ -57,7 +57,7 @@ def predicted_classes(grid: Tensor, size: Sequence[int]) -> np.ndarray:
 
 @torch.no_grad()
 def class_logits(classifier: nn.Module, features: Tensor, ids: Sequence[str]) -> Tensor:
-    """B x 256 x h x w -> B x C x h x w, float32. ids: B names, for messages. Raises `UserError` when they are not finite."""
+    """B x 256 x h x w -> B x C x h x w, float32. ids: B names, for messages. Raises `UserError` if they are not finite."""
     grid = classifier(features)
     finite = torch.isfinite(grid).flatten(1).all(1)
     if not finite.all():

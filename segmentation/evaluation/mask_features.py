@@ -42,7 +42,7 @@ def feature_settings(p: Mapping[str, Any], precision: str) -> dict[str, Any]:
 
 
 def feature_network(settings: Mapping[str, Any], device: torch.device) -> PretrainingNetwork | BackboneNetwork:
-    """The network of `feature_settings`, in eval mode. Raises `UserError` where its weights are gone or others by now."""
+    """The network of `feature_settings`, in eval mode. Raises `UserError` if its weights are gone or others by now."""
     weights, digest = settings['weights'], settings['weights_sha256']
     if digest and sha256(weights) != digest:
         raise UserError(f'{weights} does not hold the weights with which the clusters were made: make the clusters again '

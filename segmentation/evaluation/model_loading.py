@@ -29,7 +29,7 @@ DEVIATION = 0.01  # of the classifier's initial weights
 def query_weights(path: str | Path) -> dict[str, Any]:
     """State dict of the query network in a file, float32: a pre-training checkpoint, one that `keep_every` kept (in half
     precision), the weights in one, or those of the query network alone, with whatever `unwrapped` takes away. Raises
-    `UserError` when the file is missing, damaged, or holds no such network."""
+    `UserError` if the file is missing, damaged, or holds no such network."""
     weights = {key: value.float() if getattr(value, 'dtype', None) == torch.float16 else value
                for key, value in _query_part(_state(path)).items()}
     if not weights:
@@ -112,7 +112,7 @@ def _reset_classifier(network: LinearNetwork):
 def load_frozen_weights(network: LinearNetwork, p: EasyDict) -> None:
     """Fill all of a `probe_network` but its classifier with the weights at `p.pretraining`; None leaves it random.
 
-    Raises `UserError` where other keys than the classifier's are missing, or other ones than the heads' left over.
+    Raises `UserError` if other keys than the classifier's are missing, or other ones than the heads' left over.
     """
     if not p.pretraining:
         _warn_of_random_weights()
@@ -155,12 +155,12 @@ def finetuned_network(p: EasyDict, classes: int, path: str | Path) -> LinearNetw
 
 def stored_network(path: str | Path, backbone: str | None = None,
                    output_stride: int | None = None) -> PretrainingNetwork | LinearNetwork:
-    """The network in a file of weights: a `PretrainingNetwork` (the query's) of a pre-training checkpoint, else a
+    """The network in a file of weights: a `PretrainingNetwork` (the query's) of a pre-training checkpoint, otherwise a
     `LinearNetwork`.
 
-    backbone, output_stride: None for what the checkpoint's configuration or else the config.yml beside it says. A file
-    without either is recognised by its names and shapes, and has the backbone's densest grid: the stride is not in the
-    weights, and the wrong one gives wrong outputs.
+    backbone, output_stride: None for what the checkpoint's configuration otherwise the config.yml beside it says. A file
+    without either is recognised by its names and shapes, and has the backbone's densest grid: the stride is not in the weights,
+    and the wrong one gives wrong outputs.
     Raises `UserError` for files that hold no such network, and where the backbone stays unclear.
     """
     content = load_file(path)
@@ -195,7 +195,7 @@ def _backbone_shapes(state: Mapping[str, Any]):
 
 
 def _architecture(content: dict[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]):
-    """The configuration that a checkpoint carries, or else the config.yml beside it has, where its backbone fits `shapes`.
+    """The configuration that a checkpoint carries, otherwise the config.yml beside it has, where its backbone fits `shapes`.
     Empty without either."""
     if isinstance(content.get('config'), dict):
         return content['config']
@@ -216,9 +216,9 @@ def _only(names: Collection[str], path: str | Path):
 
 
 def refuse_other_weights(state: Mapping[str, Any], p: EasyDict, source: str | Path) -> None:
-    """Raise a `UserError` when the file `p.pretraining`, if it is still there, holds other frozen weights than `state`, a
-    state dict of a `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`,
-    for messages."""
+    """Raise a `UserError` if the file `p.pretraining`, if it is still there, holds other frozen weights than `state`, a state
+    dict of a `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`, for
+    messages."""
     path = zoo_file(p.pretraining, p.root_dir) if p.pretraining and is_zoo(p.pretraining) else p.pretraining
     if not (path and Path(path).is_file()):
         return

@@ -119,7 +119,7 @@ def unit_patches(network: Network, batch: Mapping[str, Any], device: torch.devic
                  precision: str) -> tuple[Tensor, tuple[int, int]]:
     """Embeddings of the patches of a batch of `EvaluationImages`, B x (h * w) x D float32, unit vectors, and (h, w).
 
-    Raises `UserError` when the network's output is not finite.
+    Raises `UserError` if the network's output is not finite.
     """
     with autocast(device, precision):
         grid = network.grid(to_images(batch['image'], device, network.backbone.normalization))[0]

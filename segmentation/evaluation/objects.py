@@ -63,7 +63,7 @@ class Objects(Sequence[dict[str, Any]]):
         """Image `index` with a value in the pixels of each of its objects, 0 elsewhere: H x W uint8.
 
         values: of its objects, in their order. sample: the image's item of the data set, if it is at hand.
-        Raises `UserError` where the file holds more objects than before.
+        Raises `UserError` if the file holds more objects than before.
         """
         lookup, numbers = np.array([0, *values], np.uint8), self._map(index, sample)
         if numbers.max(initial=0) >= len(lookup):

@@ -7,7 +7,7 @@ from typing import Any
 from models.backbones import find_backbone, grid_kwargs
 from utils.config.keys import EMBEDDING
 
-FEW = 2000  # images: from here on the embedding of a network that began at random is clustered, as published
+FEW = 2000  # images: from now on the embedding of a network that began at random is clustered, as published
 MOST_CLUSTERS = 50
 
 

@@ -41,7 +41,7 @@ def content_key(*paths: str | Path) -> bytes:
 class PrototypeCache:
     """Vectors (D float32) by keys of 32 bytes, at `path`. A context manager; one process at a time.
 
-    What it keeps in memory is 100 bytes or so a vector. Raises `UserError` where the file can't be written.
+    What it keeps in memory is 100 bytes or so a vector. Raises `UserError` if the file can't be written.
     """
 
     def __init__(self, path: str | Path):

@@ -34,7 +34,7 @@ class Photographs:
     images: a folder of photographs whose data set, made by generate_masks.py, is the folder `made`; or a data set itself.
     saliency: the name of the masks. instances: whether these are those of single objects. folder: where the files are that the
     table names. ids, paths: of all photographs. dataset: a `SegmentationDataset` of those with masks, by the same ids. Raises
-    `UserError` where there are no masks.
+    `UserError` if there are no masks.
     """
 
     def __init__(self, images: str | Path, made: Path, saliency: str, instances: bool = False):

@@ -28,8 +28,8 @@ def evaluation_split(folder: str | Path, split: str, saliency: str | None = None
 
 
 def data_folders(p: EasyDict, file: str | Path) -> tuple[Path, Path, LabelSpace]:
-    """Folders of `train_db_name` (without that key, `val_db_name`) and `val_db_name`, made first if need be, and what the
-    labels of the latter mean. Raises `UserError` when the classes differ. file: the experiment's, for messages."""
+    """Folders of `train_db_name` (without that key, `val_db_name`) and `val_db_name`, made first if needed, and what the labels
+    of the latter mean. Raises `UserError` if the classes differ. file: the experiment's, for messages."""
     train = p.get('train_db_name', p.val_db_name)
     folder, val_folder = (dataset_folder(p.db_root, name) for name in (train, p.val_db_name))
     space = label_space(val_folder)

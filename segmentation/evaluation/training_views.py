@@ -60,11 +60,11 @@ class TrainingViews(torch.utils.data.Dataset):
     """One view of each image, in each epoch another.
 
     dataset: a `SegmentationDataset` with labels. space: what they mean. resolution: (height, width) of a view.
-    skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
+    skip_unreadable: another image replaces one that can't be read, which is then named in `skipped`.
 
     Item (epoch, index) is a dict: `image` (H x W x 3 uint8 tensor, RGB), `labels` (H x W uint8 tensor, void as VOID), `id`,
     `skipped` (lines about files that were passed over), `contents` (a `Contents` of the image).
-    Raises `UserError` for unreadable files, and for labels that are no class.
+    Raises `UserError` for unreadable files, and for labels that name no class.
     """
 
     def __init__(self, dataset: SegmentationDataset, space: LabelSpace, seed: int, resolution: Sequence[int],

@@ -1,6 +1,6 @@
 """timm's networks as backbones, by the name `timm/<timm's name>` (https://github.com/huggingface/pytorch-image-models).
 
-Stages, channels, stride, mean and deviation are asked of timm. Names of weights are timm's own, after `model.`.
+Stages, channels, stride, mean and standard deviation come from timm. Names of weights are timm's own, after `model.`.
 Axes: B batch, C channels, N tokens of patches, P class and register tokens before them, h w the grid.
 """
 from __future__ import annotations
@@ -30,8 +30,8 @@ OPTIONS: tuple[dict[str, Any], ...] = ({'dynamic_img_size': True}, {'strict_img_
 
 @dataclass(frozen=True)
 class _Plan:
-    """What timm says of a network. options: of its constructor. stages: names of its modules whose outputs are grids, in order.
-    norm: whether its last norm belongs to the last grid. patches: whether it is a transformer on one grid of patches.
+    """timm's description of a network. options: of its constructor. stages: names of its modules whose outputs are grids, in
+    order. norm: whether its last norm belongs to the last grid. patches: whether it is a transformer on one grid of patches.
     strides: that it can have, of its grid. mean, std: of its input."""
     name: str
     options: dict[str, Any]
@@ -136,7 +136,7 @@ def _create(name: str, options: Mapping[str, Any], stride: int | None = None, **
 
 @functools.cache
 def _meta_model(name: str, options: tuple[tuple[str, Any], ...], stride: int | None = None):
-    """The network without memory for its weights. Not to be changed."""
+    """The network without memory for its weights. Do not modify it."""
     with torch.device('meta'):
         return _create(name, dict(options), stride)
 
@@ -154,7 +154,7 @@ def _takes(name: str, options: dict[str, Any]):
 def _has_stride(name: str, options: dict[str, Any], stride: int):
     try:
         model = _meta_model(name, tuple(options.items()), stride)
-    except (TypeError, ValueError, AssertionError, NotImplementedError):  # each network's own way to say no
+    except (TypeError, ValueError, AssertionError, NotImplementedError):  # each network fails in its own way
         return False
     return getattr(model.feature_info, 'info', model.feature_info)[-1]['reduction'] == stride
 
@@ -236,7 +236,7 @@ def _fetch(own: str, name: str) -> tuple[dict[str, Any], str]:
     except Exception as error:  # the hub's client, its HTTP library and timm have a family of exceptions each
         file = f'model.safetensors of https://huggingface.co/{given.hf_hub_id}' if given.hf_hub_id else 'its state dict'
         raise UserError(f'{TIMM_WEIGHTS}{name} could not be downloaded ({one_line(error)}): run again, or download {file} by '
-                        f'and name that file ({KEYS_OF_FILES})') from error
+                        f'hand and name that file ({KEYS_OF_FILES})') from error
 
 
 def _own_names(name: str, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_sigterm_works_while_a_batch_never_comes(experiment, shapes_root, tmp_pa
         process.kill()
 
 
-# A run whose end waits for ever, as for a worker that hangs: in its own clean-up, or when all is decided
+# A run whose end waits forever, as for a worker that hangs: in its own clean-up, or when all is decided
 STUCK = f'''
 import sys, threading
 sys.path.insert(0, {str(MAIN.parent)!r})

@@ -1,4 +1,4 @@
-"""Two checkpoints are kept: when the newest is damaged, a run goes on from the one before, and ends in the same weights."""
+"""Two checkpoints are kept: when the newest is damaged, a run resumes from the one before, and ends in the same weights."""
 import random
 import shutil
 

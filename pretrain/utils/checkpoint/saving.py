@@ -20,14 +20,14 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
     """Write `state` (tensors, numbers, strings, lists and dicts) to `path`, which is replaced only when all is on disk. What it
     held is kept as `previous_checkpoint(path)`.
 
-    Raises `UserError` when it can't be written (a full disk, say); the files that were there stay whole.
+    Raises `UserError` if it can't be written (a full disk, say); the files that were there stay whole.
     """
     with atomic_file(path) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # how torch reports that the stream below it failed
             raise OSError(str(error).splitlines()[0]) from error
-        if os.path.exists(path):  # from here on it is there under both names, until the new one takes its place
+        if os.path.exists(path):  # from now on it is there under both names, until the new one takes its place
             _keep(Path(path), previous_checkpoint(path))
 
 

@@ -131,7 +131,7 @@ def _end(line: str, code: int):
 
 
 def _leave(stop: preemption.Preempted):
-    """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, else by ending the others."""
+    """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, otherwise by ending the others."""
     stop.__traceback__ = None
     line = f'stopped by {stop}: repeat the command'
     if not stop.agreed:

@@ -15,7 +15,7 @@ COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
 
 
 class _Formatter(logging.Formatter):
-    """Shows what is no text in a file's name as an escape, which every terminal and file takes."""
+    """Shows what is not text in a file's name as an escape, which every terminal and file takes."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).encode(errors='backslashreplace').decode()
@@ -42,7 +42,7 @@ class _Console(logging.Handler):
 def start_log(log_file: str | Path | None = None) -> logging.Logger:
     """Send the logger 'maskcontrast' to the console, and append it to `log_file`, whose folder is made. Returns it.
 
-    Of several processes, rank 0 says everything, the others only what went wrong.
+    With several processes, rank 0 says everything, the others only what went wrong.
     """
     log = logging.getLogger('maskcontrast')
     stop_log()

@@ -29,8 +29,8 @@ def write_config(path: str | Path, p: Mapping[str, Any], **resolved: Any) -> Non
 
 
 def require_own_folder(folder: str | Path, script: str, exp_file: str | Path) -> None:
-    """Raise a `UserError` where `folder`, the output of an experiment, has results of another script: both would write their
-    log, configuration and results there. eval.py, which writes below it, may share that of the training."""
+    """Raise a `UserError` if `folder`, the output of an experiment, has results of another script: both would write their log,
+    configuration and results there. eval.py, which writes below it, may share that of the training."""
     owner = folder_owner(folder)
     if owner not in (None, script) and not (EVAL in (owner, script) and {owner, script} <= set(PROBES)):
         raise UserError(f'{folder}: this folder belongs to {owner}, and {exp_file} is for {script}: rename the file, since '

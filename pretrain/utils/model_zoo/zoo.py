@@ -92,7 +92,7 @@ def local_file(path: str, root_dir: str | Path) -> str:
 
 
 def sha256(file: str | Path) -> str:
-    """The hexadecimal sha256 of the content of a path. Raises `UserError` when it can't be read."""
+    """The hexadecimal sha256 of the content of a path. Raises `UserError` if it can't be read."""
     with _opened(file) as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 

@@ -61,7 +61,7 @@ def prepare_threads() -> None:
 
 def end_on_lost_batch() -> None:
     """End this worker process when it can't hand over what it has read, for want of shared memory above all. By itself Python
-    prints why and goes on, and the main process waits for the batch for ever."""
+    prints why and goes on, and the main process waits for the batch forever."""
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined, method-assign]
 
 
@@ -72,7 +72,7 @@ def _end(error: BaseException, _: object):
 
 def end_with_parent() -> None:
     """End this worker process when the one that started it is gone. A main process that was killed can't do it, and the
-    workers would wait for work for ever, or for somebody to read theirs."""
+    workers would wait for work forever, or for somebody to read theirs."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # as in every process that multiprocessing has started
     sentinel = parent.sentinel
@@ -84,7 +84,7 @@ def end_with_parent() -> None:
 
 
 def obey_only_parent(signals: Collection[signal.Signals]) -> None:
-    """Ignore `signals` in this worker process, and in threads that it starts from here on, unless its parent sends them:
+    """Ignore `signals` in this worker process, and in threads that it starts from now on, unless its parent sends them:
     clusters send them to all processes of a run, of which the main one still needs its workers."""
     if not hasattr(signal, 'sigwaitinfo'):  # macOS
         return

@@ -11,7 +11,7 @@ def read_text(path: str | Path) -> str:
     """The content of a text file, in UTF-8 or as its byte order mark says, without that mark, lines ended by \\n.
 
     A mark at the start of a later line, as files that were joined have it, is left out too. Raises OSError, and
-    UnicodeDecodeError for what is no text.
+    UnicodeDecodeError for what is not text.
     """
     data = Path(path).read_bytes()
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), 'utf-8')

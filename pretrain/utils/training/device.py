@@ -19,8 +19,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' takes CUDA, else Apple's MPS, else the CPU. Raises `UserError` for a device that is not there, and for GPUs that
-    are there but that this PyTorch can't use."""
+    """'auto' takes CUDA, otherwise Apple's MPS, otherwise the CPU. Raises `UserError` for a device that is not there, and for
+    GPUs that are there but that this PyTorch can't use."""
     gpus = count_gpus() if name in ('auto', 'cuda') else 0
     there = {'cuda': gpus > 0, 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if name == 'auto':

@@ -16,7 +16,7 @@ TURING = (7, 5)
 
 
 def count_gpus() -> int:
-    """How many GPUs this process sees and can use. Raises `UserError` where there are some that the driver can't serve."""
+    """How many GPUs this process sees and can use. Raises `UserError` if there are some that the driver can't serve."""
     count = torch.cuda.device_count()  # which asks NVML: it counts under any driver
     if not count or torch.cuda.is_available():
         return count
@@ -29,7 +29,7 @@ def count_gpus() -> int:
 
 
 def check_kernels(index: int) -> None:
-    """Raise a `UserError` where this PyTorch has no kernels for GPU number `index`."""
+    """Raise a `UserError` if this PyTorch has no kernels for GPU number `index`."""
     capability, built = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
     if not built or any(_runs_on(arch, capability) for arch in built):
         return

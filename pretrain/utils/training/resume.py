@@ -63,8 +63,8 @@ def earlier_state(path: str | Path) -> dict[str, Any] | None:
     """The training checkpoint at `path`, or None without one. A damaged one is set aside, and the one before takes its place.
     Only rank 0 needs the file.
 
-    Raises `UserError` when no file that is there is a whole one, and where another machine has one that is further than rank
-    0's: the run would begin anew beside it. Whether its weights fit is for `Trainer.resume` to say.
+    Raises `UserError` if no file that is there is a whole one, and where another machine has one that is further than rank 0's:
+    the run would begin anew beside it. Whether its weights fit is for `Trainer.resume` to say.
     """
     seen = distributed.gather_objects((socket.gethostname(), _position(Path(path)) if ranks.local_rank() == 0 else None))
     further = distributed.broadcast_object(_further(seen) if seen else None)

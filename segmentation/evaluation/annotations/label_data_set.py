@@ -21,7 +21,7 @@ def write_label_data_set(images: LabelledImages, root: Path, fraction: float) ->
 
     fraction: share of the images that goes to `val`. Classes are background and the categories, in the order of their numbers.
     Labels are H x W uint8, 0 background, 1, 2, ... classes, 255 void. Returns the numbers of images of both splits.
-    Raises `UserError` where no image is left for training, and for an image of another size than its labels.
+    Raises `UserError` if no image is left for training, and for an image of another size than its labels.
     """
     numbers = sorted(images.categories.names)
     lookup = np.zeros(256, np.uint8)

@@ -47,7 +47,7 @@ def class_categories(space: LabelSpace) -> Categories:
 def cluster_categories(names: Mapping[int, str], clusters: int, named_only: bool = False) -> Categories:
     """Clusters, numbered from 1, as categories. Those of one name are the first of them.
 
-    names: by cluster. named_only: whether clusters without a name are void. Raises `UserError` where none has a name then."""
+    names: by cluster. named_only: whether clusters without a name are void. Raises `UserError` if none has a name then."""
     first: dict[str, int] = {}
     lookup, called = np.full(256, UNKNOWN, np.int16), dict[int, str]()
     lookup[[0, VOID]] = 0, VOID
@@ -69,7 +69,7 @@ class LabelledImages:
     as viewers show them, and not as stored. values: gives the values of an id's label map, H x W uint8; None: they are the
     indices in its file.
 
-    Raises `UserError` where there is no image.
+    Raises `UserError` if there is no image.
     """
 
     def __init__(self, what: str, files: Mapping[str, Path], root: Path, labels: Path, categories: Categories,
@@ -115,7 +115,7 @@ class LabelledImages:
 def labels_of_data_set(folder: Path, split: str, instances: str | None) -> LabelledImages:
     """The label maps of a split. instances: the name of the masks whose instance maps tell objects apart, or None.
 
-    Raises `UserError` where a list or folder is missing."""
+    Raises `UserError` if a list or folder is missing."""
     dataset = SegmentationDataset(folder, split, labels=True)
     index = {name: number for number, name in enumerate(dataset.ids)}
     files = {name: dataset.path_of(IMAGE, name) for name in index}
@@ -125,7 +125,7 @@ def labels_of_data_set(folder: Path, split: str, instances: str | None) -> Label
 
 
 def instance_folder(data_set: Path, name: str | None, required: bool = True) -> Path | None:
-    """The instance maps of a data set, None without a name. Raises `UserError` where these are `required` and missing."""
+    """The instance maps of a data set, None without a name. Raises `UserError` if these are `required` and missing."""
     if name is None:
         return None
     folder = data_set / f'instances_{name}'

@@ -33,8 +33,8 @@ def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: b
     """The predictions in the folder of a run's results, with the images that they are of.
 
     names: a names.yml in place of the one that the clusters have. named_only: whether clusters without a name are void.
-    instances: as `instance_folder` takes it, or SAME. Raises `UserError` where the folder holds no whole run, for names of
-    other clusters, and for an image that is gone.
+    instances: as `instance_folder` takes it, or SAME. Raises `UserError` if the folder holds no whole run, for names of other
+    clusters, and for an image that is gone.
     """
     made = folder / FOLDER
     if not made.is_dir():

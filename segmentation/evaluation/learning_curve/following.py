@@ -13,7 +13,7 @@ log = logging.getLogger('maskcontrast')
 
 
 def run_folder(name: str, root_dir: str) -> Path:
-    """The folder of a run, from its path or from its name below `root_dir`. Raises `UserError` when there is none."""
+    """The folder of a run, from its path or from its name below `root_dir`. Raises `UserError` if there is none."""
     for folder in (Path(name), Path(root_dir) / name):
         if folder.is_dir():
             return folder.resolve()
@@ -22,7 +22,7 @@ def run_folder(name: str, root_dir: str) -> Path:
 
 def first_checkpoint(run: Path, follow: bool, poll: float) -> Path:
     """The first checkpoint that the run has kept; with `follow` it is waited for as long as the run goes on. Raises `UserError`
-    when there is none."""
+    if there is none."""
     while True:
         running = is_held(run)  # before the look at what it kept, which may be the last thing that it does
         kept = kept_checkpoints(run)

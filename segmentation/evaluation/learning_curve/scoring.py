@@ -82,7 +82,7 @@ def read_segments(network: PretrainingNetwork, loader: DataLoader, device: torch
     without any the objects of the labels), and in the network's own if it predicts any.
 
     each: called with every batch's `Grids.linear`, float32, and the batch. Raises `UserError` for unreadable images, labels
-    that are no class, and outputs that are not finite.
+    that name no class, and outputs that are not finite.
     """
     gathered: dict[str, _Gathered] = {}
     for batch in progress(loader, 'Scoring'):

@@ -27,7 +27,7 @@ def load_file(path: str | Path, check: bool = False) -> Any:
     values is accepted.
 
     check: whether to compare the checksums that torch.save wrote, which torch.load does not look at.
-    Raises `UserError` when the file is missing, damaged, or holds code.
+    Raises `UserError` if the file is missing, damaged, or holds code.
     """
     path = Path(path)
     if not path.is_file():

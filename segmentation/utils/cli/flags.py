@@ -48,8 +48,8 @@ def make_parser(description: str | None, amp: str, trains: bool = False) -> argp
 
 
 def check_early(args: argparse.Namespace, script: str) -> None:
-    """Read the configuration for its mistakes alone, and look whose folder it names, before PyTorch is loaded. Of several
-    processes each does it only after they have met, so that a mistake is reported once and ends all of them."""
+    """Read the configuration for its mistakes alone, and look whose folder it names, before PyTorch is loaded. With several
+    processes, each does it only after they have met, so that a mistake is reported once and ends all of them."""
     if from_environment('WORLD_SIZE', default=1) == 1 and getattr(args, 'world_size', 1) <= 1:
         p = create_config(args.config_env, args.config_exp, script)
         require_own_folder(p.output_dir, script, args.config_exp)

@@ -47,7 +47,7 @@ class Key:
 
 KEYS = (
     # Data
-    Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, else val_db_name
+    Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, otherwise val_db_name
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,), nullable=True),  # null: all of the picture is the object
     Key('train_db_kwargs.instances', 'bool', False, (PRETRAIN,)),

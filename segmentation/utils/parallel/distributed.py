@@ -30,8 +30,8 @@ T = TypeVar('T')
 def join(device_type: str, backend: str | None = None, url: str = 'env://', patience: float = TIMEOUT) -> None:
     """Join the group of processes that the environment's RANK and WORLD_SIZE describe, as torchrun sets them, if there is one.
 
-    backend: None for nccl on GPUs, else gloo. url: where the processes meet (env://: at MASTER_ADDR and MASTER_PORT).
-    patience: seconds without progress before a process counts as hanging. Raises `UserError` when the others don't come.
+    backend: None for nccl on GPUs, otherwise gloo. url: where the processes meet (env://: at MASTER_ADDR and MASTER_PORT).
+    patience: seconds without progress before a process counts as hanging. Raises `UserError` if the others don't come.
     """
     number, size = from_environment('RANK', default=-1), from_environment('WORLD_SIZE', default=1)
     if in_group() or size == 1:
@@ -70,7 +70,7 @@ def _no_meeting(url: str, error: Exception):
 
 def _find_each_other(store: dist.Store, number: int, size: int, host: str | None):
     """Exchange who is on which machine. From it follow this process's number on its machine, and the network interface through
-    which the machines reach each other, both of which the environment tells from here on, unless it did already."""
+    which the machines reach each other, both of which the environment tells from now on, unless it did already."""
     own = own_address(host) if host else None
     store.set(f'here {number}', json.dumps([socket.gethostname(), own]))
     store.wait([f'here {other}' for other in range(size)], RENDEZVOUS_TIMEOUT)
@@ -254,7 +254,7 @@ def _sum_in_order(vector: torch.Tensor):
 
 
 def require_same(what: str, value: object) -> None:
-    """Raise a `UserError` where the processes have different values (that can be pickled). what: in words, for the message."""
+    """Raise a `UserError` if the processes have different values (that can be pickled). what: in words, for the message."""
     values = gather_objects(value) or []
     odd = broadcast_object([rank for rank, other in enumerate(values) if other != values[0]])
     if odd:

@@ -68,8 +68,8 @@ def at_once() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """From here on, requests change nothing, as the run is ending anyway; but if it has not ended after PATIENCE, or at the
-    next signal after ECHO, the process ends on the spot."""
+    """From now on, requests change nothing, as the run is ending anyway; but if it has not ended after PATIENCE, or at the next
+    signal after ECHO, the process ends on the spot."""
     _state['deferred'] = 'for good'
 
 

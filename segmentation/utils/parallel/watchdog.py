@@ -84,7 +84,7 @@ class Watchdog:
         time.sleep(SHORT_SILENCE * HEARTBEAT + NOTICE)
 
     def _report(self, rank: int, line: str, of_mine: bool):
-        """Say once, for all processes, what happened to `rank`: rank 0 does, else the one that found out (`of_mine`)."""
+        """Say once, for all processes, what happened to `rank`: rank 0 does, otherwise the one that found out (`of_mine`)."""
         if self.rank and (not of_mine or self._said()) or not self.once.acquire(blocking=False):
             return  # the main thread and the watch may both end this process
         log.error('error: %s%s', f'rank {rank}: ' if rank else '', line)
@@ -147,7 +147,7 @@ class Watchdog:
             self._judge(signs, silent)
 
     def _watch_store(self):
-        """End this process when the store gives no answer: then the other thread waits for ever."""
+        """End this process when the store does not answer: then the other thread waits forever."""
         before, silent = self.rounds, 0
         while not self.closed.wait(HEARTBEAT):
             before, silent = self.rounds, 0 if self.rounds != before or self.failed else silent + 1

@@ -59,7 +59,7 @@ class Trainer:
     checkpoint: path that is written every `checkpoint_every` steps (None: at the end of epochs only). extra: values that every
     checkpoint carries (seed, precision, configuration).
 
-    Of several processes each has its share of every batch; rank 0 alone writes. It does so in the background, one file after
+    With several processes, each has its share of every batch; rank 0 alone writes. It does so in the background, one file after
     the other: train inside the context of `writer`, at whose end all is on disk.
     """
     PREFIX = ''                           # of the model's keys in checkpoints
@@ -96,7 +96,7 @@ class Trainer:
         """Go on from a checkpoint's `state`. source: its path, for messages.
 
         Without `same_optimizer` its optimiser starts anew; without `same_batches` its epoch does.
-        Raises `UserError` when the state is not one of such a run.
+        Raises `UserError` if the state is not one of such a run.
         """
         try:
             model = {key.removeprefix(self.PREFIX): value for key, value in state['model'].items()}
@@ -165,8 +165,8 @@ class Trainer:
         """Run the rest of the epoch and return its mean numbers, with `images_per_second` and `skipped_images`.
 
         look_at: called with the first batch, for pictures. `end_epoch` is left to the caller, after its reports.
-        Raises `UserError` when a loss is not finite, naming step and image ids; nothing is saved then. When one of the
-        processes is asked to stop, all write the checkpoint after the same step, and raise `Preempted`.
+        Raises `UserError` if a loss is not finite, naming step and image ids; nothing is saved then. When one of the processes
+        is asked to stop, all write the checkpoint after the same step, and raise `Preempted`.
         """
         sampler: Any = self.loader.batch_sampler  # an `EpochBatchSampler`, which PyTorch doesn't know
         sampler.epoch, sampler.start = self.epoch, self.step

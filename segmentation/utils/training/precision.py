@@ -13,7 +13,7 @@ DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def choose_precision(amp: str, device: torch.device) -> str:
-    """Resolve `--amp`: 'auto' becomes 'bf16' where the hardware is fast at it, else 'none'.
+    """Resolve `--amp`: 'auto' becomes 'bf16' where the hardware is fast at it, otherwise 'none'.
 
     What is not autocast is float32 in earnest: on CUDA neither convolutions nor matrix products round to TF32.
     """
