@@ -5,7 +5,7 @@
 DIR is searched with its sub-folders, and not changed. The data set holds images/<id>.jpg, saliency_<model>/<id>.png and
 sets/trainaug.txt. When run again, the command resumes where it stopped, and makes masks of new photographs. Where DIR is the
 images/ of the data set --out itself, only masks are added. With --objects each mask's single objects are kept beside it, in
-instances_<model>/<id>.png (16 bits, 0 background, 1 to n). --model auto takes the best available and says which. tokencut and
+instances_<model>/<id>.png (16 bits, 0 background, 1 to n). --model auto takes the best available one and names it. tokencut and
 the ONNX networks (u2net, isnet-general-use, birefnet-general, or your own with --onnx) need requirements-optional.txt.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _choose(args: argparse.Namespace):
-    """Put the best model available in the place of `auto`, and return why."""
+    """Replace `auto` by the best available model, and return the reason."""
     args.model, why = choose_model(args.backbone or BACKBONE, args.weights)
     if args.model != FEATURE_CUES:
         args.weights = args.backbone = None  # they were for it
@@ -145,7 +145,7 @@ def _choose(args: argparse.Namespace):
 
 
 def _options(args: argparse.Namespace):
-    """The name of the masks, and all that they depend on. Raises `UserError` for flags that don't go together."""
+    """The name of the masks, and all settings on which they depend. Raises `UserError` for flags that don't fit together."""
     name = args.model or (Path(args.onnx).stem if args.onnx else ROBUST_BACKGROUND)
     if not re.fullmatch(r'\w[\w.-]*', name):
         raise UserError(f'--model {name}: use letters, digits, dots, hyphens and underscores, since it names a folder')

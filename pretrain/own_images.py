@@ -1,12 +1,12 @@
-"""From a folder of photographs to masks and the network that tells their objects apart.
+"""Make masks for a folder of photographs, and choose the network that tells their objects apart.
 
     python own_images.py --config_env configs/env.yml --images DIR [--name mine] [--weights auto] [--train auto]
 
 Makes the data set <db_root>/<name> (see generate_masks.py) and <root_dir>/<name>/network.yml, which own_clusters.py in
-segmentation/ goes on from; `make mine` runs both. The network is one that others have trained, as it is. With --train 1 it is
+segmentation/ reads; `make mine` runs both. The network is a published one, used without training. With --train 1 it is
 pre-trained on the photographs: the experiment <root_dir>/<name>/<name>.yml is written, and main.py runs on it. When run again,
-the command resumes where it stopped; where photographs have been added, only their masks are made, but a training starts over,
-and the earlier run's folder is renamed.
+the command resumes where it stopped; if photographs have been added, only their masks are made, but a training starts over, and
+the earlier run's folder is renamed.
 
 With --segment only the masks of DIR are made, with the model of those of <name>, for segment.py (`make segment`).
 """
@@ -125,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def choose_masks(model: str | None, weights: Weights) -> tuple[dict[str, str], str]:
-    """The flags of generate_masks.py that say what makes the masks, and a line that says why. model: as asked for, or None for
-    what needs no more than the weights."""
+    """The flags of generate_masks.py that choose the mask model, and a line with the reason. model: as requested, or None for
+    one that needs only the weights."""
     if model == AUTO:
         name, why = choose_model(weights.backbone, weights.source) if weights.source else (ROBUST_BACKGROUND, '')
     else:
@@ -140,13 +140,13 @@ def choose_masks(model: str | None, weights: Weights) -> tuple[dict[str, str], s
 
 
 def _make_masks(args: argparse.Namespace, folder: Path, masks: Mapping[str, str]):
-    """masks: the flags of generate_masks.py that say what makes them."""
+    """masks: the flags of generate_masks.py that choose their model."""
     flags = [part for flag, value in masks.items() for part in (f'--{flag}', value)]
     generate_masks.main(['--images', args.images, '--out', str(folder), *flags, '--device', args.device])
 
 
 def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: SegmentationDataset, model: str, weights: Weights):
-    """Train a network on the photographs, or go on with that. Returns the content of its experiment file."""
+    """Train a network on the photographs, or resume that training. Returns the content of its experiment file."""
     from utils.training.device import choose_device
     experiment, seen = output / f'{args.name}.yml', output / 'images.sha256'
     earlier, trained_on = earlier_settings(experiment, seen)
@@ -176,7 +176,7 @@ def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: Segment
 
 
 def _masks_of(network: Path):
-    """What made the masks of the photographs that the clusters were made from."""
+    """The mask model of the photographs from which the clusters were made."""
     try:
         return {str(flag): str(value) for flag, value in yaml.safe_load(network.read_text(encoding='utf-8'))['masks'].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:

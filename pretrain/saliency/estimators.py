@@ -1,5 +1,5 @@
-"""The saliency models by name. An estimator takes an image, H x W x 3 uint8 RGB, and gives H x W float32 in [0, 1], the
-probability that a pixel is a salient object's."""
+"""The saliency models by name. An estimator takes an image, H x W x 3 uint8 RGB, and returns H x W float32 in [0, 1], the
+probability that a pixel belongs to a salient object."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ REMBG = ('u2net', 'isnet-general-use', 'birefnet-general')
 MODELS = (ROBUST_BACKGROUND, FEATURE_CUES, TOKENCUT, *REMBG)
 PARTS, CUTS = 'parts', 'cuts'  # ways to single objects, see `saliency.objects`
 WAYS = (PARTS, CUTS)
-VIT = 'vit_small_patch16_224.dino'  # of TokenCut, if nothing else is said
-BACKBONE = 'resnet18'  # of the feature cues, if nothing else is said
+VIT = 'vit_small_patch16_224.dino'  # default of TokenCut
+BACKBONE = 'resnet18'  # default of the feature cues
 
 
 def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat | None = None, vit: str = VIT,

@@ -1,4 +1,5 @@
-"""Salient objects by the features of a backbone that was trained on something else, ImageNet say, without any training here.
+"""Salient objects from the features of a backbone that was trained on something else, for example ImageNet, without training
+here.
 
 Several cues vote, each with its standard score: the direction in which the image's cells differ most, whether a cell is more
 like the centre than like the border, how active it is, and the colours' contrast with the background
@@ -54,7 +55,7 @@ class FeatureCues:
         height, width = image.shape[:2]
         small = shrink(image, CUT_SIDE)
         colour = saliency_map(small)
-        if not colour.any():  # one colour all over: there is no object
+        if not colour.any():  # a single colour: no object
             return np.zeros((height, width), np.float32)
         grid = votes(*self.features(image), colour)
         threshold = otsu_threshold(grid)
@@ -110,7 +111,7 @@ def component(grid: np.ndarray) -> np.ndarray:
 
 
 def contrast(grid: np.ndarray) -> np.ndarray:
-    """How much more each cell is like the centre than like the border: h x w. grid: C x h x w."""
+    """How much more similar each cell is to the centre than to the border: h x w. grid: C x h x w."""
     unit = grid / np.maximum(np.linalg.norm(grid, axis=0), 1e-6)
     height, width = grid.shape[1:]
     y, x = np.ogrid[:height, :width]

@@ -1,4 +1,4 @@
-"""The data set that masks are made for: whose photographs it holds, its splits, and how its masks were made."""
+"""The data set for the masks: its photographs, its splits, and how its masks were made."""
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,11 +110,11 @@ class MaskDataSet:
 
 
 def _state(path: Path, folder: Path):
-    """What tells a photograph from another one, or from an earlier state of itself."""
+    """An identifier of a photograph and its current state."""
     name = path.relative_to(folder).as_posix().encode(errors='replace').decode()
     try:
         status = path.stat()
-    except OSError:  # whoever reads it will say so
+    except OSError:  # the reader reports it
         return [name, None, None]
     return [name, status.st_size, status.st_mtime_ns]
 
@@ -122,7 +122,7 @@ def _state(path: Path, folder: Path):
 def require_same_options(path: str | Path, options: Mapping[str, Any], masks: str | Path) -> None:
     """Raise `UserError` if the folder `masks` holds masks that were not made with `options`: two kinds would be mixed, and
     those of others overwritten. path: the configuration that an earlier run left."""
-    if not any(Path(masks).rglob('*.png')):  # an earlier run failed at once, say because it lacked an option that is given now
+    if not any(Path(masks).rglob('*.png')):  # an earlier run failed at once, for example for lack of an option
         return
     try:
         earlier = yaml.safe_load(Path(path).read_text(encoding='utf-8'))['options']
@@ -138,7 +138,7 @@ def require_same_options(path: str | Path, options: Mapping[str, Any], masks: st
 
 
 def earlier_option(path: str | Path, option: str) -> Any:
-    """What an earlier run had as an option, by the configuration that it left; None where there is none, or not this one."""
+    """The value of an option in the configuration of an earlier run; None without a configuration or this option."""
     try:
         return yaml.safe_load(Path(path).read_text(encoding='utf-8'))['options'].get(option)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):  # `require_same_options` says so

@@ -1,4 +1,4 @@
-"""What a saliency network takes and gives: the well-known ones by name, any other by flags."""
+"""Input and output of a saliency network: by name for well-known ones, by flags for any other."""
 from __future__ import annotations
 
 import argparse
@@ -16,9 +16,9 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class OnnxFormat:
-    """mean, deviation: of the input's channels, of RGB in [0, 1]. size: (height, width) where the file leaves them open.
-    output: 'probability'; 'logits', which a sigmoid makes probabilities of; or 'stretched', from the smallest to the largest
-    value of each image, as some networks are run by their authors: then every image has an object."""
+    """mean, deviation: of the input channels, for RGB in [0, 1]. size: (height, width), if the file leaves it open. output:
+    'probability'; 'logits', which a sigmoid makes probabilities of; or 'stretched', from the smallest to the largest value of
+    each image, as some networks are run by their authors: then every image has an object."""
     mean: Channels = IMAGENET[0]
     deviation: Channels = IMAGENET[1]
     size: tuple[int, int] = (320, 320)

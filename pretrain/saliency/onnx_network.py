@@ -1,4 +1,4 @@
-"""Any saliency network that comes as an ONNX file."""
+"""Any saliency network in an ONNX file."""
 from pathlib import Path
 from types import ModuleType
 

@@ -20,8 +20,8 @@ class RembgSaliency:
     name: 'u2net' (U2-Net, Qin et al., Pattern Recognition 2020, arXiv 2005.09007), 'isnet-general-use' (IS-Net, Qin et al.,
     ECCV 2022, arXiv 2203.03041) or 'birefnet-general' (BiRefNet, Zheng et al., 2024, arXiv 2401.03407). rembg stretches each
     image's output to [0, 1] and rounds it to 1/255. It fetches the file when it is first needed, to
-    <home>/models/<name>/<name>.onnx, where home is $U2NET_HOME, $REMBG_HOME or ~/.rembg; a file that is there, or in
-    $U2NET_HOME itself, is used without a look at its checksum. $OMP_NUM_THREADS limits its threads.
+    <home>/models/<name>/<name>.onnx, where home is $U2NET_HOME, $REMBG_HOME or ~/.rembg; an existing file, or one in
+    $U2NET_HOME itself, is used without checking its checksum. $OMP_NUM_THREADS limits its threads.
     Raises `UserError` for another name, and when the file can't be fetched or loaded.
     """
 

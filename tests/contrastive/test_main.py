@@ -62,7 +62,7 @@ def test_what_a_run_leaves(experiment, tmp_path, capsys):
 
     before = (folder / 'checkpoint.pth.tar').read_bytes()
     main(arguments)  # finished: says so and changes nothing
-    assert 'had finished' in capsys.readouterr().out
+    assert 'has finished' in capsys.readouterr().out
     assert (folder / 'checkpoint.pth.tar').read_bytes() == before
 
     main([*arguments, '--fresh', '--amp', 'none'])  # starts over, keeps the old folder, and a seed repeats

@@ -211,7 +211,7 @@ def test_labels_of_nothing_but_void(folder, problems):
 def test_classes_that_never_occur(folder, problems, caplog):
     each(folder, 'SegmentationClass', lambda labels, path: save(path, np.where(labels > 1, 255, labels).astype(np.uint8)))
     report_of(SegmentationDataset(folder, 'val', labels=True))
-    assert f'{folder / "SegmentationClass"}: no pixel in the labels of val is of the class square, box' in caplog.text
+    assert f'{folder / "SegmentationClass"}: no pixel in the labels of val has the class square, box' in caplog.text
     code, lines = problems(KMEANS)
     assert code == 0 and [line.rpartition(' ')[2] for line in lines[:-1]] == ['square', 'box']
 

@@ -98,7 +98,7 @@ def test_labels_masks_and_objects(source, capsys, tmp_path):
     assert np.array_equal(found['b']['image'], Image.open(source.out / 'images' / 'b.jpg'))
     assert (source.out / 'images' / 'a.jpg').read_bytes() == (tmp_path / 'in' / 'a.jpg').read_bytes()
     said = capsys.readouterr().out
-    assert 'without annotation: 1 images, left out' in said and 'made JPEGs: 1 images' in said
+    assert 'without annotation: 1 images, left out' in said and 'converted to JPEG: 1 images' in said
     assert 'hidden by smaller objects: 1 objects' in said
     assert '5 images (trainaug 5, val 0), 7 objects of 2 classes, 1 crowds' in said
     record = json.loads((source.out / 'conversion.json').read_text())
@@ -196,8 +196,8 @@ CHECKS = {
     'unknown category': (change(['annotations', 3, 'category_id'], 7), 'annotation 4 is of category 7, which'),
     'no id': (change(['images', 1, 'id'], ...), "image 2 has no 'id'"),
     'text for an id': (change(['images', 1, 'id'], 'b'), "image 2: 'id' must be an integer, not 'b'"),
-    'image twice': (change(['images', 1, 'id'], 100), 'image 100 is there twice'),
-    'category twice': (change(['categories', 1, 'id'], 90), 'category 90 is there twice'),
+    'image twice': (change(['images', 1, 'id'], 100), 'image 100 appears twice'),
+    'category twice': (change(['categories', 1, 'id'], 90), 'category 90 appears twice'),
     'category without a name': (change(['categories', 1, 'name'], ' '), 'category 18 has no name'),
     'two names alike': (change(['categories', 1, 'name'], 'tooth brush'), "two categories are called 'tooth brush'"),
     'background': (change(['categories', 1, 'name'], 'Background'), "its category 'Background' is class 0"),

@@ -134,7 +134,7 @@ def test_classes_of_a_data_set(data_set, env, tmp_path, capsys):
     assert [len(items) for items in read(out)[1].values()] == [3, 3, 3]
     export_coco.main(['--config_env', env, '--labels', 'Things', '--out', str(out), '--instances', 'hand'])
     assert [(name, int(mask.sum())) for name, mask, _ in read(out)[1]['2.jpg']] == [('box', 100), ('box', 150), ('bar', 51)]
-    assert f'{out}: 9 objects. Its file names start in {data_set}/images' in capsys.readouterr().out
+    assert f'{out}: 9 objects. Its file names are relative to {data_set}/images' in capsys.readouterr().out
 
 
 def test_there_and_back(data_set, env, tmp_path):
@@ -170,7 +170,7 @@ def test_mistakes(data_set, env, tmp_path, user_error):
     assert 'is a folder: name a file' in line('--labels', 'Things', '--out', str(tmp_path))
     assert '--voc, --names and --named_only are only for --predictions' in line('--labels', 'Things', '--voc', 'x')
     assert '--tolerance must be' in line('--labels', 'Things', *out, '--tolerance', '-1')
-    assert 'instances_x is missing' in (said := line('--labels', 'Things', *out, '--instances', 'x')) and 'there: hand' in said
+    assert 'instances_x is missing' in (said := line('--labels', 'Things', *out, '--instances', 'x')) and 'available: hand' in said
     assert 'SegmentationClassAug: the folder is missing' in line('--labels', 'Things', *out, '--split', 'trainaug')
     assert 'predictions is missing: --predictions names' in line('--predictions', 'nothing', *out)
     save(tmp_path / 'output' / 'run' / 'predictions' / '0.png', np.full((30, 40), 3, np.uint8))

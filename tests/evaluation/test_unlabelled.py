@@ -151,7 +151,7 @@ def test_images_without_a_mask_are_left_out(run, unlabelled, capsys):
     (unlabelled / 'Toys' / 'saliency_supervised_model' / f'{IDS[3]}.png').unlink()
     clusters = run({'val_db_kwargs.saliency': 'supervised_model', 'kmeans_kwargs.n_clusters': 3})['clusters']
     assert list(clusters) == [name for name in IDS if name != IDS[3]]
-    assert 'has no labels for the split val: nothing is scored (1 ids' in capsys.readouterr().out
+    assert 'has no labels for the split val: there will be no score (1 ids' in capsys.readouterr().out
 
 
 def test_pascal_voc_has_labels(run, unlabelled, user_error):

@@ -78,7 +78,7 @@ def test_packages_that_are_missing_later(experiment, tmp_path, package, called, 
 @pytest.mark.parametrize('error, words', [
     (ModuleNotFoundError(name='google.protobuf'), 'the package google: pip install -r requirements.txt'),
     (ModuleNotFoundError(name='rembg'), 'the package rembg: pip install -r requirements-optional.txt'),
-    (ImportError('libGL.so.1: no such file', name='cv2'), 'can not be imported (libGL.so.1: no such file)'),
+    (ImportError('libGL.so.1: no such file', name='cv2'), 'cannot be imported (libGL.so.1: no such file)'),
     (ModuleNotFoundError(name='utils.nowhere'), None), (ModuleNotFoundError(name='main'), None),
     (ImportError('cannot import name x', name='data'), None), (ModuleNotFoundError(name='_lzma'), None),
     (ImportError('x'), None)])

@@ -14,7 +14,7 @@ OPTIONAL = ('onnx', 'onnxruntime', 'onnxscript', 'rembg')  # in requirements-opt
 
 
 def require(package: str, what: str) -> ModuleType:
-    """Import `package` and return it. what: needs it, for the message.
+    """Import `package` and return it. what: the part that needs it, for the message.
 
     Raises `UserError` that says how to install it when it is missing or broken."""
     try:

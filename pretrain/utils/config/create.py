@@ -1,4 +1,4 @@
-"""env.yml and an experiment file become one checked configuration. Mistakes end before any work, in one line."""
+"""Read env.yml and an experiment file into one checked configuration. Mistakes end a script in one line, before any work."""
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def read_env(file: str | Path) -> EasyDict:
 
 def differing_keys(p: Mapping[str, Any], other: Mapping[str, Any], script: str, ignored: Collection[str] = ()) -> list[str]:
     """Names of the keys that `script` reads, nested ones with a dot, whose values differ between two configurations. A key that
-    one of them lacks, as it was written before there was such a key, has its default."""
+    one of them lacks, because it was written before the key existed, has its default."""
     keys = [key for key in KEYS if script in key.readers and key.name not in ignored]
     return [key.name for key in keys if not _same(_get(p, key), _get(other, key))]
 
@@ -156,7 +156,7 @@ def _check_backbone(p: EasyDict, given: Collection[str], script: str, file: str 
 
 
 def _check_masks(p: EasyDict, script: str, file: str | Path):
-    """Where the network has no saliency head, or the masks' images are changed by them, the masks must be the data set's."""
+    """Masks must come from the data set if the network has no saliency head, or if the masks change its input."""
     keys = ['val_db_kwargs.saliency', *(['retrieval_kwargs.saliency'] if script == config_keys.RETRIEVAL else [])]
     for key in keys:
         group, _, inner = key.partition('.')

@@ -14,7 +14,7 @@ NULL = 'None'  # Python's word; that of YAML is null
 
 
 def checked_value(key: Key, value: Any, file: str | Path) -> Any:
-    """`value` as `key` wants it, or a `UserError`."""
+    """`value` converted to the type of `key`, or a `UserError`."""
     if not key.readers:
         return value
     if value is None:
@@ -108,7 +108,7 @@ def _path(value: Any, where: str):
 
 
 def _hint(kind: str, value: Any):
-    """For a name that YAML takes for something else."""
+    """The hint for a name that YAML reads as another type."""
     taken = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, (bool, datetime.date))]
     if taken and kind in ('str', 'strs', 'path'):
         return ': YAML does not read yes, no, on, off and dates as text; put quotes around such a name'

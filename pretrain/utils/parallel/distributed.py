@@ -1,4 +1,4 @@
-"""Every call of torch.distributed. Without a process group the answers are those of a single process."""
+"""All calls of torch.distributed. Without a process group the results are those of a single process."""
 import contextlib
 import json
 import os
@@ -22,7 +22,7 @@ from utils.parallel.watchdog import TIMEOUT, Watchdog
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # until all processes have come
 AGENT_STORE = 'TORCHELASTIC_USE_AGENT_STORE'  # set where the launcher has the store
-FOREVER = timedelta(days=30)  # no collective ends a run: the watchdog knows better who is to blame
+FOREVER = timedelta(days=30)  # collectives never end a run: the watchdog knows better which process failed
 
 T = TypeVar('T')
 
@@ -57,7 +57,7 @@ def join(device_type: str, backend: str | None = None, url: str = 'env://', pati
 
 
 def _no_meeting(url: str, error: Exception):
-    """What to say of processes that could not meet at `url`."""
+    """The message for processes that could not meet at `url`."""
     reason = (str(error).splitlines() or [''])[0]
     port = re.search(r'port: (\d+)', reason)
     for name, words in (('EADDRINUSE', 'is in use on this machine'), ('EACCES', 'needs more rights to be opened')):
@@ -113,7 +113,7 @@ def _collective():
 
 
 def note(place: str, in_step: bool = False) -> None:
-    """Say where this process is, for messages about lost processes. in_step: all processes pass here equally often."""
+    """Set the place of this process, for messages about lost processes. in_step: all processes pass here equally often."""
     if watchdog.current:
         watchdog.current.place = place
         watchdog.current.passed += in_step

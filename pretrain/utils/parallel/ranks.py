@@ -1,4 +1,4 @@
-"""Which process of a run this is; a process without a group is the only one. Nothing here loads PyTorch."""
+"""The rank of this process in a run; a process without a group is the only one. Nothing here loads PyTorch."""
 import os
 import sys
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either complete or absent, whatever happens while they are written."""
+"""Files and folders that are either complete or absent, even if writing them is interrupted."""
 import contextlib
 import os
 import shutil
@@ -69,7 +69,7 @@ def remove_temporaries(folder: str | Path) -> None:
 
 
 def make_folder(path: str | Path) -> None:
-    """Make `path` and its parents. Raises `UserError` if that is impossible, say below a regular file."""
+    """Make `path` and its parents. Raises `UserError` if that is impossible, for example below a regular file."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -31,7 +31,7 @@ def hold_folder(path: str | Path) -> None:
 
 
 def _try_to_lock(lock: Path):
-    """None when it succeeded, otherwise what the holder has written into the lock file."""
+    """None if it succeeded, otherwise the holder's text in the lock file."""
     try:
         file = open(lock, 'a+', encoding='utf-8')  # noqa: SIM115 - open as long as the lock is held
         try:

@@ -1,8 +1,8 @@
-"""Text files as people's editors leave them."""
+"""Text files as editors write them."""
 import codecs
 from pathlib import Path
 
-BOM = '\ufeff'  # what some editors put before the text, unseen
+BOM = '\ufeff'  # invisible marks that some editors put before the text
 MARKS = ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'),
          (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))  # UTF-32's begins as UTF-16's does
 

@@ -1,4 +1,4 @@
-"""Which device to compute on, and the memory that is kept there."""
+"""The device for computing, and its memory."""
 import argparse
 import ctypes
 import os
@@ -19,8 +19,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' takes CUDA, otherwise Apple's MPS, otherwise the CPU. Raises `UserError` for a device that is not there, and for
-    GPUs that are there but that this PyTorch can't use."""
+    """'auto' takes CUDA, otherwise Apple's MPS, otherwise the CPU. Raises `UserError` for a missing device, and for GPUs that
+    this PyTorch can't use."""
     gpus = count_gpus() if name in ('auto', 'cuda') else 0
     there = {'cuda': gpus > 0, 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if name == 'auto':
@@ -36,7 +36,7 @@ def keep_freed_memory() -> None:
     """Have this process keep the memory of freed tensors and images for the next ones. glibc gives large blocks back to the
     kernel, which then has to map and clear them anew: some 5% of a training step on a CPU. On other systems it does nothing."""
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-    if mallopt and (mallopt(MMAP_THRESHOLD, 1 << 30) or mallopt(MMAP_THRESHOLD, 1 << 25)):  # the most that older ones take
+    if mallopt and (mallopt(MMAP_THRESHOLD, 1 << 30) or mallopt(MMAP_THRESHOLD, 1 << 25)):  # the maximum for older versions
         mallopt(TRIM_THRESHOLD, 1 << 30)
 
 

@@ -38,7 +38,7 @@ def load_file(path: str | Path, check: bool = False) -> Any:
         if check:
             _check_sums(path)
         return load_data(path)
-    except Exception as error:  # damaged bytes make the unpickler raise anything
+    except Exception as error:  # damaged bytes can make the unpickler raise any exception
         if isinstance(error, pickle.UnpicklingError) and 'weights_only' in str(error) and 'GLOBAL' in str(error):
             raise UserError(f'{path}: refused, since loading it would run code in it: save it again as a plain state dict '
                             'of tensors') from error
@@ -57,7 +57,7 @@ def _load_safetensors(path: Path):
 
 
 def _check_sums(path: Path):
-    """Raise BadZipFile for an archive of which a member is damaged. Files of before PyTorch 1.6 are no archives."""
+    """Raise BadZipFile for an archive with a damaged member. Files from before PyTorch 1.6 are not archives."""
     with open(path, 'rb') as file:
         if file.read(2) != b'PK':
             return

@@ -1,4 +1,4 @@
-"""How a script ends: its exit codes, and what a mistake, a signal or a lost process leaves on the screen."""
+"""How a script ends: its exit codes, and the output for a mistake, a signal or a lost process."""
 import functools
 import logging
 import os
@@ -93,12 +93,12 @@ def _run_to_its_end(main: Callable[..., T], *arguments: Any):
             raise UserError(line) from error
         raise
     except BaseException:
-        preemption.ignore()  # a second signal would cut short what is done about this one
+        preemption.ignore()  # a second signal would interrupt the handling of this one
         raise
 
 
 def _mistake(error: Exception):
-    """What to say of an error of Python or PyTorch that only the user can mend; None for others."""
+    """The message for an error of Python or PyTorch that only the user can fix; None for others."""
     text = one_line(error)
     if isinstance(error, ImportError):
         return missing_package(error)

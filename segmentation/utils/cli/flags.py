@@ -1,4 +1,4 @@
-"""The flags that several scripts have. Nothing here loads PyTorch, so that `--help` and a mistake in a flag cost no seconds."""
+"""The flags that several scripts have. Nothing here loads PyTorch, so that `--help` and mistakes in flags are fast."""
 import argparse
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ def make_plain_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def make_env_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
-    """A parser with --config_env alone. options: of its argument, `default`, say."""
+    """A parser with --config_env alone. options: of its argument, for example `default`."""
     parser = make_plain_parser(description)
     parser.add_argument('--config_env', help='YAML file with root_dir and db_root', **(options or {'required': True}))
     return parser

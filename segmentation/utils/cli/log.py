@@ -15,7 +15,7 @@ COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
 
 
 class _Formatter(logging.Formatter):
-    """Shows what is not text in a file's name as an escape, which every terminal and file takes."""
+    """Escapes undecodable parts of file names, so that every terminal and file accepts them."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).encode(errors='backslashreplace').decode()
@@ -74,7 +74,7 @@ def stop_log() -> None:
 
 
 def warn_once(text: str, *values: object) -> None:
-    """Warn of what all processes find alike: rank 0 says it. text, values: as for a logger."""
+    """Log a warning that all processes share, on rank 0 only. text, values: as for a logger."""
     if is_main():
         logging.getLogger('maskcontrast').warning(text, *values)
 

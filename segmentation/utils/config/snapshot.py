@@ -1,4 +1,4 @@
-"""config.yml: the configuration as run, with versions and revision. It says whose folder it is in."""
+"""config.yml: the configuration as run, with versions and revision. It identifies the script that owns the folder."""
 import json
 import platform
 import subprocess

@@ -1,6 +1,6 @@
-"""Published weights by name: wherever a checkpoint's path is asked for, `zoo://<name>` is one of these.
+"""Published weights by name: `zoo://<name>` is accepted wherever a checkpoint path is expected.
 
-They are fetched, or taken from an installed package, when they are first needed, into <root_dir>/model_zoo/;
+They are downloaded, or taken from an installed package, on first use, into <root_dir>/model_zoo/;
 `python -m utils.model_zoo` lists them.
 """
 import hashlib
@@ -58,7 +58,7 @@ def is_zoo(path: str | Path) -> bool:
 
 
 def zoo_file(name: str, root_dir: str | Path) -> Path:
-    """Where the weights called `name` (with or without zoo://) are or will be."""
+    """The path, existing or future, of the weights called `name` (with or without zoo://)."""
     name = str(name).removeprefix(SCHEME)
     if name not in ZOO:
         raise UserError(f"{SCHEME}{name}: unknown name of weights, available: {', '.join(ZOO)}")

@@ -1,4 +1,4 @@
-"""Heartbeats between the processes of a run, so that none waits for one that has died or hangs."""
+"""Heartbeats between the processes of a run, so that none waits for a process that has died or is stuck."""
 from __future__ import annotations
 
 import contextlib
@@ -30,7 +30,8 @@ class Watchdog:
 
     When another one has failed, died, or keeps all others waiting for `patience` seconds inside `watched`, this process ends:
     its main thread may be inside a collective that will never return. `place` and `passed` are for others to set:
-    what the process is doing, in words, and how many points it has passed that all processes pass: collectives, above all.
+    the current work of the process, in words, and the number of points that it has passed which all processes pass, mainly
+    collectives.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int, patience: float):
@@ -67,7 +68,7 @@ class Watchdog:
                 self._until(lambda: self.store.add('closed', 0) == self.world_size)
 
     def fail(self, line: str, code: int) -> int:
-        """Tell the others that this process ends with exit code `code`, and why. Returns the code with which to end.
+        """Tell the others that this process ends with exit code `code`, and the reason. Returns the code with which to end.
 
         Rank 0 says it, as its log is the run's; if it does not answer, this process does.
         """

@@ -1,4 +1,4 @@
-"""Worker processes and threads: how many, and that workers don't outlive the main process."""
+"""Worker processes and threads: their number, and ensuring that workers don't outlive the main process."""
 import math
 import multiprocessing
 import multiprocessing.queues
@@ -60,8 +60,8 @@ def prepare_threads() -> None:
 
 
 def end_on_lost_batch() -> None:
-    """End this worker process when it can't hand over what it has read, for want of shared memory above all. By itself Python
-    prints why and goes on, and the main process waits for the batch forever."""
+    """End this worker process if it can't pass on a batch, usually for lack of shared memory. By default Python only prints the
+    reason, and the main process waits for the batch forever."""
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined, method-assign]
 
 
@@ -71,8 +71,8 @@ def _end(error: BaseException, _: object):
 
 
 def end_with_parent() -> None:
-    """End this worker process when the one that started it is gone. A main process that was killed can't do it, and the
-    workers would wait for work forever, or for somebody to read theirs."""
+    """End this worker process when the one that started it is gone. A main process that was killed can't do it, and the workers
+    would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # as in every process that multiprocessing has started
     sentinel = parent.sentinel

@@ -1,5 +1,5 @@
-"""YAML files as people mean them. What YAML 1.1 reads in another way than it looks is an error: a key that is there twice, of
-which it takes the last; `010`, which is 8; `1:30`, which is 90."""
+"""YAML files without the surprises of YAML 1.1, which are errors: a duplicate key, of which it takes the last; `010`, which is
+8; `1:30`, which is 90."""
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ LEADING_ZERO = re.compile(r'[-+]?0[0-9_]+')
 
 
 class _Ambiguous(Exception):
-    """What looks like something else than it is, in words."""
+    """A misleading value, in words."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,8 +52,8 @@ def _line(node: yaml.Node):
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:
-    """The mapping in a YAML file. Raises `UserError` with file and line for one that can't be read, is no mapping, or where
-    something looks like something else than it is."""
+    """The mapping in a YAML file. Raises `UserError` with file and line for one that can't be read, is not a mapping, or
+    contains a misleading value."""
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -71,7 +71,7 @@ def parse_yaml(text: str, path: str | Path) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except _Ambiguous as error:
         raise UserError(f'{path}: {error}') from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2020-13-45`, say, is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2020-13-45`, for example, is a ValueError
         mark = getattr(error, 'problem_mark', None)
         where = f' in line {mark.line + 1}' if mark else ''
         raise UserError(f'{path}: not valid YAML{where}: {getattr(error, "problem", None) or one_line(error)}') from error

@@ -22,21 +22,21 @@ log = logging.getLogger('maskcontrast')
 
 
 class _Split(Protocol):
-    """What is asked of a `SegmentationDataset` here."""
+    """The part of `SegmentationDataset` that is used here."""
     split_file: Path
 
     def __len__(self) -> int: ...
 
 
 class _Contents(Protocol):
-    """What is asked of `data.contents.Contents` here."""
+    """The part of `data.contents.Contents` that is used here."""
 
     def add(self, other: Any, /) -> None: ...
 
 
 def check_batch_size(name: str, batch_size: int, dataset: _Split, processes: int) -> None:
-    """Raise a `UserError` for a global batch that `dataset` can't fill, or that can't be divided over so many processes. name:
-    of the key, with its file."""
+    """Raise a `UserError` for a global batch that `dataset` can't fill, or that can't be divided over the processes. name: of
+    the key, with its file."""
     if len(dataset) < batch_size:
         raise UserError(f'{name} is {batch_size}, but {dataset.split_file} has only {len(dataset)} usable images')
     if batch_size % processes:
@@ -51,7 +51,7 @@ def batches_text(batch_size: int, processes: int) -> str:
 
 
 class Trainer:
-    """Runs epochs of one model, optimiser and loader. What a step computes is the subclass's: it defines `train_step`.
+    """Runs epochs of one model, optimiser and loader. A subclass defines the step, `train_step`.
 
     model: on its device. loader: of `EpochBatchSampler` and a data set whose items have `id`, `skipped` (a list of lines
     about files that were passed over) and `contents` (what was read for it, a `_Contents`). streams: the `RandomStreams` of
@@ -85,11 +85,12 @@ class Trainer:
         raise NotImplementedError
 
     def own_state(self) -> dict[str, Any]:
-        """What a subclass's checkpoints hold besides, as a dict."""
+        """Additional content of a subclass's checkpoints, as a dict."""
         return {}
 
     def report_seen(self, seen: Sequence[Any]) -> None:
-        """Say what the images hold, after the first whole epoch. seen: a `_Contents` of each process. Rank 0 alone calls it."""
+        """Log the summary of the images, after the first whole epoch. seen: a `_Contents` of each process. Rank 0 alone calls
+        it."""
 
     def resume(self, state: Mapping[str, Any], source: str | Path, same_optimizer: bool = True,
                same_batches: bool = True) -> None:
@@ -131,9 +132,9 @@ class Trainer:
                       len(states), here * ranks.world_size(), len(states))
 
     def save(self, then: Callable[[], object] | None = None) -> None:
-        """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True. All processes call it. It is
-        on disk when the next one begins, at the latest at the end of the epoch or of the context of `writer`. then: what rank 0
-        calls as soon as it sees that.
+        """Write the checkpoint: the full state for resuming the run, loadable with weights_only=True. All processes call it. It
+        is on disk when the next one begins, at the latest at the end of the epoch or of the context of `writer`. then: what
+        rank 0 calls as soon as it sees that.
 
         Raises `UserError`, and leaves the one before, when the weights are not finite any more, and when the file before this
         could not be written; `run_epoch` and the end of the context raise it, too.
@@ -233,7 +234,7 @@ class Trainer:
         if not torch.isfinite(means[:, 0]).all():
             bad = [self._not_finite(*row) for row in zip(unread, own.tolist(), strict=True) if not math.isfinite(row[1][0])]
             found = sum(distributed.gather_objects(bad[:1]) or [], [])
-            raise UserError(distributed.broadcast_object(found and min(found)[1]))  # from one, they spread to all
+            raise UserError(distributed.broadcast_object(found and min(found)[1]))  # from one parameter, they spread to all
         for row in means.tolist():
             numbers = dict(zip(self.NUMBERS, row, strict=True))
             for name, value in numbers.items():

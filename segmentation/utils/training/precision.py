@@ -15,7 +15,7 @@ DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 def choose_precision(amp: str, device: torch.device) -> str:
     """Resolve `--amp`: 'auto' becomes 'bf16' where the hardware is fast at it, otherwise 'none'.
 
-    What is not autocast is float32 in earnest: on CUDA neither convolutions nor matrix products round to TF32.
+    Everything outside autocast is true float32: on CUDA neither convolutions nor matrix products round to TF32.
     """
     if amp == 'auto':
         fast = {'cuda': _cuda_has_bfloat16, 'cpu': _cpu_is_fast_at_bfloat16}.get(device.type)

@@ -1,4 +1,4 @@
-"""What a training run goes on from, and whether it is still the same run."""
+"""The checkpoint from which a training run resumes, and whether it is still the same run."""
 import argparse
 import logging
 import secrets
@@ -19,7 +19,7 @@ from utils.parallel import distributed, ranks
 from utils.storage.run_folder import hold_folder, release_folders, set_aside
 from utils.training.precision import choose_precision
 
-# Experiment keys that may change between two halves of a run: no number depends on them, or only the initial weights do.
+# Experiment keys that may change between two halves of a run: they don't affect results, or only the initial weights.
 # simulate_processes may, like the real number of processes: `Trainer` warns of what changes then.
 FREE = ('num_workers', 'checkpoint_every', 'keep_every', 'on_bad_image', 'max_image_pixels', 'simulate_processes',
         'moco_kwargs.loss',  # forms of the same losses
@@ -37,7 +37,7 @@ class Start:
     precision: str
 
     def extra(self, p: EasyDict) -> dict[str, Any]:
-        """What every checkpoint of the run carries besides its state. p: the configuration."""
+        """Additional content of every checkpoint of the run. p: the configuration."""
         return {'seed': self.seed, 'precision': self.precision, 'config': plain(p)}
 
 
@@ -63,8 +63,8 @@ def earlier_state(path: str | Path) -> dict[str, Any] | None:
     """The training checkpoint at `path`, or None without one. A damaged one is set aside, and the one before takes its place.
     Only rank 0 needs the file.
 
-    Raises `UserError` if no file that is there is a whole one, and where another machine has one that is further than rank 0's:
-    the run would begin anew beside it. Whether its weights fit is for `Trainer.resume` to say.
+    Raises `UserError` if all existing files are damaged, or if another machine has a later one than rank 0: the run would begin
+    anew beside it. Whether its weights fit is for `Trainer.resume` to say.
     """
     seen = distributed.gather_objects((socket.gethostname(), _position(Path(path)) if ranks.local_rank() == 0 else None))
     further = distributed.broadcast_object(_further(seen) if seen else None)
