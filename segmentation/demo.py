@@ -1,4 +1,4 @@
-"""The demo's last step: one table of what the evaluations before it measured, and one picture of segmentations.
+"""The last step of the demo: a table of the results of the evaluations, and a picture of segmentations.
 
     make demo
 
@@ -37,7 +37,7 @@ PICTURES, COLUMNS, CELL = 24, 4, (110, 330)
 
 
 def results_of(root: str | Path, run: str, script: str) -> dict[str, Any]:
-    """The content of a run's results.json. Raises `UserError` if it is not there, or another script's."""
+    """The content of a run's results.json. Raises `UserError` if it is missing, or belongs to another script."""
     path = Path(root) / run / 'results.json'
     try:
         results = json.loads(path.read_text())

@@ -5,7 +5,7 @@
 
 PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or the zoo:// name of a published model (see
 python -m utils.model_zoo). Results are under
-<root_dir>/<experiment file's name>/eval/<PATH's file name>/, with _crf at its end where the CRF is used.
+<root_dir>/<experiment file's name>/eval/<PATH's file name>/, with the suffix _crf if the CRF is used.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     given = ImageFolder(args.images, without=p.root_dir, max_pixels=p.max_image_pixels) if args.images is not None else None
 
     # Data
-    only_names = given and p.val_db_name == VOC  # whose class names are known without fetching it
+    only_names = given and p.val_db_name == VOC  # whose class names are known without downloading it
     with main_first():
         folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
     dataset = given or evaluation_split(folder, p.val_db_kwargs.split, max_pixels=p.max_image_pixels)

@@ -1,4 +1,4 @@
-"""A run that trains a classifier, linear or the whole network: how it begins or goes on, its epochs, and its results."""
+"""A run that trains a classifier, linear or the whole network: its start or resumption, its epochs, and its results."""
 import functools
 import json
 import logging
@@ -39,7 +39,8 @@ def go_on_from(run: EvaluationContext, *files: str,
     """Start the log of a training run. Returns its earlier checkpoint, None without one, and where it starts; None where the
     run had finished.
 
-    files: keys of the initial weights, fetched without an earlier checkpoint. check: called with an earlier one.
+    files: keys of the initial weights, which are downloaded if there is no earlier checkpoint. check: called with an earlier
+    one.
     """
     p, args, output = run.p, run.args, run.output
     if p.image_cache:
@@ -90,8 +91,8 @@ def train_and_evaluate(trainer: LinearTrainer, val_loader: DataLoader, space: La
 
 
 def train(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: EasyDict, output: Path) -> None:
-    """The epochs that are left, each (or each `eval_every`-th, and the last) scored on the validation images. p:
-    configuration with the schedule."""
+    """The remaining epochs, each (or each `eval_every`-th, and the last) scored on the validation images. p: configuration with
+    the schedule."""
     keep = p.get('freeze_batchnorm') == 'all'  # the features of the validation images never change
     every = p.get('eval_every', 1)
     if trainer.epoch >= p.epochs:
@@ -118,7 +119,7 @@ def train(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: 
 
 
 def _report_validation(trainer: LinearTrainer, validation: FeatureCache, space: LabelSpace):
-    """Log once what the validation images hold, when all of them have been read. All processes call it."""
+    """Log the summary of the validation images once all of them have been read. All processes call it."""
     images: Any = validation.loader.dataset  # `EvaluationImages`
     dataset: SegmentationDataset = images.dataset
     with distributed.watched():

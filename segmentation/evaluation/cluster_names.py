@@ -1,4 +1,4 @@
-"""What people call the clusters: names.yml, which clusters.html writes. Clusters with the same name count as one.
+"""The names of the clusters: names.yml, which clusters.html writes. Clusters with the same name count as one.
 
     clustering: 0f3a5b7c9d1e    # of which clusters the names are
     names:
@@ -65,7 +65,7 @@ def _quoted(text: str):
 
 
 def one_label(names: Mapping[int, str], clusters: int) -> np.ndarray:
-    """For each of so many clusters the first that has its name, counted from 0; an unnamed one stays by itself."""
+    """For each cluster the first one with the same name, counted from 0; unnamed clusters stay separate."""
     first: dict[str, int] = {}
     return np.array([first.setdefault(names[number + 1], number) if number + 1 in names else number
                      for number in range(clusters)], int)
@@ -81,7 +81,7 @@ def names_for(found: SavedClusters, earlier: SavedClusters | None, path: str | P
     """Names of the clusters `found`: those at `path` where they are about these, or else those of the `earlier` clusters (None:
     there were none) that they are about, handed on: a cluster gets the name that most of its images with a named cluster had.
 
-    None where they are about others. Raises `UserError` as `read_names` does.
+    None if they belong to other clusters. Raises `UserError` as `read_names` does.
     """
     clustering, names = read_names(path)
     if clustering == found.id:
@@ -105,7 +105,7 @@ def _texts(keys: np.ndarray) -> Sequence[bytes]:
 
 
 def settle_names(path: str | Path, found: SavedClusters, earlier: SavedClusters | None, given: str | None) -> dict[int, str]:
-    """The names of the clusters `found`, which are then at `path`; what was there is renamed where it differs.
+    """The names of the clusters `found`, which are then at `path`; an earlier file is renamed if it differs.
 
     given: a file of names in place of that at `path`, or None. earlier: as in `names_for`.
     Raises `UserError` if the `given` names are of other clusters, and as `read_names` does.
@@ -126,7 +126,7 @@ def settle_names(path: str | Path, found: SavedClusters, earlier: SavedClusters 
 
 
 def read_or_none(path: str | Path) -> tuple[str, dict[int, str]] | None:
-    """As `read_names`, but None where there is nothing to read."""
+    """As `read_names`, but None if there is nothing to read."""
     try:
         return read_names(path)
     except UserError:

@@ -1,4 +1,4 @@
-"""How many clusters: the number whose clusters are most compact and apart, by their silhouette (Rousseeuw, 1987).
+"""The number of clusters: the one whose clusters are most compact and separate, by their silhouette (Rousseeuw, 1987).
 
 Axes: M vectors, D features.
 """
@@ -26,9 +26,9 @@ def how_many(asked: int | str | None, named: int | None, points: np.ndarray, see
              unit: str = 'image') -> int:
     """The number of clusters, which the log explains in a line.
 
-    asked: a number, 'auto' or None. named: how many there were that have names, which are kept if nothing else is asked for.
-    points: M x D. output: the folder for the figure of 'auto'. unit: what the points are of, image or object. Raises
-    `UserError` for more clusters than points.
+    asked: a number, 'auto' or None. named: the number of earlier clusters with names, which is the default. points: M x D.
+    output: the folder for the figure of 'auto'. unit: what the points are of, image or object. Raises `UserError` for more
+    clusters than points.
     """
     if isinstance(asked, int):
         if asked > len(points):
@@ -52,7 +52,7 @@ def how_many(asked: int | str | None, named: int | None, points: np.ndarray, see
 
 
 def counts_to_try(images: int, most: int) -> list[int]:
-    """Numbers of clusters from 2 to `most`, but with two images in each or more on average, in ever larger steps."""
+    """Numbers of clusters from 2 to `most`, with at least two images per cluster on average, in increasing steps."""
     counts, count = [], 2
     while count <= min(most, images // 2):
         counts.append(count)

@@ -1,8 +1,8 @@
 """One pass of the pre-training network over a split: per image a prototype, a mask, and the labels in and out of it; or where
 the images' objects are known one by one, all that per object.
 
-Axes: M images, N objects (M of them where each image's mask is one), D embedding, C classes. What is kept of an image does not
-grow with its pixels but for the mask, which is compressed.
+Axes: M images, N objects (M of them where each image's mask is one), D embedding, C classes. The data kept for an image do not
+grow with its pixels, except for the mask, which is compressed.
 """
 import itertools
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class ImagePrototypes:
     """ids: M names. prototypes: N x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s, which hold the
     numbers of objects where these are known. histograms: N x 2 x C int64, pixels outside and inside the mask by label, or None
     without labels; pixels outside all objects of an image are counted once, with the first of them (of images without any, with
-    the first of all). Masks and histograms are at the images' size, or at the network's resolution. contents: what was seen of
+    the first of all). Masks and histograms are at the images' size, or at the network's resolution. contents: the summary of
     the images, with these masks. counts: objects of each image."""
     ids: list[str]
     prototypes: np.ndarray

@@ -1,5 +1,5 @@
-"""Nearest neighbours of dense features: patches of labelled images as a memory, which says what the patches of others are
-(Balažević et al., "Towards In-context Scene Understanding", arXiv 2306.01667, section 3).
+"""Nearest neighbours of dense features: a memory of patches of labelled images classifies the patches of others (Balažević et
+al., "Towards In-context Scene Understanding", arXiv 2306.01667, section 3).
 
 Axes: B images, D embedding, h w the network's grid (a patch is a cell of it), H W its input, P patches of an image, N of the
 memory, Q queries, K neighbours, C classes.

@@ -1,4 +1,4 @@
-"""The pictures that an evaluation leaves: predictions, visualizations and a contact sheet."""
+"""The pictures of an evaluation: predictions, visualizations and a contact sheet."""
 import contextlib
 import os
 import shutil
@@ -85,7 +85,7 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
 
 
 def check_unchanged(sample: Mapping[str, Any], mask: np.ndarray) -> None:
-    """Raise a `UserError` if an item's image has not the size of `mask`, H x W, any more, which was made of it before."""
+    """Raise a `UserError` if an item's image no longer has the size of `mask`, H x W, which was made from it."""
     if sample['image'].shape[:2] != mask.shape:
         now, before = size_text(sample['image']), size_text(mask)
         raise UserError(f'the image {sample["id"]} is {now} now and was {before} before: it was replaced during the run; '
@@ -119,7 +119,7 @@ def save_contact_sheet(folder: Path, thumbnails: Iterable[np.ndarray | None]) ->
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield `function(item)` of each item in order, computed in as many threads as there are cores. The first error is raised,
-    and what has not begun is left."""
+    and remaining items are skipped."""
     jobs: deque[Future[Result]] = deque()
     threads = ranks.per_process(cores())
     with ThreadPoolExecutor(threads) as pool:
@@ -131,14 +131,14 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
             while jobs:
                 yield jobs.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)  # what one failed at, a full disk, say, the others would too
+            pool.shutdown(cancel_futures=True)  # the cause of one failure, such as a full disk, would affect the others too
 
 
 @contextlib.contextmanager
 def fresh_output(output: str | Path, made: Sequence[str] = (PREDICTIONS, PICTURES, SHEET),
                  together: bool = False) -> Iterator[Path]:
-    """A folder to fill, of which the folders and files `made` take the place of those in `output`, and of its results.json,
-    when the block ends well. When it doesn't, the earlier ones stay. together: whether all processes fill it.
+    """A folder to fill. When the block ends well, its folders and files `made` replace those in `output`, and its results.json.
+    When it doesn't, the earlier ones stay. together: whether all processes fill it.
 
     Raises `UserError` if something can't be written or replaced.
     """
@@ -176,7 +176,7 @@ def fresh_output(output: str | Path, made: Sequence[str] = (PREDICTIONS, PICTURE
 
 
 def check_output(output: str | Path) -> None:
-    """Raise a `UserError` if the files of an evaluation could not go, which long work had better find out before."""
+    """Raise a `UserError` if the files of an evaluation could not be replaced, to find out before long work."""
     for name in (PREDICTIONS, PICTURES):
         path = Path(output) / name
         if path.exists() and not path.is_dir():

@@ -1,4 +1,4 @@
-"""Photographs in saved clusters, one after the other: however many there are, a few are in memory at a time."""
+"""Assign photographs to saved clusters one after the other, with only a few in memory at a time."""
 import csv
 import hashlib
 import json
@@ -55,7 +55,7 @@ class Photographs:
 
 def draw_segments(output: Path, objects: Objects, keys: Sequence[bytes], cache: PrototypeCache, found: SavedClusters,
                   names: Mapping[int, str]) -> int:
-    """Write predictions/<id>.png and overlays/<id>.jpg of the images whose ones are not there, or of something else.
+    """Write predictions/<id>.png and overlays/<id>.jpg of the images for which they are missing or outdated.
 
     keys: of the objects. cache: has the vectors of all. Returns how many images were drawn.
     """

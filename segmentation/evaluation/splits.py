@@ -1,4 +1,4 @@
-"""The data sets of an evaluation, which may train or look up on one and be scored on another."""
+"""The data sets of an evaluation: one for training or lookup, and possibly another for the score."""
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -170,7 +170,7 @@ def test_mistakes(data_set, env, tmp_path, user_error):
     assert 'is a folder: name a file' in line('--labels', 'Things', '--out', str(tmp_path))
     assert '--voc, --names and --named_only are only for --predictions' in line('--labels', 'Things', '--voc', 'x')
     assert '--tolerance must be' in line('--labels', 'Things', *out, '--tolerance', '-1')
-    assert 'instances_x is missing' in (said := line('--labels', 'Things', *out, '--instances', 'x')) and 'available: hand' in said
+    assert 'instances_x is missing' in (said := line('--labels', 'Things', *out, '--instances', 'x')) and 'hand' in said
     assert 'SegmentationClassAug: the folder is missing' in line('--labels', 'Things', *out, '--split', 'trainaug')
     assert 'predictions is missing: --predictions names' in line('--predictions', 'nothing', *out)
     save(tmp_path / 'output' / 'run' / 'predictions' / '0.png', np.full((30, 40), 3, np.uint8))

@@ -1,4 +1,4 @@
-"""Images with a label map each, from the predictions of a run or from a data set, and what their values are called.
+"""Images with a label map each, from the predictions of a run or from a data set, and the names of their values.
 
 Axis legend: H W space.
 """
@@ -24,8 +24,8 @@ OF_PREDICTIONS = ColourTable({}, INDICES)
 
 @dataclass(frozen=True)
 class Categories:
-    """names: by number, from 1. lookup: 256 int16, the category of each stored value: 0 is background, VOID void, UNKNOWN what
-    no file may hold."""
+    """names: by number, from 1. lookup: 256 int16, the category of each stored value: 0 is background, VOID void, UNKNOWN for
+    invalid values."""
     names: Mapping[int, str]
     lookup: np.ndarray
 
@@ -33,7 +33,7 @@ class Categories:
 def class_categories(space: LabelSpace) -> Categories:
     """The classes of a data set as categories of class indices.
 
-    A class has its index as number; where the first class is none of background, its index plus 1, as 0 is background."""
+    A class has its index as number; if the first class is not background, its index plus 1, since 0 is background."""
     numbers = {index: index + (space.background != 0) for index in space.objects}
     names = {number: space.names[index] for index, number in numbers.items()}
     of_index = np.full(256, UNKNOWN, np.int16)
@@ -47,7 +47,8 @@ def class_categories(space: LabelSpace) -> Categories:
 def cluster_categories(names: Mapping[int, str], clusters: int, named_only: bool = False) -> Categories:
     """Clusters, numbered from 1, as categories. Those of one name are the first of them.
 
-    names: by cluster. named_only: whether clusters without a name are void. Raises `UserError` if none has a name then."""
+    names: by cluster. named_only: whether clusters without a name are void. Raises `UserError` if none has a name in that
+    case."""
     first: dict[str, int] = {}
     lookup, called = np.full(256, UNKNOWN, np.int16), dict[int, str]()
     lookup[[0, VOID]] = 0, VOID
@@ -64,10 +65,10 @@ def cluster_categories(names: Mapping[int, str], clusters: int, named_only: bool
 
 
 class LabelledImages:
-    """what: they are of, for people. files: the image of each id. root: the folder that file names start from. labels: the
-    folder of the label maps, <id>.png. instances: that of instance maps, or None. shown: whether label maps are of the images
-    as viewers show them, and not as stored. values: gives the values of an id's label map, H x W uint8; None: they are the
-    indices in its file.
+    """what: a description for messages. files: the image of each id. root: the folder to which file names are relative. labels:
+    the folder of the label maps, <id>.png. instances: that of instance maps, or None. shown: whether label maps are of the
+    images as viewers show them, and not as stored. values: gives the values of an id's label map, H x W uint8; None: they are
+    the indices in its file.
 
     Raises `UserError` if there is no image.
     """
@@ -97,7 +98,7 @@ class LabelledImages:
     def read(self, image_id: str) -> tuple[np.ndarray, np.ndarray | None]:
         """The categories of an image's pixels, H x W uint8 (0 background, VOID void), and its instances, H x W int32, or None.
 
-        Raises `UserError` for a file that is missing or damaged, of another size, or holds a value that is no category."""
+        Raises `UserError` for a file that is missing or damaged, of another size, or with a value that is not a category."""
         path = self.labels / f'{image_id}.png'
         stored = self.values(image_id) if self.values else read_labels(path, OF_PREDICTIONS)
         labels = self.categories.lookup[stored]

@@ -1,4 +1,4 @@
-"""What a run has predicted: which images, and what the values are called."""
+"""The predictions of a run: their images, and the names of their values."""
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,9 +32,9 @@ SAME = ''  # --instances: those of the masks that the run was made with, if ther
 def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: bool, instances: str | None) -> LabelledImages:
     """The predictions in the folder of a run's results, with the images that they are of.
 
-    names: a names.yml in place of the one that the clusters have. named_only: whether clusters without a name are void.
-    instances: as `instance_folder` takes it, or SAME. Raises `UserError` if the folder holds no whole run, for names of other
-    clusters, and for an image that is gone.
+    names: a names.yml that replaces the one of the clusters. named_only: whether clusters without a name are void. instances:
+    as `instance_folder` takes it, or SAME. Raises `UserError` if the folder does not hold a finished run, for names of other
+    clusters, and for a missing image.
     """
     made = folder / FOLDER
     if not made.is_dir():
@@ -61,7 +61,7 @@ def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: b
 
 def _categories(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any], data_set: Path, given: str | None,
                 named_only: bool) -> Categories:
-    """What the values are called: the classes of the data set, or clusters."""
+    """The names of the values: the classes of the data set, or clusters."""
     own, segmented = results.get('script') == OWN, 'clustering' in config
     if not (own or segmented):
         if given or named_only:

@@ -1,4 +1,4 @@
-"""Which checkpoints of a pre-training are to be scored, also while it runs."""
+"""The checkpoints of a pre-training that are to be scored, also while it runs."""
 import logging
 import time
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ def run_folder(name: str, root_dir: str) -> Path:
 
 
 def first_checkpoint(run: Path, follow: bool, poll: float) -> Path:
-    """The first checkpoint that the run has kept; with `follow` it is waited for as long as the run goes on. Raises `UserError`
+    """The first checkpoint that the run has kept; with `follow`, wait for it as long as the run continues. Raises `UserError`
     if there is none."""
     while True:
-        running = is_held(run)  # before the look at what it kept, which may be the last thing that it does
+        running = is_held(run)  # before listing its checkpoints, since it may keep one just before it ends
         kept = kept_checkpoints(run)
         if kept:
             return next(iter(kept.values()))
