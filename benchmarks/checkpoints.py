@@ -1,9 +1,10 @@
-"""What a checkpoint costs the training when it is written at once, and in the background. One line of JSON.
+"""The cost of a checkpoint for the training, written directly and in the background. One line of JSON.
 
     python benchmarks/checkpoints.py --backbone resnet18 --size 96 --batch 16 --steps 20
 
-An epoch of so many steps is timed without a checkpoint, with one that is written at its end, and with one that is written while
-the next epoch is computed, as main.py does it; in turns. held: seconds for which the latter keeps the training from going on.
+An epoch of the given number of steps is timed without a checkpoint, with one that is written at its end, and with one that is
+written while the next epoch is computed, as main.py does it; in turns. held: seconds for which the latter makes the training
+wait.
 """
 import argparse
 import functools

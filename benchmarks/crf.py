@@ -1,4 +1,4 @@
-"""How many images a second the dense CRF refines with one process and with one a core. One line of JSON.
+"""Images per second refined by the dense CRF, with one process and with one per core. One line of JSON.
 
     python benchmarks/crf.py --images 24
 

@@ -1,10 +1,11 @@
-"""What scoring K-means and retrieval costs, network and clustering excluded. One line of JSON.
+"""The cost of scoring K-means and retrieval, without network and clustering. One line of JSON.
 
     python benchmarks/kmeans_scoring.py --images 200 --seeds 5
 
 ours: a histogram of labels inside and outside each mask, once, from which the confusion matrix of every seed follows. plain,
 for each seed: predictions of all images, and the IoU of every pair of prediction and class by boolean passes over all pixels;
-one seed is timed, as all cost the same. Retrieval: the same histograms against 21 x 3 boolean passes. Both ways must agree.
+one seed is timed, since all take the same time. Retrieval: the same histograms against 21 x 3 boolean passes. Both ways must
+agree.
 """
 import argparse
 import json

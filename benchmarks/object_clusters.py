@@ -1,10 +1,11 @@
-"""How pure clusters of objects are: predictions of own_clusters.py, segment.py or kmeans.py against a data set's objects.
+"""The purity of clusters of objects: predictions of own_clusters.py, segment.py or kmeans.py compared with a data set's
+objects.
 
     python benchmarks/object_clusters.py --folder datasets/Photographs --predictions output/mine_clusters/predictions
 
-Prints one line of JSON. An object of the data set (of instances_<masks>/, and of the class that its labels say) is in the
-cluster that most of its pixels have, and not found where most have none. `purity` is the share of all objects that are of the
-class that is most frequent in their cluster; those that were not found count as wrong. In percent.
+Prints one line of JSON. An object of the data set (from instances_<masks>/, with the class of its labels) is in the most
+frequent cluster of its pixels, and not found if most have none. `purity` is the percentage of all objects that have the most
+frequent class of their cluster; objects that were not found count as wrong.
 """
 import argparse
 import json

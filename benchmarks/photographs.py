@@ -4,11 +4,11 @@
 
 makes datasets/Photographs, in the layout of docs/data-sets.md, from Debian's packages of stamps for Tux Paint and of
 wallpapers. There are 20 classes, in turn the first object of a picture; every fourth picture has a second object, of another
-class. With --objects N each has N, of as many classes, one beside the other. The same seed and packages give the same files,
-whatever the number of processes, and a picture doesn't depend on how many there are. The wallpapers of `val` are others than
-those of `trainaug`, so that no object is seen twice on the same one; half of `trainaug` is `train`. `saliency_supervised_model`
-holds clean masks, `saliency_unsupervised_model` noisier ones, and `instances_*` which object each of their pixels belongs to.
-composites.json says what each picture is made of. The folder appears only when it is complete.
+class. With --objects N each has N, of different classes, side by side. The same seed and packages give the same files, whatever
+the number of processes, and a picture doesn't depend on their number. `val` and `trainaug` have different wallpapers, so that
+no object appears twice on the same one; half of `trainaug` is `train`. `saliency_supervised_model` holds clean masks,
+`saliency_unsupervised_model` noisier ones, and `instances_*` the object of each of their pixels. composites.json lists the
+sources of each picture. The folder appears only when it is complete.
 """
 import argparse
 import functools
@@ -55,8 +55,8 @@ log = logging.getLogger('maskcontrast')
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides about the pictures. scenes: of trainaug and of val, each a list of versions. objects: a picture, or
-    None: one or two. size: of the longer side, in pixels."""
+    """All settings of the pictures. scenes: of trainaug and of val, each a list of versions. objects: a picture, or None: one
+    or two. size: of the longer side, in pixels."""
     folder: Path
     stamps: dict[str, list[Path]]
     scenes: tuple[list[list[Path]], list[list[Path]]]
@@ -162,7 +162,7 @@ def _one_thread():
 
 def draw_picture(recipe, job):
     """Write one picture with its labels and masks. job: split (0 trainaug, 1 val), index, id, folders of labels. Its random
-    numbers depend on the seed, split and index alone. Returns its id and what it is made of."""
+    numbers depend on the seed, split and index alone. Returns its id and its sources."""
     split, index, name, label_folders = job
     rng = np.random.default_rng([recipe.seed, split, index])
     ratio = FORMATS[rng.integers(len(FORMATS))]

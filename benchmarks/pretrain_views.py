@@ -1,4 +1,4 @@
-"""Images a second for which one core reads image and mask and makes two views. One line of JSON.
+"""Images per second for reading image and mask and making two views, on one core. One line of JSON.
 
     python benchmarks/pretrain_views.py [--folder DATA_SET --saliency NAME] --size 224
 

@@ -1,9 +1,9 @@
-"""A saliency model against labels: mean IoU of its masks with all that is labelled as an object, and images a second. Where
-there are no labels, --against takes the masks of another model, a supervised one, say, in their place.
+"""A saliency model compared with labels: mean IoU of its masks with all labelled objects, and images per second. Without
+labels, --against uses the masks of another model instead, for example a supervised one.
 
     python benchmarks/saliency_masks.py --folder ../datasets/VOCSegmentation --split val [--model robust_background]
 
-Prints one line of JSON. Images are brought to a longer side of 400 pixels, and one core computes. An image whose mask is left
+Prints one line of JSON. Images are resized to a longer side of 400 pixels, and one core is used. An image whose mask is left
 out for covering less than 1% counts as IoU 0. Void pixels are left out.
 """
 import argparse

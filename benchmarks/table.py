@@ -2,7 +2,7 @@
 
     python benchmarks/table.py      (or: make bench)
 
-Each benchmark's line of JSON is printed as it comes. What stands between the two marks in docs/performance.md is replaced.
+Each benchmark's line of JSON is printed as it comes. The text between the two marks in docs/performance.md is replaced.
 """
 import argparse
 import datetime

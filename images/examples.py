@@ -1,4 +1,4 @@
-"""Put the pictures of an evaluation on one sheet: every nth, none chosen.
+"""Put the pictures of an evaluation on one sheet: evenly spaced, not selected.
 
     .venv/bin/python images/examples.py output/demo_linear/eval/best_model.pth.tar_crf --out examples.jpg
 """

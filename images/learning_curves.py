@@ -4,7 +4,7 @@ their range.
     .venv/bin/python images/learning_curves.py --runs '400 photographs' output/a output/b \
         --runs '4,000 photographs' output/c --out images/learning_curves.png
 
-A row for each --runs (a title, then folders of runs that differ in their seed alone), a column for each score, over steps.
+A row for each --runs (a title, then folders of runs that differ only in their seed), a column for each score, over steps.
 """
 import json
 import sys

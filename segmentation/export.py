@@ -1,4 +1,4 @@
-"""Export a network to ONNX, for programs that have no PyTorch.
+"""Export a network to ONNX, for programs without PyTorch.
 
     python export.py --weights ../output/demo_linear/best_model.pth.tar --out network.onnx --size 96 96
 

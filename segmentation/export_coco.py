@@ -1,10 +1,10 @@
-"""Clusters and labels for other tools: COCO JSON, which CVAT, Label Studio and FiftyOne read, or a data set that trains.
+"""Clusters and labels for other tools: COCO JSON, which CVAT, Label Studio and FiftyOne read, or a data set for training.
 
     python export_coco.py --config_env configs/env.yml --predictions mine_clusters --out ../output/mine.json
     python export_coco.py --config_env configs/env.yml --predictions mine_clusters --voc ../datasets/mine_named
     python export_coco.py --config_env configs/env.yml --labels NAME --split val --out ../output/NAME.json
 
-The first two take what own_clusters.py or segment.py has left, with the names of names.yml, or the predictions of kmeans.py,
+The first two take the output of own_clusters.py or segment.py, with the names of names.yml, or the predictions of kmeans.py,
 linear_finetune.py, finetune.py, knn.py or eval.py. The third takes the labels of a data set.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line

@@ -3,9 +3,9 @@
     python finetune.py --config_env configs/env.yml \\
         --config_exp configs/finetune/finetune_VOCSegmentation_supervised_saliency_1_percent.yml
 
-It starts from a pre-training (`pretraining`), from the backbone's own weights (`backbone_kwargs`), or from none. The ids that
-it learns from are kept as train_ids.txt. A run whose checkpoint exists resumes from it. Results are under
-<root_dir>/<experiment file's name>/.
+It starts from a pre-training (`pretraining`), from the backbone's own weights (`backbone_kwargs`), or from none. The ids used
+for training are saved as train_ids.txt. A run whose checkpoint exists resumes from it. Results are under <root_dir>/<experiment
+file's name>/.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 

@@ -4,7 +4,7 @@ section 4).
     python kmeans.py --config_env configs/env.yml --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml
 
 Results are under <root_dir>/<experiment file's name>/: results.json, and of the first seed predictions/, visualization/ and
-clusters.png. Without labels nothing is scored, and these are of the seed with the most compact clusters.
+clusters.png. Without labels there is no score, and these come from the seed with the most compact clusters.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 

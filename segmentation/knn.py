@@ -1,5 +1,5 @@
 """Segment the validation images by the nearest neighbours of their patches among those of labelled images (Balažević et al.,
-arXiv 2306.01667): what dense features know, with nothing trained.
+arXiv 2306.01667): an evaluation of dense features without training.
 
     python knn.py --config_env configs/env.yml --config_exp configs/knn/knn_VOCSegmentation_supervised_saliency.yml
 

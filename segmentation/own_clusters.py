@@ -1,11 +1,11 @@
-"""Cluster photographs of one's own: pictures with masks in the clusters' colours, and a page on which to name the clusters.
+"""Cluster your own photographs: pictures with masks in the clusters' colours, and a page for naming the clusters.
 
     python own_clusters.py --config_env configs/env.yml [--name mine] [--clusters N|auto] [--names names.yml]
 
 Comes after own_images.py in pretrain/ (`make mine` runs both), whose network.yml it reads. Results are in
 <root_dir>/<name>_clusters/: clusters.html, clusters.png, predictions/, visualization/, results.json; clusters.npz, with which
-segment.py puts other photographs into the same clusters; and <name>_clusters.yml, with which kmeans.py makes the same ones.
-Given again, only what is new goes through the network.
+segment.py assigns other photographs to the same clusters; and <name>_clusters.yml, with which kmeans.py makes the same ones.
+When run again, only new photographs go through the network.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 

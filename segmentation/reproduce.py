@@ -1,9 +1,9 @@
-"""Run the rows of the paper's tables on PASCAL VOC, and print what was published beside what is measured.
+"""Run the rows of the paper's tables on PASCAL VOC, and print published and measured results side by side.
 
     make reproduce [ARGS="--fetch --rows kmeans_supervised"]
 
-Weights come from the model zoo or, by the zoo's names, from files of one's own. A row that was measured with the same weights
-and seeds is not run again (--again does), and one that was stopped goes on. Each row's results are under
+Weights come from the model zoo or, under the names of the zoo, from your own files. A row already measured with the same
+weights and seeds is skipped (unless --again is given), and one that was stopped resumes. Each row's results are under
 <root_dir>/reproduce_<row>/, the table's under <root_dir>/reproduce/, as results.json and table.png.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
@@ -93,14 +93,14 @@ def _figure_text(found: Mapping[str, Any]):
 
 
 def draw_table(measured: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw what was measured beside what was published."""
+    """Draw measured and published results side by side."""
     from evaluation.visualization.published_table import table_figure
     with atomic_file(path) as file:
         table_figure(measured).savefig(file, format='png')
 
 
 def earlier_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """What earlier runs measured, of the rows that there are."""
+    """The results of earlier runs for the existing rows."""
     try:
         return {name: found for name, found in json.loads(path.read_text()).items() if name in ROWS}
     except (OSError, ValueError, AttributeError):
@@ -122,7 +122,7 @@ def own_files(pairs: Iterable[str]) -> dict[str, str]:
 
 def run(name: str, row: Row, env: EasyDict, own: Mapping[str, str], args: argparse.Namespace,
         before: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure one row, each of its seeds in a process of its own.
+    """Measure one row, each of its seeds in a separate process.
 
     Returns {'measured': mean mIoU in percent, 'spread': standard deviation over seeds or None, 'seeds': how many, 'weights':
     path}; {'missing': what it needs}; or {'error': the last line of what went wrong}. before: the same of an earlier run.

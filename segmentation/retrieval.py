@@ -1,5 +1,5 @@
-"""Retrieve for each validation segment its nearest neighbours in a database, and take over their class (arXiv 2102.06191,
-section 4).
+"""Retrieve for each validation segment its nearest neighbours in a database, and assign their class (arXiv 2102.06191, section
+4).
 
     python retrieval.py --config_env configs/env.yml \\
         --config_exp configs/retrieval/retrieval_VOCSegmentation_unsupervised_saliency.yml

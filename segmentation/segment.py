@@ -1,10 +1,10 @@
-"""Put other photographs into clusters that were made before: predictions, overlays, and a table.
+"""Assign other photographs to existing clusters: predictions, overlays, and a table.
 
     python segment.py --config_env configs/env.yml --clusters mine_clusters --images DIR [--names names.yml]
 
 Comes after the masks of DIR (`make segment NAME=mine IMAGES=DIR` makes both; DIR may also be a data set of generate_masks.py).
-Results are in <root_dir>/<name>_segment/<the folder's name>/: segments.csv, predictions/ and overlays/. Given again, it goes on
-where it stopped, and only what is new or changed is computed.
+Results are in <root_dir>/<name>_segment/<the folder's name>/: segments.csv, predictions/ and overlays/. When run again, it
+resumes where it stopped, and computes only new or changed photographs.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 

@@ -1,11 +1,10 @@
-"""The sections of `make gpu`, in the order in which they run: first whether it works, then how fast it is."""
+"""The sections of `make gpu`, in the order in which they run: checks first, then measurements."""
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Section:
-    """name: of the module with `run(settings)`. what: in words. seconds: that it may take. gpu: why a CPU can't show it, or
-    None."""
+    """name: of the module with `run(settings)`. what: description. seconds: time limit. gpu: why it needs a GPU, or None."""
     name: str
     what: str
     seconds: float

@@ -1,4 +1,4 @@
-"""A training that is killed goes on from its checkpoint, to the end of one that was never disturbed."""
+"""A training that is killed and resumed ends like one that was never disturbed."""
 import json
 import signal
 import tempfile

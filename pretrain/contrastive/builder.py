@@ -60,7 +60,7 @@ class ContrastiveModel(nn.Module):
         object_pixels: number of nonzero pixels in each mask of `sal_q`, B numbers on the host, used only by the losses
         `gathered`; None: unknown.
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
-        Raises ValueError for masks of another size, and when K is no multiple of the global batch.
+        Raises ValueError for masks of another size, and if K is not a multiple of the global batch.
         """
         self.check_batch(len(im_q))
         q, saliency = self.model_q.grid(im_q)                           # B x D x h x w, B x h x w

@@ -16,7 +16,7 @@ from utils.parallel.workers import end_on_lost_batch, end_with_parent, obey_only
 SHARED_MEMORY = Path('/dev/shm')  # on Linux, where workers pass tensors
 PREFETCHED = 2  # batches that each worker prepares, as PyTorch has it
 IN_USE = 2  # batches besides: the one that is computed on, and the one that is handed over
-TENSORS, PAGE = 4, 4096  # of a batch; a tensor takes whole pages of so many bytes
+TENSORS, PAGE = 4, 4096  # of a batch; a tensor takes whole pages of this many bytes
 
 
 class Items(Protocol):

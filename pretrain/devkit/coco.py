@@ -55,7 +55,7 @@ def read_coco(path: str | Path, images: str | Path) -> CocoFile:
         category = _integer(path, f'category {number}', entry, 'id')
         name = ' '.join(str(_value(path, f'category {category}', entry, 'name')).split())
         if category in categories or not name:
-            raise UserError(f'{path}: category {category} {"is there twice" if name else "has no name"}: correct the file')
+            raise UserError(f'{path}: category {category} {"appears twice" if name else "has no name"}: correct the file')
         categories[category] = name
     found: dict[int, CocoImage] = {}
     ids: dict[str, str] = {}

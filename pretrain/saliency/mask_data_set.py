@@ -18,7 +18,7 @@ SOURCES = 'sources.json'  # marks a folder as made here: the folder of photograp
 class MaskDataSet:
     """The data set `out` as the place for masks of `photographs`, an `ImageFolder`. Nothing is written before `begin`.
 
-    name: of the masks. max_side: see `Target`. val_fraction: share of the images for `val`; None for what it was before, or 0.
+    name: of the masks. max_side: see `Target`. val_fraction: share of the images for `val`; None for the earlier value, or 0.
     target: where things go. in_place: whether the photographs are the data set's own images/, which then stay as they are.
     Raises `UserError` for a folder that holds something else, or other photographs, or the same at another size.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from data.palette import VOC_COLOURS
 from utils.errors import UserError
 
-VOC_CLASSES_COLOURED = 21  # the others of its palette are no classes' colours
+VOC_CLASSES_COLOURED = 21  # the other entries of its palette are not colours of classes
 INDICES, COLOURS = 'indices', 'colours'  # what a data set may say that its labels are
 Colour = tuple[int, int, int]
 

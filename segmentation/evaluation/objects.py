@@ -24,8 +24,8 @@ class ObjectMap(Protocol):
 class Objects(Sequence[dict[str, Any]]):
     """The objects of a `SegmentationDataset`, counted through its images. Without instances each image has one, its mask.
 
-    Item i is a dict: `id`, of the object; `image`, H x W x 3 uint8, all of it; `saliency`, H x W uint8, 1 where the object is.
-    counts: how many each image has; None: as its files say. maps: M `ObjectMap`s in place of the data set's files.
+    Item i is a dict: `id`, of the object; `image`, H x W x 3 uint8, the whole image; `saliency`, H x W uint8, 1 where the
+    object is. counts: how many each image has; None: as its files say. maps: M `ObjectMap`s in place of the data set's files.
     ids: N names, those of the images, or with instances `<id>#1` and so on. image: N indices of images.
     """
 

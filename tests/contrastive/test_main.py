@@ -235,7 +235,7 @@ def test_a_learning_rate_of_the_heads_own(experiment, tmp_path):
 def test_only_short_runs_from_trained_weights_are_warned_of():
     assert short_run('imagenet_classification', 62, 25, 16)
     assert short_run('imagenet_classification', 63, 25, 16) is None
-    assert short_run(None, 1, 1, 16) is None  # of `make demo`, say
+    assert short_run(None, 1, 1, 16) is None  # for example of `make demo`
     assert (Path(__file__).resolve().parents[2] / PAGE).is_file()
 
 

@@ -29,7 +29,7 @@ def test_what_was_written_is_read(tmp_path):
 
 
 def test_other_tools_files(tmp_path):
-    """8 bits are read, palette images by index; numbers that are no objects of one image are refused."""
+    """8 bits are read, palette images by index; numbers that are not the objects of one image are refused."""
     assert np.array_equal(read_instances(save(tmp_path / 'gray.png', MAP.astype(np.uint8))), MAP)
     image = Image.fromarray(MAP.astype(np.uint8))
     image.putpalette([9, 9, 9, 0, 0, 0, 255, 0, 0])

@@ -172,7 +172,7 @@ def test_palettes_in_another_order_are_asked_about(folder):
 
 
 def test_palettes_of_other_data_sets_are_indices(folder):
-    colours = np.random.default_rng(0).integers(1, 255, (256, 3), dtype=np.uint8)  # COCO's, say
+    colours = np.random.default_rng(0).integers(1, 255, (256, 3), dtype=np.uint8)  # for example COCO's
     for table in (colours, VOC_COLOURS, VOC_COLOURS * 0):
         each(folder, 'SegmentationClassAug', lambda labels, path, table=table: save_labels(path, labels, table))
         assert_right(folder)

@@ -104,7 +104,7 @@ def test_goes_on_where_it_stopped(run, score, user_error):
     content['points'][0]['scores']['network']['kmeans'] = 77.7  # a mark: it would go if the score were computed again
     path.write_text(json.dumps(content))
     last.rename(kept_path(run, 2))
-    shutil.copy(kept_path(run, 0), kept_path(run, 1))  # the run was started over, say
+    shutil.copy(kept_path(run, 0), kept_path(run, 1))  # for example, the run was started over
     score('--follow')  # nothing runs there, so it ends
     after = points_of(run)
     assert list(after) == [0, 1, 2] and after[0]['scores']['network']['kmeans'] == 77.7

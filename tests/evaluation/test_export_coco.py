@@ -179,7 +179,7 @@ def test_mistakes(data_set, env, tmp_path, user_error):
     config.write_text('script: kmeans.py\nval_db_name: Things\n')
     assert 'only clusters of own_clusters.py' in line('--predictions', 'run', *out, '--named_only')
     save(tmp_path / 'output' / 'run' / 'predictions' / '1.png', np.full((30, 40), 4, np.uint8))
-    assert 'predictions/1.png holds the value 4, which is no class or cluster' in line('--predictions', 'run', *out)
+    assert 'predictions/1.png holds the value 4, which is not a class or cluster' in line('--predictions', 'run', *out)
     save(tmp_path / 'output' / 'run' / 'predictions' / '1.png', np.full((30, 20), 3, np.uint8))
     assert 'instances_hand/1.png is 40 x 30, but' in line('--predictions', 'run', *out, '--instances', 'hand')
     assert 'images/1.jpg is 40 x 30, but its labels are 20 x 30' in line('--predictions', 'run', '--voc', str(tmp_path / 'voc'))

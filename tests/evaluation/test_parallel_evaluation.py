@@ -47,7 +47,7 @@ def one_thread():
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-    """place(settings, db_root) makes a folder with the files of an experiment `small`, and if need be its own data sets."""
+    """place(settings, db_root) makes a folder with the files of an experiment `small`, and if needed its own data sets."""
     def make(settings, db_root, own=False):
         root = tmp_path_factory.mktemp('place')
         db_root = shutil.copytree(db_root, root / 'datasets') if own else db_root

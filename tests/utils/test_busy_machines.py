@@ -75,7 +75,7 @@ def main(argv=None):
         print(batch['id'], flush=True)
 main()
 '''
-# A worker that the kernel kills, as for want of memory
+# A worker that the kernel kills, as when memory runs out
 KILLED = GROWING.replace('def __getitem__(self, index):', '''def __getitem__(self, index):
             import os, signal
             if index == 6:

@@ -51,7 +51,7 @@ def test_every_script_looks_for_packages_first(script):
 
 
 def test_other_programs_keep_their_hook():
-    assert sys.excepthook is not packages._report  # this one has imported the module, and is no script of the project
+    assert sys.excepthook is not packages._report  # this one has imported the module, and is not a script of the project
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import sys
 
 
 def _group():
-    """torch.distributed where it has a process group; who has not imported it has none."""
+    """torch.distributed if it has a process group; without importing it there is none."""
     dist = sys.modules.get('torch.distributed')
     return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
 

@@ -19,7 +19,7 @@ def fetch(url: str, path: Path, starts: tuple[bytes, ...], kind: str, room: str,
           check: Callable[[io.BufferedRandom], None] | None = None) -> None:
     """Fetch `url` to `path`, which gets its name only when all of it has come.
 
-    starts: the bytes that such a file may begin with, a tuple. kind: what it is, and room: where there may be more room
+    starts: the bytes that such a file may begin with, a tuple. kind: its description, and room: where there may be more room
     on the disk, both for messages. check: called with the open file, may raise a `UserError` of its own.
     Raises `UserError` if the file can't be fetched (Google Drive's quota, the network), is something else, or can't be written.
     Nothing half-done is left.
