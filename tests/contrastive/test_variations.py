@@ -126,7 +126,7 @@ def test_images_in_place_of_pixels():
 @FORMS
 @pytest.mark.parametrize('empty', [(), (1,), (0, 1, 2)])
 def test_gradients_of_images(form, empty):
-    """Those of the plain form, from its definition; an image without object is not a query, though its prototype is a column."""
+    """Those of the plain form, from its definition; an image without object has no query, though its prototype is a column."""
     grid, mask, prototypes, queue = example()
     mask[list(empty)] = 0
     results = []

@@ -107,7 +107,7 @@ def leave() -> None:
 
 
 def _collective():
-    """Note that this process takes part in one more collective: a process that has taken part in fewer keeps the others waiting."""
+    """Count one more collective of this process: a process with fewer keeps the others waiting."""
     if watchdog.current:
         watchdog.current.passed += 1
 
