@@ -34,8 +34,7 @@ def maskcontrast(weights: str | Path, output_stride: int | None = None, backbone
     fits, and its grid the densest; the stride is not in the weights, and the wrong one gives wrong outputs.
     Takes B x 3 x H x W images of `preprocessing`. A pre-training network gives embeddings, B x D x H x W, not normalised, and
     saliency logits, B x H x W (None where it has no such head); a linear network class logits, B x C x H x W.
-    Save its `state_dict()` rather than the network itself, whose class exists only here. Don't load from several threads at
-    once.
+    Save its `state_dict()`, not the network itself, whose class exists only here. Don't load from several threads at once.
     Raises ValueError, with one line that names the file, for a file that is missing, damaged or for another network.
     """
     with _own_modules():
@@ -98,8 +97,7 @@ _modules: dict[str, object] = {}  # this repository's, between two calls
 
 @contextlib.contextmanager
 def _own_modules():
-    """Have `data`, `models`, `utils`, ... mean those of this repository for a while: other code may have modules with these
-    names."""
+    """Have `data`, `models`, `utils`, ... mean those of this repository for a while: other code may use these names."""
     others = _taken_out()
     sys.modules.update(_modules)
     sys.path.insert(0, str(_TREE))

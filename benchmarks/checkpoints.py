@@ -3,8 +3,7 @@
     python benchmarks/checkpoints.py --backbone resnet18 --size 96 --batch 16 --steps 20
 
 An epoch of the given number of steps is timed without a checkpoint, with one that is written at its end, and with one that is
-written while the next epoch is computed, as main.py does it; in turns. held: seconds for which the latter makes the training
-wait.
+written while the next epoch is computed, as in main.py, in turns. held: seconds for which the latter makes the training wait.
 """
 import argparse
 import functools

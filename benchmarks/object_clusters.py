@@ -1,5 +1,4 @@
-"""The purity of clusters of objects: predictions of own_clusters.py, segment.py or kmeans.py compared with a data set's
-objects.
+"""The purity of clusters of objects: predictions of own_clusters.py, segment.py or kmeans.py against a data set's objects.
 
     python benchmarks/object_clusters.py --folder datasets/Photographs --predictions output/mine_clusters/predictions
 

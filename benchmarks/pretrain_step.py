@@ -1,5 +1,4 @@
-"""The time of a whole pre-training step compared with its bare networks, and of the plain method compared with it. One line of
-JSON.
+"""Time of a pre-training step compared with its bare networks, and with the plain method. One line of JSON.
 
     python benchmarks/pretrain_step.py --backbone resnet18 --size 96 --batch 16 --amp bf16
 

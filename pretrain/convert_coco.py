@@ -44,8 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         help='name of the folders saliency_<NAME>/ and instances_<NAME>/ (default: annotated)')
     parser.add_argument('--crowds', choices=(VOID, OBJECTS), default=VOID,
                         help='meaning of annotations with `iscrowd`; use objects if a tool, such as CVAT, writes drawn masks '
-                             'as crowds '
-                             f'(default: {VOID})')
+                             f'as crowds (default: {VOID})')
     parser.add_argument('--keep_unannotated', action='store_true',
                         help='keep images without any annotation, as background (default: leave them out)')
     parser.add_argument('--out', required=True, metavar='DATASET_DIR', help='folder to make; must not exist')

@@ -64,8 +64,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--weights', default=AUTO, metavar='WEIGHTS',
                         help=f'weights of the backbone: {AUTO} (the default: those of ImageNet if on disk or available for '
                              f'download, otherwise none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a '
-                             'state '
-                             'dict or a MoCo v2 checkpoint')
+                             'state dict or a MoCo v2 checkpoint')
     parser.add_argument('--train', default='auto', choices=('auto', '1', '0'),
                         help='whether to pre-train on the photographs (default: auto, if there are many, or no weights)')
     parser.add_argument('--clusters', metavar='N', help='number of clusters for the next step, or auto; only checked here')

@@ -12,8 +12,7 @@ def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--rank', type=int, default=-1, help='index of this machine, or process, from 0')
     group.add_argument('--dist-url', type=_url, default='env://',
                        help='address where the processes meet: tcp://HOST:PORT, where HOST is the machine of rank 0 (default: '
-                            'env://, '
-                            'MASTER_ADDR and MASTER_PORT)')
+                            'env://, MASTER_ADDR and MASTER_PORT)')
     group.add_argument('--dist-backend', choices=('nccl', 'gloo'), help='default: nccl on GPUs, gloo on CPUs')
     group.add_argument('--multiprocessing-distributed', action='store_true',
                        help='start one process for each GPU of this machine')

@@ -121,6 +121,5 @@ def number_of_processes(simulated: int | None, exp_file: str) -> int:
     processes = simulated or world_size()
     if processes % world_size():
         raise UserError(f'{exp_file}: simulate_processes is {processes}, which is not a multiple of the {world_size()} '
-                        'processes '
-                        'there are: choose fewer GPUs with CUDA_VISIBLE_DEVICES, or one with --world-size 1')
+                        'processes there are: choose fewer GPUs with CUDA_VISIBLE_DEVICES, or one with --world-size 1')
     return processes

@@ -11,8 +11,8 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
 class ImageFolder:
-    """The images in a folder and its sub-folders, by name. Hidden files and folders are skipped, and links to folders are not
-    followed.
+    """The images in a folder and its sub-folders, by name, without hidden files and folders and without following links to
+    folders.
 
     Item i is a dict: `id` and `image`, H x W x 3 uint8 RGB as `read_photograph` has it. An id is the path below the folder
     without suffix (`holiday/beach 1`), so that it can name files of results. Characters that can't be in a list of ids (line

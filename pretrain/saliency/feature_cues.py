@@ -1,5 +1,4 @@
-"""Salient objects from the features of a backbone that was trained on something else, for example ImageNet, without training
-here.
+"""Salient objects from the features of a backbone that was trained on something else, such as ImageNet.
 
 Several cues vote, each with its standard score: the direction in which the image's cells differ most, whether a cell is more
 like the centre than like the border, how active it is, and the colours' contrast with the background

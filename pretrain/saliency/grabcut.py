@@ -37,8 +37,7 @@ def refine(image: np.ndarray, saliency: np.ndarray, threshold: float | None = No
 
 
 def otsu_threshold(saliency: np.ndarray) -> float:
-    """The threshold that splits the values into the two most different groups (Otsu, 1979). saliency: H x W float32 in [0,
-    1]."""
+    """The threshold between the two most different groups of values (Otsu, 1979). saliency: H x W float32 in [0, 1]."""
     return cv2.threshold((saliency * 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)[0] / 255
 
 

@@ -1,5 +1,4 @@
-"""3x3 convolutions with a dilation that is large for the map, so that many of the nine taps see only padding (arXiv
-1706.05587).
+"""3x3 convolutions with a dilation so large for the map that many taps see only padding (arXiv 1706.05587).
 
 Axes: B batch, I channels in, O channels out, h w the grid.
 """

@@ -70,5 +70,4 @@ def _load(weights: Any) -> tuple[dict[str, Any], str]:
         return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True), weights.url
     except (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:
         raise UserError(f'{weights.url} could not be downloaded or read ({error}): download it by hand and name the file in '
-                        'the '
-                        'experiment (backbone_kwargs.state_dict in pre-training, pretraining in evaluations)') from error
+                        'the experiment (backbone_kwargs.state_dict in pre-training, pretraining in evaluations)') from error

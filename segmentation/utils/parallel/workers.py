@@ -71,8 +71,8 @@ def _end(error: BaseException, _: object):
 
 
 def end_with_parent() -> None:
-    """End this worker process when the one that started it is gone. A main process that was killed can't do it, and the workers
-    would wait forever."""
+    """End this worker process when the one that started it is gone. A killed main process can't do it, and the workers would
+    wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # as in every process that multiprocessing has started
     sentinel = parent.sentinel

@@ -1,5 +1,4 @@
-"""YAML files without the surprises of YAML 1.1, which are errors: a duplicate key, of which it takes the last; `010`, which is
-8; `1:30`, which is 90."""
+"""YAML files, in which the surprises of YAML 1.1 are errors: duplicate keys, `010` (it is 8) and `1:30` (it is 90)."""
 import re
 from pathlib import Path
 from typing import Any

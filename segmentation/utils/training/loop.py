@@ -89,8 +89,7 @@ class Trainer:
         return {}
 
     def report_seen(self, seen: Sequence[Any]) -> None:
-        """Log the summary of the images, after the first whole epoch. seen: a `_Contents` of each process. Rank 0 alone calls
-        it."""
+        """Log the summary of the images after the first whole epoch. seen: a `_Contents` of each process. Called on rank 0."""
 
     def resume(self, state: Mapping[str, Any], source: str | Path, same_optimizer: bool = True,
                same_batches: bool = True) -> None:
