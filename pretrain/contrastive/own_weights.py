@@ -64,7 +64,7 @@ def choose_weights(asked: str, root_dir: str | Path, backbones: Sequence[str] = 
     if '://' in asked and not is_zoo(asked):
         return _published(asked)
     if asked == PACKAGED:
-        return Weights(PACKAGED_BACKBONE, local_file(asked, root_dir), f'weights: {asked}, as asked')
+        return Weights(PACKAGED_BACKBONE, local_file(asked, root_dir), f'weights: {asked}, as requested')
     return _from_file(local_file(asked, root_dir), asked)
 
 
@@ -129,7 +129,7 @@ def _published(source: str):
         _read(source, backbone)
     except UserError as error:
         raise UserError(f'--weights {source}: {error}') from error
-    return Weights(backbone, source, f'weights: {source}, as asked')
+    return Weights(backbone, source, f'weights: {source}, as requested')
 
 
 def _from_file(path: str, asked: str):
@@ -148,4 +148,4 @@ def _from_file(path: str, asked: str):
                         'backbones give published weights, timm://<name>')
     content = load_file(path)
     moco = isinstance(content.get('state_dict'), dict)
-    return Weights(names[0], path, f'weights: {names[0]} from {path}, as asked', moco)
+    return Weights(names[0], path, f'weights: {names[0]} from {path}, as requested', moco)

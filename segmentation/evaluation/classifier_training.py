@@ -86,7 +86,7 @@ def train_and_evaluate(trainer: LinearTrainer, val_loader: DataLoader, space: La
     train(trainer, val_loader, space, run.p, run.output)
     if not trainer.best_iou:
         raise UserError(f'{run.args.config_exp}: no epoch had an mIoU above 0, so there is no best model: check the labels of '
-                        f'{run.p.val_db_name}, and at metrics.jsonl')
+                        f'{run.p.val_db_name}, and metrics.jsonl')
     final_evaluation(trainer, val_loader, space, run.p, run.output, crf)
 
 

@@ -180,4 +180,4 @@ def check_output(output: str | Path) -> None:
     for name in (PREDICTIONS, PICTURES):
         path = Path(output) / name
         if path.exists() and not path.is_dir():
-            raise UserError(f'the folder {path} could not be made, as a file has this name: move it away')
+            raise UserError(f'the folder {path} could not be made, since a file has this name: move it away')

@@ -78,7 +78,7 @@ def test_weights_at_hand_need_no_training(begin, env, own_weights, photographs, 
     output = tmp_path / 'output'
     begin('--weights', str(own_weights))
     said, ids = capsys.readouterr().out, ids_of(tmp_path)
-    assert f'weights: resnet18 from {own_weights}, as asked' in said
+    assert f'weights: resnet18 from {own_weights}, as requested' in said
     assert f'no training: these weights tell {len(ids)} images' in said
     assert sorted(path.name for path in (output / 'mine').iterdir()) == ['log_file.txt', 'network.yml']
     own_clusters.main(['--config_env', env, '--clusters', '2', '--device', 'cpu'])

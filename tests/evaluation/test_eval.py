@@ -219,7 +219,7 @@ def test_folders_that_can_not_be_made(fails, tmp_path, flags):
     folder = tmp_path / 'output' / 'small' / 'eval' / ('best_model.pth.tar' + '_crf' * len(flags))
     folder.mkdir(parents=True)
     (folder / 'predictions').write_text('a file')
-    assert fails(*flags).startswith(f'the folder {folder / "predictions"} could not be made, as a file has this name')
+    assert fails(*flags).startswith(f'the folder {folder / "predictions"} could not be made, since a file has this name')
     assert (folder / 'predictions').read_text() == 'a file'
 
 
