@@ -1,4 +1,4 @@
-"""Objects on photographs: which files of the packages there are, and one composite with its labels and masks.
+"""Objects on photographs: the files of the packages, and one composite with its labels and masks.
 
 Axis legend: H W space. Masks are bool H x W; covers are float32 H x W, the share of a pixel that is object; images uint8, RGB.
 """
@@ -60,15 +60,15 @@ APART = 0.95  # the least share of an object that others leave free where each h
 
 @dataclass(frozen=True)
 class Sources:
-    """stamps: files of each class. backgrounds: of each scene, of which there are one or two versions (day and night, say).
-    skipped: how many files were left out, by reason."""
+    """stamps: files of each class. backgrounds: of each scene, of which there are one or two versions (for example day and
+    night). skipped: numbers of files that were left out, by reason."""
     stamps: dict[str, list[Path]]
     backgrounds: dict[str, list[Path]]
     skipped: Counter
 
 
 def find_sources(stamps: Path, backgrounds: list[Path]) -> Sources:
-    """What can be used below these folders, in an order that depends on names alone. Links are not followed."""
+    """The usable files below these folders, in an order that depends only on names. Links are not followed."""
     skipped: Counter = Counter()
     found: dict[str, list[Path]] = {name: [] for name in CLASSES}
     for path in _files(stamps):
@@ -166,10 +166,10 @@ def composite(rng: np.random.Generator, background: Path, stamps: list[Path], cl
               apart: bool = False):
     """One picture, its labels, and the mask of what is seen of each object.
 
-    stamps: a file for each object, from back to front. classes: their labels. shape: (H, W). apart: whether each object has
-    a place of its own, one of as many parts of the picture's longer side, instead of any in the picture.
+    stamps: a file for each object, from back to front. classes: their labels. shape: (H, W). apart: whether each object has a
+    separate place, one of equal parts of the picture's longer side, instead of anywhere in the picture.
     Returns H x W x 3 uint8; H x W uint8, 0 background, VOID where pixels are mixed and beside them; a list of masks.
-    Raises `UserError` when there is no room for that many objects.
+    Raises `UserError` if there is no room for that many objects.
     """
     picture = _crop(rng, background, shape)
     largest = SHARES[1] * 2 / (len(stamps) + 1)
@@ -192,7 +192,7 @@ def composite(rng: np.random.Generator, background: Path, stamps: list[Path], cl
         if seen and not (apart and hidden > 1 - APART):
             image += rng.normal(0, 1.5, image.shape)  # the noise of one camera
             return np.clip(np.round(image), 0, 255).astype(np.uint8), labels, masks
-    raise UserError(f'there is no room for {len(stamps)} objects of a class of their own in {shape[1]} x {shape[0]} pixels: '
+    raise UserError(f'there is no room for {len(stamps)} objects of different classes in {shape[1]} x {shape[0]} pixels: '
                     'give fewer --objects or a larger --size')
 
 
@@ -243,14 +243,14 @@ def _placed(rng: np.random.Generator, path: Path, share: float, shape: tuple[int
 
 
 def clean_mask(objects: list[np.ndarray]) -> np.ndarray:
-    """What a good saliency network finds: all objects, their edges a little smoothed. Bool H x W."""
+    """The result of a good saliency network: all objects, their edges a little smoothed. Bool H x W."""
     inside = np.logical_or.reduce(objects).astype(np.float32)
     return cv2.GaussianBlur(inside, (0, 0), 0.004 * sum(inside.shape)) > 0.5
 
 
 def noisy_mask(rng: np.random.Generator, objects: list[np.ndarray]) -> np.ndarray:
-    """What an unsupervised method finds: edges that waver, parts that are lost, blobs beside objects, an object that is
-    overlooked. Bool H x W, at least half of what it would have to find."""
+    """The result of an unsupervised method: wavering edges, lost parts, blobs beside objects, a missing object. Bool H x W, at
+    least half of what it would have to find."""
     if len(objects) > 1 and rng.random() < 0.25:
         overlooked = rng.integers(len(objects))
         objects = [mask for index, mask in enumerate(objects) if index != overlooked]
@@ -263,8 +263,8 @@ def noisy_mask(rng: np.random.Generator, objects: list[np.ndarray]) -> np.ndarra
 
 
 def numbered(mask: np.ndarray, objects: list[np.ndarray]) -> np.ndarray:
-    """Which object each pixel of a mask belongs to, the nearest: H x W int32, 0 outside the mask, 1 to n, without a gap where
-    the mask overlooks one. mask: bool H x W."""
+    """The object of each pixel of a mask, the nearest one: H x W int32, 0 outside the mask, 1 to n, without a gap where the
+    mask overlooks one. mask: bool H x W."""
     away = [cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 5) for inside in objects]
     return consecutive(np.where(mask, np.argmin(away, 0) + 1, 0))
 

@@ -1,10 +1,10 @@
-"""How pure clusters of objects are: predictions of own_clusters.py, segment.py or kmeans.py against a data set's objects.
+"""The purity of clusters of objects: predictions of own_clusters.py, segment.py or kmeans.py against a data set's objects.
 
     python benchmarks/object_clusters.py --folder datasets/Photographs --predictions output/mine_clusters/predictions
 
-Prints one line of JSON. An object of the data set (of instances_<masks>/, and of the class that its labels say; without one it
-is left out) is in the cluster that most of its pixels have, and not found where most have none. `purity` is the share of all
-objects that are of the class that is most frequent in their cluster; those that were not found count as wrong. In percent.
+Prints one line of JSON. An object of the data set (from instances_<masks>/, with the class of its labels; objects without a
+class are left out) is in the most frequent cluster of its pixels, and not found if most have none. `purity` is the percentage
+of all objects that have the most frequent class of their cluster; objects that were not found count as wrong.
 """
 import argparse
 import json
@@ -27,7 +27,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--folder', required=True, help='a data set with labels and instances')
     parser.add_argument('--predictions', required=True, help='folder of palette images, <id>.png')
     parser.add_argument('--split', default='trainaug', help='default: trainaug')
-    parser.add_argument('--masks', default='supervised_model', help="of the data set's instances (default: %(default)s)")
+    parser.add_argument('--masks', default='supervised_model', help='name of the masks with instances (default: %(default)s)')
     return parser.parse_args(argv)
 
 

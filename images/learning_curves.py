@@ -4,7 +4,7 @@ their range.
     .venv/bin/python images/learning_curves.py --runs '400 photographs' output/a output/b \
         --runs '4,000 photographs' output/c --out images/learning_curves.png
 
-A row for each --runs (a title, then folders of runs that differ in their seed alone), a column for each score, over steps.
+A row for each --runs (a title, then folders of runs that differ only in their seed), a column for each score, over steps.
 """
 import json
 import sys
@@ -74,7 +74,7 @@ def main(argv=None):
     parser = make_plain_parser(__doc__)
     parser.add_argument('--runs', nargs='+', action='append', required=True, metavar=('TITLE', 'FOLDER'),
                         help='a row: its title, and the folders of its runs')
-    parser.add_argument('--out', type=Path, required=True, help='the picture to write')
+    parser.add_argument('--out', type=Path, required=True, help='picture to write')
     args = parser.parse_args(argv)
     groups = {title: [read_curve(run) for run in runs] for title, *runs in args.runs}
     if not all(groups.values()):

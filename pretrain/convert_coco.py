@@ -1,13 +1,13 @@
-"""Convert COCO JSON, as annotating tools export it, to a data set of this project: labels, masks and single objects.
+"""Convert COCO JSON, as exported by annotation tools, to a data set of this project: labels, masks and single objects.
 
     python convert_coco.py --annotations instances.json --images DIR --out ../datasets/NAME [--val_fraction 0.2]
 
 Leaves images/, SegmentationClassAug/ (trainaug), SegmentationClass/ (val), saliency_<masks>/, instances_<masks>/, sets/,
-classes.txt and conversion.json (counts, sources) in the folder --out, which appears only when it is whole. Crowds are void.
+classes.txt and conversion.json (counts, sources) in the folder --out, which appears only when it is complete. Crowds are void.
 COCO itself takes two files: --annotations instances_train2017.json --images train2017 --val_annotations instances_val2017.json
 --val_images val2017.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -32,21 +32,21 @@ VOID, OBJECTS = 'void', 'objects'
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_plain_parser(__doc__)
     parser.add_argument('--annotations', required=True, metavar='FILE', help='COCO JSON with masks of objects')
-    parser.add_argument('--images', required=True, metavar='DIR', help='folder that the file names in it start from')
-    parser.add_argument('--val_annotations', metavar='FILE', help='a second file, of the split val')
-    parser.add_argument('--val_images', metavar='DIR', help='of the second file (default: --images)')
+    parser.add_argument('--images', required=True, metavar='DIR', help='folder to which its file names are relative')
+    parser.add_argument('--val_annotations', metavar='FILE', help='a second file, for the split val')
+    parser.add_argument('--val_images', metavar='DIR', help='folder of the images of the second file (default: --images)')
     parser.add_argument('--val_fraction', type=fraction, metavar='F',
-                        help='share of the images that go to val, where there is no second file (default: 0.2)')
+                        help='share of the images for val, without a second file (default: 0.2)')
     parser.add_argument('--categories', metavar='NAME,NAME or FILE',
-                        help='classes in their order, with commas, or in a text file, one a line; others are background '
-                             '(default: all)')
+                        help='classes in their order, separated by commas, or a text file with one per line; others are '
+                             'background (default: all)')
     parser.add_argument('--masks', default='annotated', metavar='NAME',
-                        help='of saliency_<NAME>/ and instances_<NAME>/ (default: annotated)')
+                        help='name of the folders saliency_<NAME>/ and instances_<NAME>/ (default: annotated)')
     parser.add_argument('--crowds', choices=(VOID, OBJECTS), default=VOID,
-                        help='what annotations with `iscrowd` are; objects where a tool, such as CVAT, writes drawn masks so '
-                             f'(default: {VOID})')
+                        help='meaning of annotations with `iscrowd`; use objects if a tool, such as CVAT, writes drawn masks '
+                             f'as crowds (default: {VOID})')
     parser.add_argument('--keep_unannotated', action='store_true',
-                        help='images without any annotation are background (default: they are left out)')
+                        help='keep images without any annotation, as background (default: leave them out)')
     parser.add_argument('--out', required=True, metavar='DATASET_DIR', help='folder to make; must not exist')
     return parser.parse_args(argv)
 
@@ -78,27 +78,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                               for split, (source, folder, _) in files.items()}}
         (root / 'conversion.json').write_text(json.dumps(record, indent=2) + '\n')
 
-    for key, words in (('turned', 'turned upright, as their annotations are: %d images'),
-                       ('encoded', 'made JPEGs: %d images'),
-                       ('hidden', 'left out, as smaller ones hide them or they cover no pixel: %d objects')):
+    for key, words in (('turned', 'turned upright, to match their annotations: %d images'),
+                       ('encoded', 'converted to JPEG: %d images'),
+                       ('hidden', 'left out, hidden by smaller objects or without a pixel: %d objects')):
         if counts[key]:
             log.info(words, counts[key])
-    log.info('%s: %d images (trainaug %d, val %d), %d objects of %d classes, %d crowds, which are void', out, counts['images'],
+    log.info('%s: %d images (trainaug %d, val %d), %d objects of %d classes, %d crowds (void)', out, counts['images'],
              counts[TRAINAUG], counts[VAL], counts['objects'], len(classes), counts['crowds'])
 
 
 def _check(args: argparse.Namespace, out: Path):
     if os.path.lexists(out):
-        raise UserError(f'{out} exists already, nothing in it was changed: name another --out, or move it away')
+        raise UserError(f'{out} exists already and was not changed: name another --out, or move it away')
     if args.val_images and not args.val_annotations:
-        raise UserError('--val_images goes with --val_annotations, which is missing')
+        raise UserError('--val_images needs --val_annotations')
     if args.val_annotations and args.val_fraction is not None:
-        raise UserError('--val_fraction: the images of val are those of --val_annotations: give one of the two')
+        raise UserError('--val_fraction and --val_annotations both select the images of val: give one of them')
     if not re.fullmatch(r'\w[\w.-]*', args.masks):
-        raise UserError(f'--masks {args.masks}: use letters, digits, dots, hyphens and underscores, as it names folders')
+        raise UserError(f'--masks {args.masks}: use letters, digits, dots, hyphens and underscores, since it names folders')
     for folder in (args.images, args.val_images):
         if folder and not os.path.isdir(folder):
-            raise UserError(f'{folder} is no folder: name that of the images')
+            raise UserError(f'{folder} is not a folder: name the folder of the images')
 
 
 def _names(given: str | None):

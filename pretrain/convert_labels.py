@@ -4,9 +4,9 @@
     python convert_labels.py --ade20k ADEChallengeData2016 --out ../datasets/ADE20K
 
 Leaves images/, SegmentationClassAug/ (trainaug), SegmentationClass/ (val), sets/, dataset.yml and conversion.json in the folder
---out, which appears only when it is whole.
+--out, which appears only when it is complete.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     log, out = start_log(), Path(args.out)
     if os.path.lexists(out):
-        raise UserError(f'{out} exists already, nothing in it was changed: name another --out, or move it away')
+        raise UserError(f'{out} exists already and was not changed: name another --out, or move it away')
     kind, folder = (CITYSCAPES, args.cityscapes) if args.cityscapes is not None else (ADE20K, args.ade20k)
     pairs = kind.pairs(Path(folder))
     with new_data_set(out) as root:

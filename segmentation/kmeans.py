@@ -4,9 +4,9 @@ section 4).
     python kmeans.py --config_env configs/env.yml --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml
 
 Results are under <root_dir>/<experiment file's name>/: results.json, and of the first seed predictions/, visualization/ and
-clusters.png. Without labels nothing is scored, and these are of the seed with the most compact clusters.
+clusters.png. Without labels there is no score, and these come from the seed with the most compact clusters.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -27,8 +27,8 @@ FIRST_SEED = 1234
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, amp='none')
     parser.add_argument('--num_seeds', type=int, default=5, help='number of clusterings to average over (default: 5)')
-    parser.add_argument('--n_clusters', type=int, help="clusters, background counted (default: the experiment's, else the "
-                                                       'number of classes)')
+    parser.add_argument('--n_clusters', type=int, help='number of clusters, including background (default: that of the '
+                                                       'experiment, otherwise the number of classes)')
     parser.add_argument('--metrics', action='store_true', help='also report accuracy, NMI and ARI (default: no)')
     add_pictures_flag(parser)
     return parser.parse_args(argv)
@@ -38,7 +38,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, KMEANS)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
     from data.contents import report

@@ -1,13 +1,13 @@
-"""Cluster photographs of one's own: pictures with masks in the clusters' colours, and a page on which to name the clusters.
+"""Cluster your own photographs: pictures with masks in the clusters' colours, and a page for naming the clusters.
 
     python own_clusters.py --config_env configs/env.yml [--name mine] [--clusters N|auto] [--names names.yml]
 
 Comes after own_images.py in pretrain/ (`make mine` runs both), whose network.yml it reads. Results are in
 <root_dir>/<name>_clusters/: clusters.html, clusters.png, predictions/, visualization/, results.json; clusters.npz, with which
-segment.py puts other photographs into the same clusters; and <name>_clusters.yml, with which kmeans.py makes the same ones.
-Given again, only what is new goes through the network.
+segment.py assigns other photographs to the same clusters; and <name>_clusters.yml, with which kmeans.py makes the same ones.
+When run again, only new photographs go through the network.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -37,11 +37,11 @@ log = logging.getLogger('maskcontrast')
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
-    parser.add_argument('--name', default='mine', help='of the experiment of own_images.py (default: mine)')
+    parser.add_argument('--name', default='mine', help='name given to own_images.py (default: mine)')
     parser.add_argument('--clusters', type=_clusters, metavar='N',
-                        help='clusters of objects, or auto: as many as fit best, by their silhouette (default: the root of the '
-                             'number of images, 50 at most)')
-    parser.add_argument('--names', metavar='FILE', help='names.yml as clusters.html saves it (default: as before)')
+                        help='number of clusters of objects, or auto: the number with the best silhouette (default: the '
+                             'square root of the number of images, at most 50)')
+    parser.add_argument('--names', metavar='FILE', help='names.yml, as saved by clusters.html (default: as before)')
     add_machine_flags(parser, amp='none')
     return parser.parse_args(argv)
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(env.root_dir) / f'{args.name}_clusters'
     require_own_folder(output, KMEANS, output / f'{output.name}.yml')
     network, folder, masks = _network(env, args.name)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import numpy as np
 
     from data.dataset import SegmentationDataset
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_log(output / 'log_file.txt')
     objects = Objects(SegmentationDataset(folder, 'trainaug', drop_missing=True, **masks))
     if not len(objects):
-        raise UserError(f'{objects.dataset.masks}: there is no object in any image of trainaug')
+        raise UserError(f'{objects.dataset.masks}: no image of trainaug contains an object')
     settings, what = clustering_settings(network, len(objects.dataset), clusters_for(len(objects)))
     experiment = _write_experiment(output, settings)
     p = create_config(args.config_env, experiment, KMEANS)

@@ -1,12 +1,12 @@
-"""Put other photographs into clusters that were made before: predictions, overlays, and a table.
+"""Assign other photographs to existing clusters: predictions, overlays, and a table.
 
     python segment.py --config_env configs/env.yml --clusters mine_clusters --images DIR [--names names.yml]
 
 Comes after the masks of DIR (`make segment NAME=mine IMAGES=DIR` makes both; DIR may also be a data set of generate_masks.py).
-Results are in <root_dir>/<name>_segment/<the folder's name>/: segments.csv, predictions/ and overlays/. Given again, it goes on
-where it stopped, and only what is new or changed is computed.
+Results are in <root_dir>/<name>_segment/<the folder's name>/: segments.csv, predictions/ and overlays/. When run again, it
+resumes where it stopped, and computes only new or changed photographs.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -29,10 +29,11 @@ log = logging.getLogger('maskcontrast')
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--clusters', required=True, metavar='FOLDER',
-                        help='what own_clusters.py left: its folder, or the name that this has below root_dir')
+                        help='output folder of own_clusters.py, or its name below root_dir')
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs, or a data set')
-    parser.add_argument('--names', metavar='FILE', help="names.yml (default: the clusters')")
-    parser.add_argument('--out', metavar='FOLDER', help='of the results (default: <root_dir>/<name>_segment/<name of DIR>)')
+    parser.add_argument('--names', metavar='FILE', help="names.yml (default: that of the clusters)")
+    parser.add_argument('--out', metavar='FOLDER', help='folder of the results (default: <root_dir>/<name>_segment/<name of '
+                                                        'DIR>)')
     parser.add_argument('--num_workers', type=int, default=2, help='processes that read images (default: 2)')
     add_machine_flags(parser, amp='none')
     return parser.parse_args(argv)
@@ -42,7 +43,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from data.image_folder import segmented_folder
     from evaluation.cluster_names import clusters_and_names
     from evaluation.mask_features import compute_missing, image_keys, object_keys
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                  n_clusters=len(found) + 1, names=names, data_set=os.path.abspath(photographs.dataset.folder), **found.data)
     log.info('features of %d new photographs %.1f s (%.1f/s), pictures of %d %.1f s', new, embedded - begin,
              new / max(embedded - begin, 1e-9), drawn, drew - embedded)
-    log.info('Which photograph is in which cluster is in %s', table)
+    log.info('The clusters of the photographs are in %s', table)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ def run(settings):
                    f'{card.total_memory / 2 ** 30:.0f} GiB, {card.multi_processor_count} multiprocessors')
         report('driver', value=_driver(), unit='', detail=f'CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}')
     else:
-        report('GPU', skipped='PyTorch finds none here: only what a CPU can show runs')
+        report('GPU', skipped='PyTorch finds none here: only the parts for a CPU run')
     report('PyTorch', value=torch.__version__, unit='', detail=f'Python {platform.python_version()}, {os.cpu_count()} cores')
     rate = matrix_rate(Meter(settings.device, settings.steps), settings.matrix if settings.on_gpu else 256)
     report('product of bfloat16 matrices', value=rate / 1e12, unit='TFLOP/s')

@@ -1,4 +1,4 @@
-"""A training that is killed goes on from its checkpoint, to the end of one that was never disturbed."""
+"""A training that is killed and resumed ends like one that was never disturbed."""
 import json
 import signal
 import tempfile
@@ -39,7 +39,7 @@ def run(settings):
             said = runs.run(*command)
             want, got = runs.checkpoint(whole), runs.checkpoint(killed)
             off = difference(got['model'], want['model'])
-            went_on = 'Going on from' in said and got['epoch'] == want['epoch'] == PRETRAINING['epochs']
+            went_on = 'Resuming from' in said and got['epoch'] == want['epoch'] == PRETRAINING['epochs']
             report(f'killed and resumed, --amp {precision}', ok=went_on and off <= (FAR if settings.on_gpu else 0),
                    detail='equal bit for bit' if off == 0 else f'weights off by {off:.1e}')
         for form in ('fused', 'gathered'):

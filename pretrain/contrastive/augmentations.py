@@ -1,7 +1,7 @@
 """The two views of an image and its mask (paper section 3). Everything stays uint8.
 
-The random draws and the pixels are apart: `sample_view` draws a view's parameters, `render` applies them, so that tests can
-give the same parameters to torchvision.
+Random draws and pixel operations are separate: `sample_view` draws a view's parameters, `render` applies them, so that tests
+can give the same parameters to torchvision.
 """
 import math
 from collections.abc import Collection
@@ -46,7 +46,7 @@ def sample_view(rng: np.random.Generator, height: int, width: int) -> View:
 def without(view: View, names: Collection[str], height: int, width: int) -> View:
     """`view`, of an image of the given size, without some of the AUGMENTATIONS; the others keep what was drawn for them.
 
-    Without crops it is the central one: the whole of an image whose sides are no further apart than 3 and 4."""
+    Without crops it is the central one: the whole image if its aspect ratio is between 3:4 and 4:3."""
     if not names:
         return view
     none = View(central_crop(height, width))
@@ -89,7 +89,7 @@ def render(image: np.ndarray, mask: np.ndarray, view: View, size: int) -> tuple[
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """PIL's bilinear (antialiased) to size x size, within one level; OpenCV's filters are others.
+    """PIL's bilinear (antialiased) to size x size, within one level; OpenCV's filters differ.
 
     The strides say channels_last, also that of the single image, or PyTorch would give back planes: 12% of a pair of views.
     """
@@ -135,7 +135,7 @@ def adjust_hue(image: np.ndarray, factor: float) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     # One less than PIL: its hues are cut off, not rounded, and OpenCV's circle has 256 steps there but 255 back.
     shift = np.uint8((int(factor * 255) - 1) % 256)
-    hsv[..., 0] += shift  # wraps around, as hues do
+    hsv[..., 0] += shift  # wraps around, like hues
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 

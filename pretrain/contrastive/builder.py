@@ -57,10 +57,10 @@ class ContrastiveModel(nn.Module):
 
         im_q, im_k: B x 3 x H x W normalised float images, the query and the key view.
         sal_q, sal_k: B x H x W integer masks, nonzero = object (B x h x w without `upsample`).
-        object_pixels: how many pixels of each mask of `sal_q` are not zero, B numbers on the host, which only the losses
-        `gathered` look at; None: not known.
+        object_pixels: number of nonzero pixels in each mask of `sal_q`, B numbers on the host, used only by the losses
+        `gathered`; None: unknown.
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
-        Raises ValueError for masks of another size, and when K is no multiple of the global batch.
+        Raises ValueError for masks of another size, and if K is not a multiple of the global batch.
         """
         self.check_batch(len(im_q))
         q, saliency = self.model_q.grid(im_q)                           # B x D x h x w, B x h x w
@@ -105,15 +105,15 @@ class ContrastiveModel(nn.Module):
 
     @torch.no_grad()
     def update_key_network(self) -> None:
-        """key = m * key + (1 - m) * query for every parameter that learns; batch-norm statistics stay each one's own."""
+        """key = m * key + (1 - m) * query for every parameter that learns; each network keeps its own batch-norm statistics."""
         pairs = [(key, query) for key, query in zip(self.model_k.parameters(), self.model_q.parameters(), strict=True)
                  if query.requires_grad]
         keys, queries = map(list, zip(*pairs, strict=True))
         self._average(keys, queries, None)
 
     def _key_grid(self, images: Tensor):
-        """The key network's grid for this process's images. Of several processes it is computed on a shuffled batch; within a
-        single one the order changes nothing."""
+        """The key network's grid for this process's images. With several processes it is computed on a shuffled batch; in a
+        single process the order does not matter."""
         if ranks.world_size() == 1:
             return self.model_k.grid(images)[0]
         return on_shuffled_batch(images, lambda shuffled: self.model_k.grid(shuffled)[0])
@@ -129,13 +129,13 @@ class ContrastiveModel(nn.Module):
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)
 
     def check_batch(self, images: int) -> None:
-        """images: of this process. Raises ValueError when K is no multiple of the global batch."""
+        """images: of this process. Raises ValueError if K is not a multiple of the global batch."""
         batch = images * ranks.world_size()
         if self.K % batch:
             raise ValueError(f'the queue length K = {self.K} is not a multiple of the global batch {batch}')
 
     def check_masks(self, images: Tensor, grid: Tensor, *masks: Tensor) -> None:
-        """Raises ValueError for masks that are not of the outputs' size."""
+        """Raises ValueError for masks that do not have the size of the outputs."""
         size = images.shape[-2:] if self.model_q.upsample else grid.shape[-2:]
         for mask in masks:
             if tuple(mask.shape) != (len(images), *size):

@@ -1,7 +1,7 @@
 """The losses of pre-training as the paper has them (section 3), in plain autograd.
 
 `fused_losses.py` (on a CPU) and `gathered_losses.py` (on a GPU) compute the same values and gradients in less time and memory.
-They are what runs unless the experiment says `moco_kwargs.loss: plain`.
+They run unless the experiment sets `moco_kwargs.loss: plain`.
 
 Axes: B images, D embedding, h w the network's grid, H W the masks' size, P object pixels of the batch (or images), K queue.
 Grids are the network's outputs before upsampling and normalisation. Masks are nonzero on the object.
@@ -47,7 +47,7 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
     """Contrast of every object pixel with its image's prototype against those of the batch and the queue.
 
     prototypes: B x D unit rows. queue: D x K unit columns. Returns the loss (mean weighted with ENet class weights,
-    arXiv 1606.02147), and the top-1 and top-5 accuracy in percent; all are 0 when no pixel is an object's.
+    arXiv 1606.02147), and the top-1 and top-5 accuracy in percent; all are 0 if there are no object pixels.
     """
     inside = mask.bool()
     pixels = pixel_embeddings(grid, mask).permute(0, 2, 3, 1)[inside]           # P x D
@@ -58,7 +58,7 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
 
 def image_contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor,
                            temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """As `contrastive_loss`, of images in place of pixels: the one query of an image is the mean embedding of its object."""
+    """As `contrastive_loss`, for images instead of pixels: the one query of an image is the mean embedding of its object."""
     return contrast_images(mask_embeddings(grid, mask), mask, prototypes, queue, temperature)
 
 

@@ -14,7 +14,7 @@ from data.loaders import item_rng
 from utils.errors import UserError
 
 TRIES = 3            # per image, before another takes its place
-REPLACEMENTS = 50    # then the data set is at fault, not the crop
+REPLACEMENTS = 50    # then the fault is in the data set, not in the crop
 COVER = (0.01, 0.99)  # exclusive bounds of the object's share of a view
 
 
@@ -22,17 +22,17 @@ class ViewPairs(torch.utils.data.Dataset):
     """The key and the query view of one image (paper section 3).
 
     dataset: a `SegmentationDataset`; with instances the object of a pair is one of the image's, drawn anew for each pair and
-    the same in both views; without saliency all of each picture is its object, and no view is drawn again. seed: of the run.
-    size: of a view. mask_stride: masks are taken at every so manyth pixel (the network's stride without `upsample`), before
-    their cover is tested.
-    skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
+    the same in both views; without saliency the whole image is the object, and views are never redrawn. seed: of the run. size:
+    of a view. mask_stride: masks are taken at every nth pixel (the network's stride without `upsample`), before their cover is
+    tested.
+    skip_unreadable: another image replaces one that can't be read, which `skipped` then names.
     left_out: names of AUGMENTATIONS that the views do without.
 
     Item (epoch, index) is a dict: `query`, `key` (size x size x 3 uint8 tensors, RGB), `query_mask`, `key_mask` (uint8, 1 =
-    object), `object_pixels` (how many of the query mask's are), `id` of the image, `skipped` (lines about files that were
-    passed over), `contents` (a `Contents` of what was read for it). It depends on nothing else, neither on the worker nor on
-    what was drawn before.
-    Raises `UserError` when no view of 50 other images passes, or a file is unreadable.
+    object), `object_pixels` (how many of the query mask's are), `id` of the image, `skipped` (lines about skipped files),
+    `contents` (a `Contents` of what was read for it). It depends on nothing else, neither on the worker nor on what was drawn
+    before.
+    Raises `UserError` if no view of 50 other images passes, or a file is unreadable.
     """
 
     def __init__(self, dataset: SegmentationDataset, seed: int, size: int, mask_stride: int = 1, skip_unreadable: bool = False,

@@ -18,7 +18,7 @@ MOST = 65535  # objects of an image: what 16 bits hold
 def read_instances(path: str | Path, limit: int = MAX_PIXELS) -> np.ndarray:
     """H x W int32: 0 is background, and objects have the numbers 1 to n (n may be 0). Files of 8 bits are read too.
 
-    Raises `UserError` when the file is missing, truncated, no image, lossy, of several channels, of more than `limit` pixels,
+    Raises `UserError` if the file is missing, truncated, not an image, lossy, of several channels, of more than `limit` pixels,
     or leaves out a number.
     """
     image = open_whole(path, limit)
@@ -33,7 +33,7 @@ def read_instances(path: str | Path, limit: int = MAX_PIXELS) -> np.ndarray:
 
 
 def write_instances(path: str | Path, instances: np.ndarray) -> None:
-    """Write H x W integers, 0 for background and 1 to n for objects, as a PNG of 16 bits that is whole or absent.
+    """Write H x W integers, 0 for background and 1 to n for objects, as a PNG of 16 bits that is complete or absent.
 
     Raises `ValueError` for other numbers than 1 to n, n at most 65535, and `UserError` where the file can't be written.
     """
@@ -51,15 +51,15 @@ def consecutive(numbers: np.ndarray) -> np.ndarray:
 
 
 def object_names(image_id: str, count: int) -> list[str]:
-    """What the objects of an image are called: `<id>#1` to `<id>#count`."""
+    """The names of the objects of an image: `<id>#1` to `<id>#count`."""
     return [f'{image_id}#{number}' for number in range(1, count + 1)]
 
 
 def _gap(numbers: np.ndarray):
-    """What is wrong with the numbers of objects, in words, or ''."""
+    """The fault in the numbers of objects, in words, or ''."""
     held = np.unique(numbers)
     if held.size and held[0] < 0:
-        return f'{held[0]} is no number of an object'
+        return f'{held[0]} is not a number of an object'
     held = held[held > 0]
     missing = np.flatnonzero(held != np.arange(1, len(held) + 1))
     return f'there is an object {held[-1]}, but none with the number {missing[0] + 1}' if missing.size else ''

@@ -1,4 +1,4 @@
-"""COCO JSON of objects as people's tools write it, checked before anything is made of it.
+"""COCO JSON of objects as written by annotation tools, checked before use.
 
 The format is that of https://cocodataset.org/#format-data (Lin et al., ECCV 2014).
 """
@@ -43,10 +43,10 @@ class CocoFile:
 
 
 def read_coco(path: str | Path, images: str | Path) -> CocoFile:
-    """What a file of annotations holds. images: the folder that its file names start in.
+    """The content of an annotation file. images: the folder to which its file names are relative.
 
     Raises `UserError` for a file that can't be read or is damaged, and for annotations of an unknown image or category, a
-    category or image that is there twice, and file names that lead out of the folder.
+    duplicate category or image, and file names that lead out of the folder.
     """
     path, images = Path(path), Path(images)
     content = _content(path)
@@ -55,7 +55,7 @@ def read_coco(path: str | Path, images: str | Path) -> CocoFile:
         category = _integer(path, f'category {number}', entry, 'id')
         name = ' '.join(_text(path, f'category {category}', entry, 'name').split())
         if category in categories or not name:
-            raise UserError(f'{path}: category {category} {"is there twice" if name else "has no name"}: correct the file')
+            raise UserError(f'{path}: category {category} {"appears twice" if name else "has no name"}: correct the file')
         categories[category] = name
     found: dict[int, CocoImage] = {}
     ids: dict[str, str] = {}
@@ -64,10 +64,10 @@ def read_coco(path: str | Path, images: str | Path) -> CocoFile:
         file_name = _text(path, f'image {key}', entry, 'file_name').replace('\\', '/')
         image = CocoImage(_image_id(path, key, file_name), images / file_name, _size(path, key, entry))
         if key in found:
-            raise UserError(f'{path}: image {key} is there twice: correct the file')
+            raise UserError(f'{path}: image {key} appears twice: correct the file')
         if image.id in ids:
-            raise UserError(f'{path}: {ids[image.id]} and {file_name} differ in their suffix alone, which ids leave out: '
-                            'rename one')
+            raise UserError(f'{path}: {ids[image.id]} and {file_name} differ only in their suffix, which is not part of an '
+                            'id: rename one')
         ids[image.id] = file_name
         found[key] = image
     for number, entry in enumerate(content['annotations'], 1):
@@ -91,8 +91,7 @@ def choose_classes(file: CocoFile, wanted: Iterable[str] | None) -> tuple[str, .
         if names.count(name) > 1 or chosen.count(name) > 1:
             raise UserError(f"{file.path}: two categories are called '{name}': rename one, or choose others with --categories")
         if name.lower() == BACKGROUND:
-            raise UserError(f"{file.path}: its category '{name}' is what a data set has as class 0 anyway: leave it out of "
-                            '--categories')
+            raise UserError(f"{file.path}: its category '{name}' is class 0 of every data set: remove it from --categories")
     if not chosen:
         raise UserError(f'{file.path} has no category: export it again' if wanted is None else '--categories names no class')
     if len(chosen) > MOST:
@@ -107,7 +106,7 @@ def class_numbers(file: CocoFile, classes: Iterable[str], chosen: bool) -> dict[
     number = {name: index for index, name in enumerate(classes, 1)}
     unknown = [name for name in file.categories.values() if name not in number]
     if unknown and not chosen:
-        raise UserError(f"{file.path}: its category '{unknown[0]}' is none of those of {TRAINAUG}: choose with --categories")
+        raise UserError(f"{file.path}: its category '{unknown[0]}' is not one of those of {TRAINAUG}: choose with --categories")
     return {key: number[name] for key, name in file.categories.items() if name in number}
 
 
@@ -115,11 +114,11 @@ def _content(path: Path) -> Mapping[str, list[dict[str, Any]]]:
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f'{path} is not whole JSON ({one_line(error)}): export it again') from error
+        raise UserError(f'{path} is not complete JSON ({one_line(error)}): export it again') from error
     for key in ('images', 'annotations', 'categories'):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UserError(f'{path} has no list of {key}, so it is no COCO JSON of objects: export it as "COCO" (instances)')
+            raise UserError(f'{path} has no list of {key}, so it is not COCO JSON of objects: export it as "COCO" (instances)')
     return content
 
 
@@ -162,5 +161,5 @@ def _image_id(path: Path, key: int, file_name: str):
     parts = [part for part in file_name.rpartition('.')[0].split('/') if part not in ('', '.')]
     plain = '/'.join(parts)
     if not parts or '..' in parts or file_name.startswith('/') or not plain.isprintable() or plain != plain.strip():
-        raise UserError(f'{path}: image {key}: {file_name!r} is no path of an image file below --images: correct the file')
+        raise UserError(f'{path}: image {key}: {file_name!r} is not the path of an image file below --images: correct the file')
     return plain

@@ -1,4 +1,4 @@
-"""Segmentations of COCO JSON as masks. Everything is checked first: what is wrong is a ValueError that says so in words.
+"""Segmentations of COCO JSON as masks. Everything is checked first; a fault is a ValueError that describes it.
 
 Axis legend: H W space.
 """
@@ -26,7 +26,7 @@ def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
 def _of_polygons(polygons: list[Any], height: int, width: int):
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(_is_number, polygon)):
-            raise ValueError('has a polygon that is no list of x, y, x, y, ... of three points or more')
+            raise ValueError('has a polygon that is not a list of x, y, x, y, ... with at least three points')
         for values, size, axis in ((polygon[::2], width, 'x'), (polygon[1::2], height, 'y')):
             wrong = [value for value in (min(values), max(values)) if not -SLACK <= value <= size + SLACK]
             if wrong:
@@ -43,7 +43,7 @@ def _of_rle(rle: dict[str, Any], height: int, width: int):
     if isinstance(counts, str):
         counts = unpack_counts(counts)
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError('has an RLE whose counts are neither a text nor a list of numbers')
+        raise ValueError('has an RLE whose counts are neither a string nor a list of numbers')
     if sum(counts) != height * width:
         raise ValueError(f'has a damaged RLE: its counts add up to {sum(counts)} pixels, not {height * width}')
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height).T
@@ -57,7 +57,7 @@ def unpack_counts(text: str) -> list[int]:
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError('has a damaged RLE: its counts are no compressed numbers')
+            raise ValueError('has a damaged RLE: its counts are not compressed numbers')
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

@@ -28,8 +28,8 @@ def choose_images(files: Mapping[str, Split], fraction: float, keep: bool) -> tu
     """The images of `trainaug` and `val`, by id, and how many have no annotation of any class.
 
     files: one for each split, or one for `trainaug` alone, of whose images so large a `fraction` goes to `val`.
-    keep: whether images without annotation stay, as background. Raises `UserError` where no image is left for training, and
-    for an image in both splits.
+    keep: whether images without annotation stay, as background. Raises `UserError` if no image is left for training, and for an
+    image in both splits.
     """
     splits, without = {}, 0
     for split, (file, _, numbers) in files.items():
@@ -96,7 +96,7 @@ def draw(image: CocoImage, size: tuple[int, int], numbers: Mapping[int, int], so
         try:
             mask = mask_of(item.segmentation, *size)
         except ValueError as error:
-            raise UserError(f'{source}: {item.name}, of {image.path.name}, {error}: correct it, or leave it out') from error
+            raise UserError(f'{source}: {item.name}, of {image.path.name}, {error}: correct or remove it') from error
         if item.crowd and void_crowds:
             counts['crowds'] += 1
             labels[mask] = VOID

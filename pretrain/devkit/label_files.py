@@ -50,7 +50,7 @@ class LabelFiles:
     def pairs(self, folder: Path) -> dict[str, dict[str, tuple[Path, Path]]]:
         """The image and the labels of each id, by split and id. folder: the unpacked data set.
 
-        Raises `UserError` where a folder, or one file of a pair, is missing, or two files have one name."""
+        Raises `UserError` if a folder, or one file of a pair, is missing, or two files have one name."""
         found: dict[str, dict[str, tuple[Path, Path]]] = {}
         for split, called in self.splits.items():
             images, labels = (_files(folder / place.format(split=called), end, self)
@@ -66,7 +66,7 @@ class LabelFiles:
 def convert_labels(kind: LabelFiles, pairs: Mapping[str, Mapping[str, tuple[Path, Path]]], root: Path) -> None:
     """Write images, labels, lists and dataset.yml into the folder `root`, which is there and empty.
 
-    pairs: as of `LabelFiles.pairs`. Images that are no JPEGs become some. Labels are palette PNGs, H x W uint8: 0, 1, ...
+    pairs: as of `LabelFiles.pairs`. Images in other formats become JPEGs. Labels are palette PNGs, H x W uint8: 0, 1, ...
     classes, none of which is background, 255 void.
     Raises `UserError` for the first image whose files are broken, or whose labels are of another size or hold another value.
     """

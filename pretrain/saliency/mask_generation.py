@@ -17,7 +17,7 @@ from saliency.estimators import Estimator, ObjectFinder
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
-OBJECT = 0.5  # pixels above this probability are an object's
+OBJECT = 0.5  # pixels above this probability belong to an object
 SMALLEST = 0.01  # share of the image: of a connected segment, and of the whole mask (as the published masks were made)
 
 
@@ -29,7 +29,7 @@ def object_mask(probability: np.ndarray) -> np.ndarray:
     inside = (probability > OBJECT).astype(np.uint8)
     _, segments, statistics, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     kept = statistics[:, cv2.CC_STAT_AREA] >= SMALLEST * inside.size
-    kept[0] = False  # what is no object
+    kept[0] = False  # what is not an object
     return kept[segments].astype(np.uint8)
 
 
@@ -64,10 +64,10 @@ class MaskGenerator(torch.utils.data.Dataset):
 
     photographs: an `ImageFolder`. estimator: see `saliency.estimators`. find_objects: see `saliency.objects`; then the objects
     that it finds are kept too, and the mask is all of them; None: a mask alone.
-    An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, how many there are, or None; `skipped`,
-    why there is no mask, or None. What was made before and is younger than the photograph is not made again. Objects that are
-    younger than their mask were corrected: they stay, and the mask becomes all of them. A mask of less than 1% is not kept.
-    Raises `UserError` when a file can't be written, and when a network fails.
+    An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, their number, or None; `skipped`, the
+    reason for a missing mask, or None. Masks newer than their photograph are not made again. Instances newer than their mask
+    were corrected by hand: they are kept, and the mask becomes their union. Masks of less than 1% are not kept.
+    Raises `UserError` if a file can't be written, and when a network fails.
     """
 
     def __init__(self, photographs: ImageFolder, estimator: Estimator, target: Target,
@@ -111,7 +111,7 @@ class MaskGenerator(torch.utils.data.Dataset):
         return {**result, 'cover': cover}
 
     def _made(self, name: str, mask_path: Path):
-        """What an item says of a mask that is there. Raises `UserError` where it is damaged, or its objects are missing."""
+        """The item for an existing mask. Raises `UserError` if it is damaged, or its objects are missing."""
         mask = read_saliency(mask_path)
         if self.find_objects is None:
             return {'cover': float(mask.mean())}

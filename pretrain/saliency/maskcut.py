@@ -21,7 +21,7 @@ from saliency.tokencut import EPSILON, TokenCut, alike_patches, all_cuts_are_equ
 MOST, TAU = 3, 0.15  # cuts of an image, and the cosine above which patches are alike (as published)
 OVERLAP = 0.5  # IoU of a cut and of what edges make of it, below which the object is left out; of two objects, above which
 CORNERS = 2  # of the grid, that an object may hold
-INSIDE_TAU, APART = 0.4, 0.1  # of `split`: patches are alike above the one, and cuts are made up to the other
+INSIDE_TAU, APART = 0.4, 0.1  # of `split`: patches are similar above the first, and cuts are made up to the second
 
 
 class MaskCut:
@@ -75,8 +75,8 @@ def repeated_cuts(keys: torch.Tensor, shape: tuple[int, int], most: int = MOST) 
     """Keys, N x C -> at most `most` grids, h x w bool, one for each object. shape: (h, w).
 
     Of each cut the foreground is the side with the largest absolute entry of the eigenvector, or the other one where that side
-    holds more than two corners; of it the object is the segment (connected by sides) of the side's largest entry. The next cut
-    is made with the object's patches like no other.
+    holds more than two corners; of it the object is the segment (connected by sides) of the side's largest entry. In the next
+    cut the object's patches are similar to none.
     """
     alike, left, found = alike_patches(keys, TAU), np.ones(len(keys), bool), list[np.ndarray]()
     while len(found) < most:

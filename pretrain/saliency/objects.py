@@ -1,4 +1,4 @@
-"""Single objects in place of one mask, by the name of the way. A finder takes an image, H x W x 3 uint8 RGB, and gives H x W
+"""Single objects instead of one mask, by the name of the method. A finder takes an image, H x W x 3 uint8 RGB, and gives H x W
 int32: 0 for background, 1 to n for the objects."""
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ log = logging.getLogger('maskcontrast')
 
 
 def dataset_folder(db_root: str | Path, name: str) -> Path:
-    """The folder `<db_root>/<name>`, made first if need be: `VOCSegmentation` is downloaded, `Shapes` is drawn.
+    """The folder `<db_root>/<name>`, made first if needed: `VOCSegmentation` is downloaded, `Shapes` is drawn.
 
-    Raises `UserError` when it is neither there nor one of these two.
+    Raises `UserError` if it does not exist and is not one of these two.
     """
     folder = Path(db_root) / name
     if folder.is_dir():
@@ -36,7 +36,7 @@ def dataset_folder(db_root: str | Path, name: str) -> Path:
         log.info('Drawing the Shapes data set in %s', folder)
         draw_shapes(folder)
         return folder
-    raise UserError(f'{folder}: there is no such data set: make this folder (images/, sets/, classes.txt and masks or '
+    raise UserError(f'{folder}: this data set does not exist: make the folder (images/, sets/, classes.txt and masks or '
                     'labels; see docs/data-sets.md), or correct db_root in env.yml')
 
 
@@ -49,7 +49,7 @@ class SegmentationDataset:
     `SegmentationClassAug/` for the split trainaug and in `SegmentationClass/` for every other; None: if that folder is there.
     ignored: class indices that become void in the labels.
     drop_missing: leave out the ids that lack their image or mask (pre-training), instead of failing when they are read.
-    cache: a folder in which decoded files are kept, for those who read images more than once, or None.
+    cache: a folder for decoded files, for callers that read images more than once, or None.
     max_pixels: of one image; a larger one is an error.
 
     Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object, and `mask_marks`, the
@@ -131,16 +131,16 @@ class SegmentationDataset:
         return folder
 
     def why_dropped(self) -> str:
-        """What the first of the ids lacks that were left out, in words."""
+        """The missing file of the first id that was left out, in words."""
         name = self.first_dropped
         if name is None:
             return 'none'
         part = next((part for part in (IMAGE, MASK) if not files.is_there(self.path_of(part, name))), IMAGE)
         path = self.path_of(part, name)
-        return f'{path} is not there{files.nearest(path, self.folder_of(part))}'
+        return f'{path} does not exist{files.nearest(path, self.folder_of(part))}'
 
     def check_description(self) -> None:
-        """Raise `UserError` where the data set's own files, which are read with the first item, say something impossible."""
+        """Raise `UserError` if the data set's own settings, which are read with the first item, are invalid."""
         if self.masks and not self.instances:
             object_values(self.folder)
 

@@ -1,4 +1,4 @@
-"""What programs write that make a data set of this layout: images, labels, splits, and what the labels mean."""
+"""Writing a new data set in this layout: images, labels, splits, and the meaning of the labels."""
 import contextlib
 import hashlib
 import io
@@ -33,9 +33,9 @@ def new_data_set(out: str | Path) -> Iterator[Path]:
 
 
 def validation_ids(ids: Collection[str], fraction: float) -> set[str]:
-    """Those of the ids that go to `val`: so large a share of them, at least one where it is above 0.
+    """The ids that go to `val`: this share of them, at least one if it is above 0.
 
-    Which they are depends on the ids and their number alone, so that few change their split when images are added."""
+    The choice depends only on the ids and their number, so that few change their split when images are added."""
     count = max(1, round(fraction * len(ids))) if fraction and ids else 0
     return set(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
 
@@ -61,7 +61,7 @@ def write_labels(root: Path, split: str, image_id: str, labels: np.ndarray, colo
 
 
 def write_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> None:
-    """Write sets/<split>.txt, an id a line, and make the folders that each split's files are in."""
+    """Write sets/<split>.txt, one id per line, and make the folders that each split's files are in."""
     for split, ids in splits.items():
         _place(root / 'sets' / f'{split}.txt').write_text(''.join(f'{name}\n' for name in ids), encoding='utf-8')
         (root / FOLDERS[split]).mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def write_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> None:
 
 
 def write_classes(root: Path, names: Sequence[str]) -> None:
-    """Write classes.txt, background first. Raises `UserError` for names that could not be read from there again."""
+    """Write classes.txt, background first. Raises `UserError` for names that the file cannot hold."""
     (root / CLASSES).write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
     _check(root, names)
 
@@ -91,7 +91,7 @@ def _check(root: Path, names: Sequence[str]):
         read, reason = (), error.line().partition(': ')[2]
     if read != tuple(names):
         wrong = next((name for name in names if '#' in name or read and name not in read), names[-1])
-        raise UserError(f'the class {wrong!r}: names of classes would be read as others or as colours'
+        raise UserError(f'the class {wrong!r}: classes.txt cannot hold this name'
                         f'{f" ({reason})" if reason else ""}: rename it')
 
 

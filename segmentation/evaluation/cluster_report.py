@@ -1,4 +1,4 @@
-"""What a clustering of photographs leaves for people: predictions, pictures, the sheet, the page and results.json."""
+"""The output of a clustering of photographs: predictions, pictures, the sheet, the page and results.json."""
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -23,7 +23,7 @@ class EvaluationImages(torch.utils.data.Dataset):
     the data set reads them,
     `labels` (uint8 array at the image's own size), `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object), and
     `instances` (int32 in the same way, 1 to n = objects) with `objects`, n.
-    classes: how many there are. Raises `UserError` for unreadable files, and for labels that are no class.
+    classes: how many there are. Raises `UserError` for unreadable files, and for labels that name no class.
     """
 
     def __init__(self, dataset: SegmentationDataset | ImageFolder, resolution: Sequence[int], classes: int):

@@ -1,8 +1,8 @@
 """One pass of the pre-training network over a split: per image a prototype, a mask, and the labels in and out of it; or where
 the images' objects are known one by one, all that per object.
 
-Axes: M images, N objects (M of them where each image's mask is one), D embedding, C classes. What is kept of an image does not
-grow with its pixels but for the mask, which is compressed.
+Axes: M images, N objects (M of them where each image's mask is one), D embedding, C classes. The data kept for an image do not
+grow with its pixels, except for the mask, which is compressed.
 """
 import itertools
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class ImagePrototypes:
     """ids: M names. prototypes: N x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s, which hold the
     numbers of objects where these are known. histograms: N x 2 x C int64, pixels outside and inside the mask by label, or None
     without labels; pixels outside all objects of an image are counted once, with the first of them (of images without any, with
-    the first of all). Masks and histograms are at the images' size, or at the network's resolution. contents: what was seen of
+    the first of all). Masks and histograms are at the images' size, or at the network's resolution. contents: the summary of
     the images, with these masks. counts: objects of each image."""
     ids: list[str]
     prototypes: np.ndarray
@@ -51,7 +51,7 @@ def extract_prototypes(network: PretrainingNetwork | BackboneNetwork, loader: Da
     All processes call this, each for its part of the images. Returns `ImagePrototypes` of all of them on rank 0, and
     None elsewhere.
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
-    Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
+    Raises `UserError` for unreadable images, labels that name no class, and a network whose output is not finite.
     """
     with distributed.watched():
         parts = distributed.gather_objects(_embed_part(network, loader, device, precision, classes, at_resolution,

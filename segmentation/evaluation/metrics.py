@@ -1,4 +1,4 @@
-"""Confusion matrices and what follows from them (paper section 4).
+"""Confusion matrices and the metrics derived from them (paper section 4).
 
 Axes: C classes, P predicted ids, M images. A confusion matrix is P x C int64: pixels predicted as row that are labelled as
 column; void pixels are left out.
@@ -42,7 +42,7 @@ def check_labels(labels: np.ndarray, classes: int, name: str | Path) -> None:
 
 
 def clustering_confusion(histograms: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Confusion matrix of the prediction "cluster + 1 inside the mask, 0 elsewhere", without looking at a pixel.
+    """Confusion matrix of the prediction "cluster + 1 inside the mask, 0 elsewhere", without reading any pixels.
 
     histograms: M x 2 x C, pixels outside and inside the mask by label. clusters: M integers in [0, n_clusters).
     Returns (n_clusters + 1) x C.
@@ -71,8 +71,8 @@ def iou_matrix(confusion: np.ndarray) -> np.ndarray:
 def match_clusters(confusion: np.ndarray, has_background: bool = True) -> np.ndarray:
     """The class of each predicted id: P integers.
 
-    As many ids as classes: one to one, by the Hungarian algorithm on the IoU matrix. Else each id, 0 included, goes to
-    the class of highest IoU, the lowest on a tie (majority vote).
+    As many ids as classes: one to one, by the Hungarian algorithm on the IoU matrix. Otherwise each id, including 0, is matched
+    to the class of highest IoU, the lowest on a tie (majority vote).
     has_background: without a background class, id 0, which is outside the masks, is VOID, and the others are matched.
     """
     iou = iou_matrix(confusion)

@@ -1,4 +1,4 @@
-"""What is clustered: each image's mask, or with instances each of its objects by itself.
+"""The objects for clustering: the mask of each image, or with instances each of its objects separately.
 
 Axes: M images, N objects, H W space.
 """
@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 
 class ObjectMap(Protocol):
-    """Which object each pixel of an image is of."""
+    """The object of each pixel of an image."""
 
     def array(self) -> np.ndarray:
         """H x W: 0 is background, 1 the object or 1 to n the objects."""
@@ -24,8 +24,8 @@ class ObjectMap(Protocol):
 class Objects(Sequence[dict[str, Any]]):
     """The objects of a `SegmentationDataset`, counted through its images. Without instances each image has one, its mask.
 
-    Item i is a dict: `id`, of the object; `image`, H x W x 3 uint8, all of it; `saliency`, H x W uint8, 1 where the object is.
-    counts: how many each image has; None: as its files say. maps: M `ObjectMap`s in place of the data set's files.
+    Item i is a dict: `id`, of the object; `image`, H x W x 3 uint8, the whole image; `saliency`, H x W uint8, 1 where the
+    object is. counts: how many each image has; None: as its files say. maps: M `ObjectMap`s in place of the data set's files.
     ids: N names, those of the images, or with instances `<id>#1` and so on. image: N indices of images.
     """
 
@@ -42,7 +42,7 @@ class Objects(Sequence[dict[str, Any]]):
 
     @property
     def unit(self) -> str:
-        """What they are called."""
+        """Their names."""
         return 'object' if self.dataset.instances else 'image'
 
     def __len__(self):
@@ -62,13 +62,13 @@ class Objects(Sequence[dict[str, Any]]):
     def label_map(self, index: int, values: np.ndarray, sample: dict[str, Any] | None = None) -> np.ndarray:
         """Image `index` with a value in the pixels of each of its objects, 0 elsewhere: H x W uint8.
 
-        values: of its objects, in their order. sample: the image's item of the data set, if it is at hand.
-        Raises `UserError` where the file holds more objects than before.
+        values: of its objects, in their order. sample: the image's item of the data set, if available.
+        Raises `UserError` if the file holds more objects than before.
         """
         lookup, numbers = np.array([0, *values], np.uint8), self._map(index, sample)
         if numbers.max(initial=0) >= len(lookup):
-            raise UserError(f'the objects of the image {self.dataset.ids[index]} are others than before: they were replaced '
-                            'while they were in use; start again when the files no longer change')
+            raise UserError(f'the objects of the image {self.dataset.ids[index]} have changed: they were replaced during the '
+                            'run; start again when the files no longer change')
         return lookup[numbers]
 
     def _map(self, image: int, sample: dict[str, Any] | None):

@@ -1,4 +1,4 @@
-"""Settings of a clustering where nobody has chosen them."""
+"""Default settings of a clustering."""
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from models.backbones import find_backbone, grid_kwargs
 from utils.config.keys import EMBEDDING
 
-FEW = 2000  # images: from here on the embedding of a network that began at random is clustered, as published
+FEW = 2000  # images: from this number on the embedding of a network trained from random weights is clustered, as published
 MOST_CLUSTERS = 50
 
 
@@ -43,7 +43,8 @@ PUBLISHED = Features(stage=None, hide_background=False, side=None, whiten=True)
 
 
 def clusters_for(images: int) -> int:
-    """Clusters of objects, background not counted: the root of the number of images, 2 to 50, and no more than images."""
+    """The number of clusters of objects, without background: the square root of the number of images, 2 to 50, at most the
+    number of images."""
     return min(max(2, round(math.sqrt(images))), MOST_CLUSTERS, images)
 
 
@@ -55,7 +56,7 @@ def features_for(network: Mapping[str, Any], images: int) -> Features:
 
 
 def clustering_settings(network: Mapping[str, Any], images: int, clusters: int) -> tuple[dict[str, Any], str]:
-    """The content of an experiment file for kmeans.py, and a line that says what is clustered.
+    """The content of an experiment file for kmeans.py, and a line that describes the features.
 
     network: the content of network.yml of own_images.py. images: with masks. clusters: of objects, background not counted.
     """

@@ -1,4 +1,4 @@
-"""The pictures that an evaluation leaves: predictions, visualizations and a contact sheet."""
+"""The pictures of an evaluation: predictions, visualizations and a contact sheet."""
 import contextlib
 import os
 import shutil
@@ -80,10 +80,10 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
 
 
 def check_unchanged(sample: Mapping[str, Any], mask: np.ndarray) -> None:
-    """Raise a `UserError` where an item's image has not the size of `mask`, H x W, any more, which was made of it before."""
+    """Raise a `UserError` if an item's image no longer has the size of `mask`, H x W, which was made from it."""
     if sample['image'].shape[:2] != mask.shape:
         now, before = size_text(sample['image']), size_text(mask)
-        raise UserError(f'the image {sample["id"]} is {now} now and was {before} before: it was replaced while it was in use; '
+        raise UserError(f'the image {sample["id"]} is {now} now and was {before} before: it was replaced during the run; '
                         'start again when the files no longer change')
 
 
@@ -91,7 +91,7 @@ def write_pictures(output: str | Path, ids: Sequence[str], draw: Callable[[int],
                    pictures: int | None = None) -> None:
     """Write visualization/<id>.png of the first `pictures` (None: all) of `ids` and contact_sheet.png, as `fresh_output` does.
 
-    draw: gives picture i, H x W x 3 uint8 RGB. Raises `UserError` when something can't be read or written.
+    draw: gives picture i, H x W x 3 uint8 RGB. Raises `UserError` if something can't be read or written.
     """
     indices = range(len(ids) if pictures is None else min(pictures, len(ids)))
     with fresh_output(output, (PICTURES, SHEET)) as folder:
@@ -115,10 +115,10 @@ def save_contact_sheet(folder: Path, thumbnails: Iterable[np.ndarray | None]) ->
 @contextlib.contextmanager
 def fresh_output(output: str | Path, made: Sequence[str] = (PREDICTIONS, PICTURES, SHEET),
                  together: bool = False) -> Iterator[Path]:
-    """A folder to fill, of which the folders and files `made` take the place of those in `output`, and of its results.json,
-    when the block ends well. When it doesn't, the earlier ones stay. together: whether all processes fill it.
+    """A folder to fill. When the block ends well, its folders and files `made` replace those in `output`, and its results.json.
+    When it doesn't, the earlier ones stay. together: whether all processes fill it.
 
-    Raises `UserError` when something can't be written or replaced.
+    Raises `UserError` if something can't be written or replaced.
     """
     check_output(output)
     folder = Path(output) / '.evaluation.tmp'  # one at a time: each evaluation has its own output
@@ -154,8 +154,8 @@ def fresh_output(output: str | Path, made: Sequence[str] = (PREDICTIONS, PICTURE
 
 
 def check_output(output: str | Path) -> None:
-    """Raise a `UserError` where the files of an evaluation could not go, which long work had better find out before."""
+    """Raise a `UserError` if the files of an evaluation could not be replaced, to find out before long work."""
     for name in (PREDICTIONS, PICTURES):
         path = Path(output) / name
         if path.exists() and not path.is_dir():
-            raise UserError(f'the folder {path} could not be made, as a file has this name: move it away')
+            raise UserError(f'the folder {path} could not be made, since a file has this name: move it away')

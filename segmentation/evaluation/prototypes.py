@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.interpolation import interpolation_matrix, resize, resize_transpose
 
-SALIENT = 0.5  # a pixel is an object's above this logit (no sigmoid)
+SALIENT = 0.5  # a pixel belongs to an object above this logit (no sigmoid)
 
 
 def object_weights(saliency: torch.Tensor | None, size: tuple[int, int],

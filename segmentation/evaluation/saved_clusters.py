@@ -1,4 +1,4 @@
-"""Clusters that stay: centres, projection and the settings of the features, in a file without pickles.
+"""Saved clusters: centres, projection and the settings of the features, in a file without pickles.
 
 Axes: M images, D features, E of them after a projection, K clusters.
 """
@@ -35,7 +35,7 @@ class Projection:
         pca = PCA(min(COMPONENTS, *vectors.shape), whiten=whiten, svd_solver='full').fit(vectors.astype(np.float64))
         if not whiten:
             return cls(pca.mean_, pca.components_.T, unit=True)
-        # The last component of as many as there are images has no variance but rounding.
+        # With as many components as images, the last one has no variance except rounding.
         scale = np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float64).eps))
         return cls(pca.mean_, pca.components_.T / scale, unit=False)
 
@@ -62,7 +62,7 @@ class SavedClusters:
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits that stand for which images are together."""
+        """12 hexadecimal digits that identify the clustering."""
         order = np.lexsort(self.keys.T[::-1])
         digest = hashlib.sha256(self.keys[order].tobytes() + self.clusters[order].astype('<i8').tobytes())
         return digest.hexdigest()[:12]

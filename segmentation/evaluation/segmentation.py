@@ -1,4 +1,4 @@
-"""Photographs in saved clusters, one after the other: however many there are, a few are in memory at a time."""
+"""Assign photographs to saved clusters one after the other, with only a few in memory at a time."""
 import csv
 import hashlib
 import json
@@ -35,7 +35,7 @@ class Photographs:
     images: a folder of photographs whose data set, made by generate_masks.py, is the folder `made`; or a data set itself.
     saliency: the name of the masks. instances: whether these are those of single objects. folder: where the files are that the
     table names. ids, paths: of all photographs. dataset: a `SegmentationDataset` of those with masks, by the same ids. Raises
-    `UserError` where there are no masks.
+    `UserError` if there are no masks.
     """
 
     def __init__(self, images: str | Path, made: Path, saliency: str, instances: bool = False):
@@ -56,7 +56,7 @@ class Photographs:
 
 def draw_segments(output: Path, objects: Objects, keys: Sequence[bytes], cache: PrototypeCache, found: SavedClusters,
                   names: Mapping[int, str]) -> int:
-    """Write predictions/<id>.png and overlays/<id>.jpg of the images whose ones are not there, or of something else.
+    """Write predictions/<id>.png and overlays/<id>.jpg of the images for which they are missing or outdated.
 
     keys: of the objects. cache: has the vectors of all. Returns how many images were drawn.
     """

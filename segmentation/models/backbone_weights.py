@@ -15,7 +15,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from models.base import Backbone
 
-# Prefixes of networks in the files of others, without those of wrapped modules, which `unwrapped` takes away
+# Prefixes of networks in other projects' files, without those of wrapped modules, which `unwrapped` removes
 MOCO_PREFIXES = ('encoder_q.', 'base_encoder.')    # of MoCo v1 and v2, and of v3
 DINO_NETWORKS = ('teacher', 'student')             # the first is what its authors evaluate
 DINO_PREFIX = 'backbone.'
@@ -32,7 +32,7 @@ def load_initial_weights(backbone: Backbone, name: str, pretraining: str | None 
 
     pretraining: 'imagenet_classification' (what its entry says, or `state_dict`), 'imagenet_moco' (the MoCo checkpoint
     `moco_state_dict`) or None (random, or `state_dict`). state_dict: what `backbone_weights` takes.
-    Raises `UserError` when a file is absent or unreadable, or when its keys, those of classifiers aside, are not exactly the
+    Raises `UserError` if a file is absent or unreadable, or when its keys, those of classifiers aside, are not exactly the
     backbone's; the message lists them.
     """
     if pretraining == 'imagenet_moco':
@@ -127,7 +127,7 @@ def _moco(content: Any, path: str | Path) -> dict[str, Any]:
 
 
 def _with_prefix(state: Mapping[str, Any], prefixes: tuple[str, ...]):
-    """What starts with the first of the prefixes that any key has, without it."""
+    """The entries that start with the first matching prefix, without it."""
     prefix = next((prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)), None)
     return {key.removeprefix(prefix): value for key, value in state.items() if prefix and key.startswith(prefix)}
 
@@ -137,7 +137,7 @@ def _published(source: str | None, name: str) -> tuple[dict[str, Any], str]:
     sources = find_backbone(name).published()
     if source is None:
         raise UserError(f'there are no ImageNet weights for backbone: {name} by this name: set backbone_kwargs.state_dict to a '
-                        f'file{f" or to {TIMM_WEIGHTS}" if TIMM_WEIGHTS in sources else ""} in its place')
+                        f'file{f" or to {TIMM_WEIGHTS}" if TIMM_WEIGHTS in sources else ""} instead')
     if source not in sources:
         raise UserError(f"{source}: for backbone: {name} there are {', '.join(sources) or 'no published weights'}")
     return sources[source]()

@@ -126,7 +126,7 @@ def test_images_in_place_of_pixels():
 @FORMS
 @pytest.mark.parametrize('empty', [(), (1,), (0, 1, 2)])
 def test_gradients_of_images(form, empty):
-    """Those of the plain form, from its definition; an image without object is no query, though its prototype is a column."""
+    """Those of the plain form, from its definition; an image without object has no query, though its prototype is a column."""
     grid, mask, prototypes, queue = example()
     mask[list(empty)] = 0
     results = []
@@ -219,7 +219,7 @@ def test_variations_train_and_belong_to_their_run(experiment, tmp_path, user_err
     main([*experiment(changes), '--amp', 'none'])
     row = json.loads((folder / 'metrics.jsonl').read_text())
     assert row['loss'] == row['contrastive_loss'] > 0 == row['saliency_loss']
-    assert '12 images with all of each picture as its object' in (folder / 'log_file.txt').read_text()
+    assert '12 images with the whole image as its object' in (folder / 'log_file.txt').read_text()
     assert torch.load(folder / 'checkpoint.pth.tar', weights_only=True)['model']['module.queue'].shape == (8, 0)
     main([*experiment({**changes, 'epochs': 2}), '--amp', 'none', '--override'])
     assert torch.load(folder / 'checkpoint.pth.tar', weights_only=True)['epoch'] == 2

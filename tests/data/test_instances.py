@@ -29,7 +29,7 @@ def test_what_was_written_is_read(tmp_path):
 
 
 def test_other_tools_files(tmp_path):
-    """8 bits are read, palette images by index; numbers that are no objects of one image are refused."""
+    """8 bits are read, palette images by index; numbers that are not the objects of one image are refused."""
     assert np.array_equal(read_instances(save(tmp_path / 'gray.png', MAP.astype(np.uint8))), MAP)
     image = Image.fromarray(MAP.astype(np.uint8))
     image.putpalette([9, 9, 9, 0, 0, 0, 255, 0, 0])
@@ -49,10 +49,10 @@ def test_files_that_are_not_whole(tmp_path):
     write_instances(path, np.random.default_rng(0).permutation(2000).reshape(40, 50))
     assert 'more pixels than max_image_pixels (1999)' in refusal(read_instances, path, 1999)
     cut(path, 0.5)
-    assert refusal(read_instances, path).startswith(f'{path} is not a whole image')
+    assert refusal(read_instances, path).startswith(f'{path} is not a complete image')
 
 
-@pytest.mark.parametrize('numbers, message', [(MAP - 1, '-1 is no number'), (MAP * 2, 'none with the number 1'),
+@pytest.mark.parametrize('numbers, message', [(MAP - 1, '-1 is not a number'), (MAP * 2, 'none with the number 1'),
                                               (np.arange(MOST + 2).reshape(1, -1), 'more than 65535')])
 def test_numbers_that_are_not_written(tmp_path, numbers, message):
     with pytest.raises(ValueError, match=message):

@@ -98,8 +98,8 @@ def test_labels_masks_and_objects(source, capsys, tmp_path):
     assert np.array_equal(found['b']['image'], Image.open(source.out / 'images' / 'b.jpg'))
     assert (source.out / 'images' / 'a.jpg').read_bytes() == (tmp_path / 'in' / 'a.jpg').read_bytes()
     said = capsys.readouterr().out
-    assert 'without annotation: 1 images, left out' in said and 'made JPEGs: 1 images' in said
-    assert 'left out, as smaller ones hide them or they cover no pixel: 1 objects' in said
+    assert 'without annotation: 1 images, left out' in said and 'converted to JPEG: 1 images' in said
+    assert 'hidden by smaller objects or without a pixel: 1 objects' in said
     assert '5 images (trainaug 5, val 0), 7 objects of 2 classes, 1 crowds' in said
     record = json.loads((source.out / 'conversion.json').read_text())
     assert record['counts']['without_annotation'] == 1 and record['counts']['objects'] == 7 and record['classes'] == 2
@@ -151,9 +151,9 @@ def test_two_files_that_do_not_fit(source, tmp_path, user_error):
     assert f'{tmp_path}/val.json: the image a is in both splits' in user_error(lambda: source.run(*flags))
     (tmp_path / 'val.json').write_text(json.dumps({**source.content, 'categories': [{'id': 90, 'name': 'comb'},
                                                                                     {'id': 18, 'name': 'dog'}]}))
-    assert "val.json: its category 'comb' is none of those of trainaug" in user_error(lambda: source.run(*flags))
-    assert '--val_fraction: the images of val are' in user_error(lambda: source.run(*flags, '--val_fraction', '0.1'))
-    assert '--val_images goes with' in user_error(lambda: source.run('--val_images', str(tmp_path)))
+    assert "val.json: its category 'comb' is not one of those of trainaug" in user_error(lambda: source.run(*flags))
+    assert '--val_fraction and --val_annotations' in user_error(lambda: source.run(*flags, '--val_fraction', '0.1'))
+    assert '--val_images needs' in user_error(lambda: source.run('--val_images', str(tmp_path)))
 
 
 def test_a_turned_photograph(source, tmp_path):
@@ -189,42 +189,42 @@ def change(path, value):
 
 RLE = compressed(box(5, 5, 9, 9))
 CHECKS = {
-    'no images': (change(['images'], ...), 'coco.json has no list of images, so it is no COCO JSON'),
+    'no images': (change(['images'], ...), 'coco.json has no list of images, so it is not COCO JSON'),
     'categories as a dict': (change(['categories'], {}), 'has no list of categories'),
     'entries that are no dicts': (change(['annotations', 2], 7), 'has no list of annotations'),
     'unknown image': (change(['annotations', 3, 'image_id'], 7), 'annotation 4 is of image 7, which the file does not list'),
     'unknown category': (change(['annotations', 3, 'category_id'], 7), 'annotation 4 is of category 7, which'),
     'no id': (change(['images', 1, 'id'], ...), "image 2 has no 'id'"),
     'text for an id': (change(['images', 1, 'id'], 'b'), "image 2: 'id' must be an integer, not 'b'"),
-    'image twice': (change(['images', 1, 'id'], 100), 'image 100 is there twice'),
-    'category twice': (change(['categories', 1, 'id'], 90), 'category 90 is there twice'),
+    'image twice': (change(['images', 1, 'id'], 100), 'image 100 appears twice'),
+    'category twice': (change(['categories', 1, 'id'], 90), 'category 90 appears twice'),
     'category without a name': (change(['categories', 1, 'name'], ' '), 'category 18 has no name'),
     'two names alike': (change(['categories', 1, 'name'], 'tooth brush'), "two categories are called 'tooth brush'"),
-    'background': (change(['categories', 1, 'name'], 'Background'), "its category 'Background' is what a data set"),
+    'background': (change(['categories', 1, 'name'], 'Background'), "its category 'Background' is class 0"),
     'colour for a name': (change(['categories', 1, 'name'], 'dog #ff0000'),
-                          "the class 'dog #ff0000': names of classes would be read as others"),
-    'image id twice': (change(['images', 1, 'file_name'], 'a.png'), 'a.jpg and a.png differ in their suffix alone'),
-    'file outside': (change(['images', 1, 'file_name'], '../b.png'), "image 101: '../b.png' is no path of an image file below"),
-    'absolute file': (change(['images', 1, 'file_name'], '/b.png'), "'/b.png' is no path"),
+                          "the class 'dog #ff0000': classes.txt cannot hold this name"),
+    'image id twice': (change(['images', 1, 'file_name'], 'a.png'), 'a.jpg and a.png differ only in their suffix'),
+    'file outside': (change(['images', 1, 'file_name'], '../b.png'), "image 101: '../b.png' is not the path of an image"),
+    'absolute file': (change(['images', 1, 'file_name'], '/b.png'), "'/b.png' is not the path"),
     'missing image': (change(['images', 1, 'file_name'], 'g.jpg'), 'in/g.jpg is missing, and is in the list'),
     'other size': (change(['images', 1, 'height'], 21), 'in/b.png is 30 x 20, and its annotations are of 30 x 21'),
     'no mask': (change(['annotations', 3, 'segmentation'], []), 'annotation 4, of b.png, has no mask'),
-    'short polygon': (change(['annotations', 3, 'segmentation'], [[1, 1, 2, 2]]), 'has a polygon that is no list of'),
-    'odd polygon': (change(['annotations', 3, 'segmentation'], [[1, 1, 2, 2, 3, 3, 4]]), 'has a polygon that is no list of'),
+    'short polygon': (change(['annotations', 3, 'segmentation'], [[1, 1, 2, 2]]), 'has a polygon that is not a list of'),
+    'odd polygon': (change(['annotations', 3, 'segmentation'], [[1, 1, 2, 2, 3, 3, 4]]), 'has a polygon that is not a list of'),
     'not a number': (change(['annotations', 3, 'segmentation'], [[1, 1, 2, 2, 3, float('nan')]]),
-                     'has a polygon that is no list'),
+                     'has a polygon that is not a list'),
     'polygon outside': (change(['annotations', 3, 'segmentation'], [[1, 1, 40, 2, 3, 3]]),
                         'annotation 4, of b.png, has a polygon outside of its image: x = 40, and that is 30 x 20'),
     'RLE of another size': (change(['annotations', 3, 'segmentation'], {**RLE, 'size': [WIDTH, HEIGHT]}),
                             'has an RLE of size [30, 20] (height, width), and its image is [20, 30]'),
     'RLE without counts': (change(['annotations', 3, 'segmentation'], {'size': [HEIGHT, WIDTH]}),
-                           'counts are neither a text nor'),
+                           'counts are neither a string nor'),
     'RLE that is cut': (change(['annotations', 3, 'segmentation'], {**RLE, 'counts': RLE['counts'][:-2]}), 'has a damaged RLE'),
     'RLE of no text': (change(['annotations', 3, 'segmentation'], {**RLE, 'counts': '\u20ac'}), 'has a damaged RLE'),
-    'negative count': (change(['annotations', 3, 'segmentation'], {**RLE, 'counts': [700, -100]}), 'neither a text nor a list'),
+    'negative count': (change(['annotations', 3, 'segmentation'], {**RLE, 'counts': [700, -100]}), 'neither a string nor'),
     'too many': (lambda content: content['categories'].extend({'id': 1000 + n, 'name': f'n{n}'} for n in range(253)),
                  'has 255 categories, and labels hold 254 at most: choose some with --categories'),
-    'huge number': (change(['annotations', 3, 'segmentation'], [[1, 1, 2, 2, 3, 10 ** 400]]), 'has a polygon that is no list'),
+    'huge number': (change(['annotations', 3, 'segmentation'], [[1, 1, 2, 2, 3, 10 ** 400]]), 'has a polygon that is not a list'),
     'text for a crowd': (change(['annotations', 3, 'iscrowd'], '0'), "annotation 4: 'iscrowd' must be 0 or 1, not '0'"),
     'half a character': (change(['categories', 1, 'name'], 'd\ud83dg'), "category 18: 'name' has a damaged character"),
     'nothing annotated': (change(['annotations'], []), 'no image with annotations is left for trainaug'),
@@ -235,19 +235,19 @@ CHECKS = {
 def test_each_check_is_one_line(source, user_error, damage, words):
     damage(source.content)
     line = user_error(source.run)
-    assert words in line and (str(source.folder) in line or 'would be read' in line)
+    assert words in line and (str(source.folder) in line or 'cannot hold' in line)
     assert not source.out.parent.exists() or list(source.out.parent.iterdir()) == []
 
 
 def test_other_mistakes(source, user_error, tmp_path):
-    assert 'coco.json is not whole JSON' in user_error(lambda: source.run(text=json.dumps(source.content)[:-40]))
-    assert 'coco.json is not whole JSON' in user_error(lambda: source.run(text='[' * 100_000))
+    assert 'coco.json is not complete JSON' in user_error(lambda: source.run(text=json.dumps(source.content)[:-40]))
+    assert 'coco.json is not complete JSON' in user_error(lambda: source.run(text='[' * 100_000))
     assert "has no category 'dgo' (nearest: 'dog')" in user_error(lambda: source.run('--categories', 'dgo'))
     assert '--categories names no class' in user_error(lambda: source.run('--categories', ' , '))
     assert '--masks a/b: use letters' in user_error(lambda: source.run('--masks', 'a/b'))
     image = tmp_path / 'in' / 'e.jpg'
     image.write_bytes(image.read_bytes()[:300])
-    assert 'e.jpg is not a whole image' in user_error(source.run)
+    assert 'e.jpg is not a complete image' in user_error(source.run)
     source.out.mkdir(parents=True, exist_ok=True)
     assert 'exists already' in user_error(source.run) and contents(source.out.parent) == {}
 

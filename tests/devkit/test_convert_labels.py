@@ -112,7 +112,7 @@ CHECKS = {
                    'bochum_000000_000313_gtFine_labelIds.png holds the label 34, which Cityscapes does not have'),
     'another size': (lambda root: save(next(root.rglob('bochum*labelIds.png')), np.full((24, 24), 7, np.uint8)),
                      '_gtFine_labelIds.png is 24 x 24, but its image is 40 x 24'),
-    'a broken image': (lambda root: next(root.rglob('bochum*leftImg8bit.png')).write_bytes(b'no'), 'is not a whole image'),
+    'a broken image': (lambda root: next(root.rglob('bochum*leftImg8bit.png')).write_bytes(b'no'), 'is not a complete image'),
     'a name twice': (lambda root: shutil.copytree(root / 'gtFine/train/bochum', root / 'gtFine/train/copy'),
                      'have the same name'),
 }

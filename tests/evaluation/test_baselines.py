@@ -163,8 +163,8 @@ def test_mistakes(experiment, toys, source, user_error, tmp_path, weights, monke
         assert 'do not fit this network: missing backbone.bn1.' in fails({'pretraining': path})
     torch.save({'state_dict': {'encoder.conv1.weight': weights['conv1.weight'], 'decoder.0.weight': torch.zeros(8)}}, path)
     assert 'left over backbone.decoder.0.weight, backbone.encoder.conv1.weight' in fails({'pretraining': path})
-    assert "no weights of this name, only voc_supervised_pretrained" in fails({'pretraining': 'zoo://moco'})
+    assert "unknown name of weights, available: voc_supervised_pretrained" in fails({'pretraining': 'zoo://moco'})
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'empty'))
     for name in ('HTTPS_PROXY', 'https_proxy'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')  # nobody listens
-    assert 'could not be fetched' in fails({'pretraining': 'torchvision://resnet18-IMAGENET1K_V1'})
+    assert 'could not be downloaded' in fails({'pretraining': 'torchvision://resnet18-IMAGENET1K_V1'})

@@ -134,7 +134,7 @@ def test_classes_of_a_data_set(data_set, env, tmp_path, capsys):
     assert [len(items) for items in read(out)[1].values()] == [3, 3, 3]
     export_coco.main(['--config_env', env, '--labels', 'Things', '--out', str(out), '--instances', 'hand'])
     assert [(name, int(mask.sum())) for name, mask, _ in read(out)[1]['2.jpg']] == [('box', 100), ('box', 150), ('bar', 51)]
-    assert f'{out}: 9 objects. Its file names start in {data_set}/images' in capsys.readouterr().out
+    assert f'{out}: 9 objects. Its file names are relative to {data_set}/images' in capsys.readouterr().out
 
 
 def test_there_and_back(data_set, env, tmp_path):
@@ -166,12 +166,12 @@ def test_mistakes(data_set, env, tmp_path, user_error):
     def line(*flags):
         return user_error(lambda: export_coco.main(['--config_env', env, *flags]))
     out = ['--out', str(tmp_path / 'out.json')]
-    assert 'say what to write: --out FILE.json, --voc' in line('--labels', 'Things')
+    assert 'choose the output: --out FILE.json, --voc' in line('--labels', 'Things')
     assert 'is a folder: name a file' in line('--labels', 'Things', '--out', str(tmp_path))
-    assert '--voc, --names and --named_only are about --predictions' in line('--labels', 'Things', '--voc', 'x')
+    assert '--voc, --names and --named_only are only for --predictions' in line('--labels', 'Things', '--voc', 'x')
     assert 'the folder is missing from the data set' in line('--labels', '', *out)
     assert '--tolerance must be' in line('--labels', 'Things', *out, '--tolerance', '-1')
-    assert 'instances_x is missing' in (said := line('--labels', 'Things', *out, '--instances', 'x')) and 'there: hand' in said
+    assert 'instances_x is missing' in (said := line('--labels', 'Things', *out, '--instances', 'x')) and 'hand' in said
     assert 'SegmentationClassAug: the folder is missing' in line('--labels', 'Things', *out, '--split', 'trainaug')
     assert 'predictions is missing: --predictions names' in line('--predictions', 'nothing', *out)
     save(tmp_path / 'output' / 'run' / 'predictions' / '0.png', np.full((30, 40), 3, np.uint8))
@@ -183,12 +183,12 @@ def test_mistakes(data_set, env, tmp_path, user_error):
     assert 'config.yml names no data set: run the script again' in line('--predictions', 'run', *out)
     config.write_text('script: kmeans.py\nval_db_name: Things\n')
     save(tmp_path / 'output' / 'run' / 'predictions' / '1.png', np.full((30, 40), 4, np.uint8))
-    assert 'predictions/1.png holds the value 4, which is no class or cluster' in line('--predictions', 'run', *out)
+    assert 'predictions/1.png holds the value 4, which is not a class or cluster' in line('--predictions', 'run', *out)
     save(tmp_path / 'output' / 'run' / 'predictions' / '1.png', np.full((30, 20), 3, np.uint8))
     assert 'instances_hand/1.png is 40 x 30, but' in line('--predictions', 'run', *out, '--instances', 'hand')
     assert 'images/1.jpg is 40 x 30, but its labels are 20 x 30' in line('--predictions', 'run', '--voc', str(tmp_path / 'voc'))
     (data_set / 'images' / '1.jpg').unlink()
-    assert 'predictions/1.png: its image is not in' in line('--predictions', 'run', *out)
+    assert 'predictions/1.png: its image is no longer in' in line('--predictions', 'run', *out)
     config.write_text('a: [')
     assert 'config.yml could not be read' in line('--predictions', 'run', *out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['datasets', 'env.yml', 'output']
@@ -241,7 +241,7 @@ def test_clusters_with_names(clusters, mine, tmp_path, user_error):  # noqa: F81
         assert 'its predictions were made with other names than those in' in line and 'NAMES=' in line
         write_names(tmp_path / 'names.yml', 'abc', names)
         line = user_error(lambda run=run: export('--names', str(tmp_path / 'names.yml'), run=run))
-        assert 'these names are of other clusters' in line
+        assert 'these names belong to other clusters' in line
     check_objects(export, folder)
 
 

@@ -177,7 +177,7 @@ def test_objects_that_have_changed(halves, user_error):
     dataset = SegmentationDataset(halves / 'Toys', 'val', MASKS, instances=True)
     objects = Objects(dataset)
     write_instances(halves / 'Toys' / f'instances_{MASKS}' / f'{EMPTY}.png', np.ones(dataset[0]['image'].shape[:2]))
-    with pytest.raises(UserError, match=f'the objects of the image {EMPTY} are others than before'):
+    with pytest.raises(UserError, match=f'the objects of the image {EMPTY} have changed'):
         objects.label_map(0, np.array([], int))
 
 

@@ -78,7 +78,7 @@ def test_teaser(tmp_path, user_error):
     (tmp_path / 'env.yml').write_text(yaml.safe_dump({'root_dir': str(tmp_path), 'db_root': str(tmp_path / 'data')}))
     draw_shapes(tmp_path / 'data' / 'Shapes', train=6, val=1, size=64)
     arguments = ['--config_env', tmp_path / 'env.yml', '--config_exp', tmp_path / 'small.yml', '--out', tmp_path / 'teaser.png']
-    assert 'there is no such checkpoint file' in refusal(teaser.main, user_error, *arguments)
+    assert 'this checkpoint file does not exist' in refusal(teaser.main, user_error, *arguments)
     p = create_config(tmp_path / 'env.yml', tmp_path / 'small.yml', PRETRAIN)
     (tmp_path / 'small').mkdir()
     state = ContrastiveModel(p).state_dict()

@@ -63,7 +63,7 @@ def test_an_own_image_and_network(tmp_path, monkeypatch):
     given = {'IMAGE': str(tmp_path / 'photo.jpg'), 'WEIGHTS': str(tmp_path / 'weights.pth.tar'), 'SIZE': (64, 64)}
     assert has_picture(executed(tmp_path, **given))
     weights_of(PRETRAINING, tmp_path / 'weights.pth.tar')
-    with pytest.raises(ValueError, match='is of a pre-training, which knows no classes'):
+    with pytest.raises(ValueError, match='is a pre-training, which has no classes'):
         run_here(monkeypatch, tmp_path, **given)
     assert not (tmp_path / 'output').exists()
 

@@ -203,8 +203,8 @@ def test_mistakes(make, packages, user_error, tmp_path, monkeypatch):
     assert '3 classes of stamps and 3 scenes were found: there must be at least 4 classes' in user_error(
         lambda: make('Four', '--objects', '4'))
     assert '--size must be at least 96' in user_error(lambda: make('Small', '--size', '50'))
-    assert 'must be a whole number, at least 1, not 0' in user_error(lambda: make('None', '--images', '0'))
-    assert f'{tmp_path / "nowhere"}: there is no such folder' in user_error(
+    assert 'must be an integer of at least 1, not 0' in user_error(lambda: make('None', '--images', '0'))
+    assert f'{tmp_path / "nowhere"}: this folder does not exist' in user_error(
         lambda: make('Nowhere', '--stamps', str(tmp_path / 'nowhere')))
     monkeypatch.setattr(photographs, 'STAMPS', tmp_path / 'nowhere')
     monkeypatch.setattr(photographs, 'BACKGROUNDS', {'gnome-backgrounds': packages[1],

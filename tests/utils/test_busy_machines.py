@@ -75,7 +75,7 @@ def main(argv=None):
         print(batch['id'], flush=True)
 main()
 '''
-# A worker that the kernel kills, as for want of memory
+# A worker that the kernel kills, as when memory runs out
 KILLED = GROWING.replace('def __getitem__(self, index):', '''def __getitem__(self, index):
             import os, signal
             if index == 6:
@@ -104,7 +104,7 @@ def test_a_killed_worker_is_one_line(tmp_path):
     process = subprocess.Popen([sys.executable, script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                env=ONE_THREAD)
     code, lines, errors = end_of(process)
-    assert code == 2 and len(lines) == 1 and 'memory has probably run out' in lines[0] and 'num_workers' in lines[0], errors
+    assert code == 2 and len(lines) == 1 and 'has probably run out' in lines[0] and 'num_workers' in lines[0], errors
     assert 'Traceback' not in errors
 
 
@@ -143,7 +143,7 @@ def test_sigterm_works_while_a_batch_never_comes(experiment, shapes_root, tmp_pa
         process.kill()
 
 
-# A run whose end waits for ever, as for a worker that hangs: in its own clean-up, or when all is decided
+# A run whose end waits forever, as for a worker that hangs: in its own clean-up, or when all is decided
 STUCK = f'''
 import sys, threading
 sys.path.insert(0, {str(MAIN.parent)!r})

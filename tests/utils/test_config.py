@@ -216,9 +216,9 @@ def test_values_that_do_not_go_together(mistake):
     two = {BACKBONE: 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(CONFIGS / 'env.yml'),
            'backbone_kwargs.state_dict': str(CONFIGS / 'env.yml')}
     assert mistake(two).startswith('backbone_kwargs.state_dict and pretraining: imagenet_moco')
-    assert mistake({'optimizer': 'adam'}).startswith('optimizer_kwargs.momentum belongs to sgd')
+    assert mistake({'optimizer': 'adam'}).startswith('optimizer_kwargs.momentum is only for sgd')
     no_momentum = {'optimizer': 'adam', 'optimizer_kwargs.momentum': ...}
-    assert mistake(no_momentum).startswith('optimizer_kwargs.nesterov belongs to sgd')
+    assert mistake(no_momentum).startswith('optimizer_kwargs.nesterov is only for sgd')
     plain_nesterov = {'optimizer_kwargs.nesterov': True, 'optimizer_kwargs.momentum': ...}
     assert mistake(plain_nesterov).startswith('optimizer_kwargs.nesterov needs optimizer_kwargs.momentum')
     step = {'scheduler': 'step', 'scheduler_kwargs.lr_decay_rate': 0.1}

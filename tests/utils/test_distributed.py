@@ -175,5 +175,5 @@ def test_simulated_processes_compute_what_real_ones_do(ranks, dropout):
 
 
 def test_a_batch_that_can_not_be_divided_is_refused():
-    with pytest.raises(ValueError, match='4 images can not be divided over 3 simulated processes'):
+    with pytest.raises(ValueError, match='4 images cannot be divided over 3 simulated processes'):
         SimulatedProcesses(build(seed=0, dropout=0.0), RandomStreams(3, 0, 3, choose_device('cpu')))(*batch(0))

@@ -5,7 +5,7 @@ from torch import multiprocessing
 
 from utils.parallel import distributed
 
-WORLD, LENGTH = 3, 10  # which can not be divided
+WORLD, LENGTH = 3, 10  # which cannot be divided
 
 
 def worker(rank, folder):

@@ -1,7 +1,6 @@
-"""Every key that an experiment file may hold: its type, default, permitted values and who reads it.
+"""All keys of experiment files: type, default, permitted values and the scripts that read them.
 
-A key that is not in this table is an error. One that is read by another script than the one that runs is accepted, so
-that one file can serve several scripts.
+A key that is not in this table is an error. Keys of other scripts are accepted, so that one file can serve several scripts.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ PROBES = (*CLASSIFIERS, EVAL)
 TRAINED = (PRETRAIN, *CLASSIFIERS)
 CLUSTERED = (KMEANS, RETRIEVAL)  # by masks
 EMBEDDED = (*CLUSTERED, KNN)  # read the pre-training network
-EMBEDDING = 'embedding'  # what is clustered if nothing else is said
+EMBEDDING = 'embedding'  # the features clustered by default
 MAX_SEED = 2 ** 32 - 1  # the most that scikit-learn takes
 NOBODY = ()  # keys of files for the published code, accepted without effect
 
@@ -47,7 +46,7 @@ class Key:
 
 KEYS = (
     # Data
-    Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, else val_db_name
+    Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, otherwise val_db_name
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
     Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,), nullable=True),  # null: all of the picture is the object
     Key('train_db_kwargs.instances', 'bool', False, (PRETRAIN,)),

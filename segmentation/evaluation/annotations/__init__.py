@@ -1,1 +1,1 @@
-"""Annotations for other tools: what clusters and labels are turned into."""
+"""Annotations for other tools, made from clusters and labels."""

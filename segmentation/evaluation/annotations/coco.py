@@ -23,7 +23,7 @@ def coco_document(images: LabelledImages, rle: bool, parts: bool, tolerance: flo
     """The content of the JSON, and the number of objects whose holes the polygons fill (with RLE 0).
 
     rle: compressed RLE in place of polygons. parts: one annotation for each connected part of a class, where there are no
-    instances. tolerance: in pixels, how far polygons may be from the edge of a mask.
+    instances. tolerance: maximum distance of polygons from the edge of a mask, in pixels.
     """
     def annotate(image_id: str):
         labels, instances = images.read(image_id)
@@ -46,9 +46,9 @@ def coco_document(images: LabelledImages, rle: bool, parts: bool, tolerance: flo
 def objects_of(labels: np.ndarray, instances: np.ndarray | None, parts: bool) -> Iterator[tuple[int, np.ndarray]]:
     """The category and the mask, H x W uint8, of each object of an image.
 
-    labels: H x W uint8, categories. instances: H x W int32, or None; an object is of the category that most of its pixels have,
-    background and void not counted, and is left out if it has none. Without instances all pixels of a category are one object,
-    or with `parts` those that are connected, over corners too.
+    labels: H x W uint8, categories. instances: H x W int32, or None; an object has the most frequent category of its pixels,
+    without background and void, and is left out if it has none. Without instances all pixels of a category are one object, or
+    with `parts` those that are connected, over corners too.
     """
     if instances is not None:
         for number in range(1, int(instances.max(initial=0)) + 1):
@@ -91,7 +91,7 @@ def encode(mask: np.ndarray, rle: bool, tolerance: float) -> tuple[Any, int, lis
 
 def outlines_of(mask: np.ndarray) -> list[np.ndarray]:
     """The outer edges of a mask's connected parts: P x 2 integers each, x and y, along the edges of the pixels, where pixel 0
-    reaches from 0 to 1. Rasterised they give the mask again, its holes filled.
+    reaches from 0 to 1. Rasterised, they give the mask with its holes filled.
 
     OpenCV goes through the centres of pixels, which makes an object smaller by half a pixel all around. In the mask at twice
     its size each pixel has two centres to a side, which are rounded to its edges.

@@ -20,7 +20,7 @@ def write_label_data_set(images: LabelledImages, root: Path, fraction: float) ->
 
     fraction: share of the images that goes to `val`. Classes are background and the categories, in the order of their numbers.
     Labels are H x W uint8, 0 background, 1, 2, ... classes, 255 void. Returns the numbers of images of both splits.
-    Raises `UserError` where no image is left for training, and for an image of another size than its labels.
+    Raises `UserError` if no image is left for training, and for an image of another size than its labels.
     """
     numbers = sorted(images.categories.names)
     lookup = np.zeros(256, np.uint8)
@@ -29,7 +29,7 @@ def write_label_data_set(images: LabelledImages, root: Path, fraction: float) ->
     held_out = validation_ids(images.ids, fraction)
     splits: dict[str, Sequence[str]] = {TRAINAUG: [name for name in images.ids if name not in held_out], VAL: sorted(held_out)}
     if not splits[TRAINAUG]:
-        raise UserError(f'{images.labels} holds {len(images)} images, which leaves none for training: lower --val_fraction')
+        raise UserError(f'{images.labels} holds {len(images)} images, so none is left for training: lower --val_fraction')
     write_classes(root, (BACKGROUND, *(images.categories.names[number] for number in numbers)))
     write_splits(root, {split: names for split, names in splits.items() if names})
 
@@ -39,7 +39,7 @@ def write_label_data_set(images: LabelledImages, root: Path, fraction: float) ->
         content, size = images.jpeg(name)
         if size != labels.shape:
             raise UserError(f'{images.files[name]} is {size[1]} x {size[0]}, but its labels are {size_text(labels)}: run the '
-                            'script again that made them')
+                            'script that made them again')
         write_image(root, name, content)
         write_labels(root, split, name, lookup[labels])
 

@@ -1,4 +1,4 @@
-"""Images with a label map each, from the predictions of a run or from a data set, and what their values are called.
+"""Images with a label map each, from the predictions of a run or from a data set, and the names of their values.
 
 Axis legend: H W space.
 """
@@ -24,8 +24,8 @@ OF_PREDICTIONS = ColourTable({}, INDICES)
 
 @dataclass(frozen=True)
 class Categories:
-    """names: by number, from 1. lookup: 256 int16, the category of each stored value: 0 is background, VOID void, UNKNOWN what
-    no file may hold."""
+    """names: by number, from 1. lookup: 256 int16, the category of each stored value: 0 is background, VOID void, UNKNOWN for
+    invalid values."""
     names: Mapping[int, str]
     lookup: np.ndarray
 
@@ -33,7 +33,7 @@ class Categories:
 def class_categories(space: LabelSpace) -> Categories:
     """The classes of a data set as categories of class indices.
 
-    A class has its index as number; where the first class is none of background, its index plus 1, as 0 is background."""
+    A class has its index as number; if the first class is not background, its index plus 1, since 0 is background."""
     numbers = {index: index + (space.background != 0) for index in space.objects}
     names = {number: space.names[index] for index, number in numbers.items()}
     of_index = np.full(256, UNKNOWN, np.int16)
@@ -47,7 +47,8 @@ def class_categories(space: LabelSpace) -> Categories:
 def cluster_categories(names: Mapping[int, str], clusters: int, named_only: bool = False) -> Categories:
     """Clusters, numbered from 1, as categories. Those of one name are the first of them.
 
-    names: by cluster. named_only: whether clusters without a name are void. Raises `UserError` where none has a name then."""
+    names: by cluster. named_only: whether clusters without a name are void. Raises `UserError` if none has a name in that
+    case."""
     first: dict[str, int] = {}
     lookup, called = np.full(256, UNKNOWN, np.int16), dict[int, str]()
     lookup[[0, VOID]] = 0, VOID
@@ -64,12 +65,12 @@ def cluster_categories(names: Mapping[int, str], clusters: int, named_only: bool
 
 
 class LabelledImages:
-    """what: they are of, for people. files: the image of each id. root: the folder that file names start from. labels: the
-    folder of the label maps, <id>.png. instances: that of instance maps, or None. shown: whether label maps are of the images
-    as viewers show them, and not as stored. values: gives the values of an id's label map, H x W uint8; None: they are the
-    indices in its file.
+    """what: a description for messages. files: the image of each id. root: the folder to which file names are relative. labels:
+    the folder of the label maps, <id>.png. instances: that of instance maps, or None. shown: whether label maps are of the
+    images as viewers show them, and not as stored. values: gives the values of an id's label map, H x W uint8; None: they are
+    the indices in its file.
 
-    Raises `UserError` where there is no image.
+    Raises `UserError` if there is no image.
     """
 
     def __init__(self, what: str, files: Mapping[str, Path], root: Path, labels: Path, categories: Categories,
@@ -78,7 +79,7 @@ class LabelledImages:
         self.categories, self.instances, self.shown, self.values = categories, instances, shown, values
         self.ids = list(files)
         if not self.ids:
-            raise UserError(f'{labels}: there are no labels in this folder')
+            raise UserError(f'{labels}: this folder contains no labels')
 
     def __len__(self):
         return len(self.ids)
@@ -97,12 +98,12 @@ class LabelledImages:
     def read(self, image_id: str) -> tuple[np.ndarray, np.ndarray | None]:
         """The categories of an image's pixels, H x W uint8 (0 background, VOID void), and its instances, H x W int32, or None.
 
-        Raises `UserError` for a file that is missing or damaged, of another size, or holds a value that is no category."""
+        Raises `UserError` for a file that is missing or damaged, of another size, or with a value that is not a category."""
         path = self.labels / f'{image_id}.png'
         stored = self.values(image_id) if self.values else read_labels(path, OF_PREDICTIONS)
         labels = self.categories.lookup[stored]
         if labels.min(initial=0) < 0:
-            raise UserError(f'{path} holds the value {stored[labels < 0][0]}, which is no class or cluster: make it again')
+            raise UserError(f'{path} holds the value {stored[labels < 0][0]}, which is not a class or cluster: make it again')
         instances = None
         if self.instances:
             instances = read_instances(self.instances / f'{image_id}.png')
@@ -115,7 +116,7 @@ class LabelledImages:
 def labels_of_data_set(folder: Path, split: str, instances: str | None) -> LabelledImages:
     """The label maps of a split. instances: the name of the masks whose instance maps tell objects apart, or None.
 
-    Raises `UserError` where a list or folder is missing."""
+    Raises `UserError` if a list or folder is missing."""
     dataset = SegmentationDataset(folder, split, labels=True)
     index = {name: number for number, name in enumerate(dataset.ids)}
     files = {name: dataset.path_of(IMAGE, name) for name in index}
@@ -125,7 +126,7 @@ def labels_of_data_set(folder: Path, split: str, instances: str | None) -> Label
 
 
 def instance_folder(data_set: Path, name: str | None, required: bool = True) -> Path | None:
-    """The instance maps of a data set, None without a name. Raises `UserError` where these are `required` and missing."""
+    """The instance maps of a data set, None without a name. Raises `UserError` if these are `required` and missing."""
     if name is None:
         return None
     folder = data_set / f'instances_{name}'
@@ -133,5 +134,5 @@ def instance_folder(data_set: Path, name: str | None, required: bool = True) -> 
         return folder
     if required:
         there = ', '.join(sorted(path.name.removeprefix('instances_') for path in data_set.glob('instances_*'))) or 'none'
-        raise UserError(f'{folder} is missing: --instances names the masks whose objects are told apart (there: {there})')
+        raise UserError(f'{folder} is missing: --instances names the masks with objects (available: {there})')
     return None

@@ -1,4 +1,4 @@
-"""What a run has predicted: which images, and what the values are called."""
+"""The predictions of a run: their images, and the names of their values."""
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,13 +32,13 @@ SAME = ''  # --instances: those of the masks that the run was made with, if ther
 def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: bool, instances: str | None) -> LabelledImages:
     """The predictions in the folder of a run's results, with the images that they are of.
 
-    names: a names.yml in place of the one that the clusters have. named_only: whether clusters without a name are void.
-    instances: as `instance_folder` takes it, or SAME. Raises `UserError` where the folder holds no whole run, for names of
-    other clusters, and for an image that is gone.
+    names: a names.yml that replaces the one of the clusters. named_only: whether clusters without a name are void. instances:
+    as `instance_folder` takes it, or SAME. Raises `UserError` if the folder does not hold a finished run, for names of other
+    clusters, and for a missing image.
     """
     made = folder / FOLDER
     if not made.is_dir():
-        raise UserError(f'{made} is missing: --predictions names the folder of a finished run, whose predictions/ it has')
+        raise UserError(f'{made} is missing: --predictions names the folder of a finished run, which contains predictions/')
     config, results = _read(folder / 'config.yml', yaml.safe_load), _read(folder / RESULTS, json.loads, required=False)
     name = config.get('data_set') or config.get('val_db_name')
     if not isinstance(name, str):
@@ -55,7 +55,7 @@ def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: b
         root, by_id = data_set / 'images', {name: data_set / 'images' / f'{name}{SUFFIXES[IMAGE][0]}' for name in ids}
     missing = next((name for name in ids if name not in by_id or not by_id[name].is_file()), None)
     if missing is not None:
-        raise UserError(f'{made / missing}.png: its image is not in {root} any more: run the script again that made it')
+        raise UserError(f'{made / missing}.png: its image is no longer in {root}: run the script that made it again')
     own = None if photographs else saliency
     maps = instance_folder(data_set, own, required=False) if instances == SAME else instance_folder(data_set, instances)
     return LabelledImages(f'predictions of {folder.name}', {name: by_id[name] for name in ids}, root, made, categories,
@@ -64,11 +64,11 @@ def predictions_of(folder: Path, db_root: Path, names: str | None, named_only: b
 
 def _categories(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any], data_set: Path, given: str | None,
                 named_only: bool) -> Categories:
-    """What the values are called: the classes of the data set, or clusters."""
+    """The names of the values: the classes of the data set, or clusters."""
     own, segmented = results.get('script') == OWN, 'clustering' in config
     if not (own or segmented):
         if given or named_only:
-            raise UserError(f'{folder}: only clusters of {OWN} and {SEGMENT} have names: leave out --names and --named_only')
+            raise UserError(f'{folder}: only clusters of {OWN} and {SEGMENT} have names: omit --names and --named_only')
         if 'n_clusters' in results and 'IoU' not in results:
             return cluster_categories({}, results['n_clusters'] - 1)
         return class_categories(label_space(data_set))
@@ -80,7 +80,7 @@ def _categories(folder: Path, config: Mapping[str, Any], results: Mapping[str, A
     if given or path.exists():
         clusters, names = read_names(path)
         if clusters != clustering:
-            raise UserError(f'{path}: these names are of other clusters than {folder}: save them from the '
+            raise UserError(f'{path}: these names belong to other clusters than {folder}: save them from the '
                             'clusters.html of these')
     if names != drawn and len(set(drawn.values())) < len(drawn):  # which clusters were one can't be undone
         raise UserError(f'{folder}: its predictions were made with other names than those in {path}: '

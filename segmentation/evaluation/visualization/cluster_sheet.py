@@ -28,7 +28,7 @@ class _Clustering(Protocol):
 
 
 def cluster_space(n_clusters: int) -> LabelSpace:
-    """The predicted ids as classes, where there are no labels."""
+    """The predicted ids as classes, if there are no labels."""
     return LabelSpace(('background', *(f'cluster {number}' for number in range(1, n_clusters))))
 
 

@@ -1,6 +1,6 @@
-"""A page on which people name clusters: one file, that needs no server and no network.
+"""A page for naming clusters: a single file that works without a server or a network.
 
-What comes from outside, names of files and clusters, stands in attributes and text alone, escaped; the script reads it there.
+External text, names of files and clusters, is only in attributes and text, escaped; the script reads it from there.
 """
 import base64
 import hashlib
@@ -24,8 +24,8 @@ DIMMED = 0.55  # brightness of what is around the object
 
 @dataclass(frozen=True)
 class Row:
-    """number: of the cluster, from 1. name: or ''. colour: RGB. images: how many it has. typical, doubtful: indices of those
-    that are shown."""
+    """number: of the cluster, from 1. name: or ''. colour: RGB. images: their number. typical, doubtful: indices of the shown
+    ones."""
     number: int
     name: str
     colour: Sequence[int]
@@ -65,8 +65,8 @@ def save_clusters_page(path: str | Path, name: str, clustering: str, rows: Seque
                        thumbnail: Callable[[int, Row], bytes], command: str, unit: str = 'image') -> None:
     """Write the page.
 
-    name: of the experiment. clustering: what names.yml has as `clustering`. names: M file names. thumbnail: gives the JPEG of
-    an image in a row. command: what hands names.yml on. unit: what is clustered, image or object.
+    name: of the experiment. clustering: the value of `clustering` in names.yml. names: M file names. thumbnail: gives the JPEG
+    of an image in a row. command: the command that passes names.yml on. unit: image or object.
     """
     folder = Path(__file__).parent
     template, style, script = ((folder / f'clusters_page.{kind}').read_text(encoding='utf-8') for kind in ('html', 'css', 'js'))
@@ -80,7 +80,7 @@ def save_clusters_page(path: str | Path, name: str, clustering: str, rows: Seque
 
 
 def _hash(text: str):
-    """What the page's policy names its own style and script by: nothing else runs in it."""
+    """The hash by which the page's policy allows its own style and script, and nothing else."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -100,5 +100,5 @@ def _row(row: Row, names: Sequence[str], thumbnail: Callable[[int, Row], bytes],
 
 
 def _shown(text: str):
-    """Text for an attribute. What is no text in a file's name becomes an escape."""
+    """Text for an attribute. Undecodable parts of file names are escaped."""
     return html.escape(text.encode(errors='backslashreplace').decode())
