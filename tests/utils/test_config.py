@@ -38,7 +38,7 @@ def mistake(experiment):
 def test_defaults_of_pretraining(experiment):
     removed = ('model_kwargs', 'optimizer', 'optimizer_kwargs.momentum', 'optimizer_kwargs.weight_decay', 'seed',
                'optimizer_kwargs.nesterov', 'freeze_layers', 'num_workers', 'transformation_kwargs', BACKBONE,
-               'backbone_kwargs.dilated')
+               'backbone_kwargs.dilated', 'backbone_kwargs.output_stride')
     p = plain(create_config(*files(experiment(dict.fromkeys(removed, ...)))))
     assert p['model_kwargs'] == {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True}
     assert p['optimizer_kwargs'] == {'lr': 0.01, 'head_lr': None, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
