@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import warm
 from helpers.experiments import PRETRAINING, TOYS_KMEANS, TOYS_RETRIEVAL
-from helpers.processes import MAIN, ONE_THREAD, wait_for
+from helpers.processes import MAIN, wait_for
 from sklearn.linear_model import LogisticRegression
 
 import curve
@@ -69,7 +70,7 @@ def test_scores_are_those_of_the_scripts(run, score, experiment, toys, toy_netwo
     assert [(point['epoch'], point['steps']) for point in found.values()] == [(0, 0), (1, 4), (2, 8)]
     given = {'pretraining': str(kept_path(run, 2)), 'val_db_kwargs': {'saliency': 'supervised_model', 'batch_size': 10}}
     database = {'retrieval_kwargs': {'train_split': 'train', 'saliency': 'supervised_model'}}
-    backbone = {key.removeprefix('module.model_q.backbone.'): value for key, value in
+    backbone = {key.removeprefix('module.model_q.backbone.model.'): value for key, value in
                 torch.load(kept_path(run, 2), weights_only=True)['model'].items() if '.backbone.' in key}
     torch.save(backbone, tmp_path / 'backbone.pth')
     alone = {**given, 'head': 'none', 'pretraining': str(tmp_path / 'backbone.pth')}
@@ -96,7 +97,7 @@ def test_scores_are_those_of_the_scripts(run, score, experiment, toys, toy_netwo
 def test_goes_on_where_it_stopped(run, score, user_error):
     """What is scored stays; what is new, or has another content, is scored; other settings begin anew."""
     last = kept_path(run, 2).rename(run / 'later')
-    score()
+    score('--num_seeds', '2')
     before = points_of(run)
     assert list(before) == [0, 1]
     path = run / 'curve' / 'curve.json'
@@ -105,11 +106,11 @@ def test_goes_on_where_it_stopped(run, score, user_error):
     path.write_text(json.dumps(content))
     last.rename(kept_path(run, 2))
     shutil.copy(kept_path(run, 0), kept_path(run, 1))  # for example, the run was started over
-    score('--follow')  # nothing runs there, so it ends
+    score('--num_seeds', '2', '--follow')  # nothing runs there, so it ends
     after = points_of(run)
     assert list(after) == [0, 1, 2] and after[0]['scores']['network']['kmeans'] == 77.7
     assert after[1]['sha256'] == before[0]['sha256'] and after[1]['scores'] == before[0]['scores']
-    score(name=run)  # its path will do as well as its name; nothing is left to do
+    score('--num_seeds', '2', name=run)  # its path will do as well as its name; nothing is left to do
     assert points_of(run) == after
     score('--num_seeds', '1')
     assert json.loads((run / 'curve' / 'curve.json.old-1').read_text())['points'] == list(after.values())
@@ -120,20 +121,18 @@ def test_goes_on_where_it_stopped(run, score, user_error):
 
 @pytest.mark.slow
 def test_follows_a_run_until_its_end(experiment, toys, tmp_path):
-    """Two real processes, the second of which starts before there is anything to score."""
+    """Two real processes, the second of which starts while there is little to score."""
     arguments = [*experiment(FEW | {'epochs': 4, 'keep_every': 3}, 'run', toys), '--amp', 'none']
     folder = tmp_path / 'output' / 'run'
-    training = subprocess.Popen([sys.executable, MAIN, *arguments], env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    training = warm.start(MAIN, *arguments, out=tmp_path / 'training')
     try:
-        wait_for(lambda: is_held(folder))
-        following = subprocess.Popen([sys.executable, CURVE, *arguments[:2], '--run', folder, '--follow', *SMALL],
-                                     env=ONE_THREAD, text=True, stdout=subprocess.PIPE)
-        printed = following.communicate(timeout=240)[0]
+        wait_for(lambda: is_held(folder) or kept_checkpoints(folder))
+        following = warm.start(CURVE, *arguments[:2], '--run', folder, '--follow', *SMALL, out=tmp_path / 'following')
+        assert following.wait(240) == 0, following.printed()
     finally:
         training.kill()
-    training.wait()
-    assert training.returncode == following.returncode == 0
-    assert list(points_of(folder)) == list(kept_checkpoints(folder)) == [0, 3, 4] and '3 checkpoints scored' in printed
+    assert training.returncode == 0 and '3 checkpoints scored' in following.printed()
+    assert list(points_of(folder)) == list(kept_checkpoints(folder)) == [0, 3, 4]
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_from_pretraining_to_scores(experiment, tmp_path):
     folder = tmp_path / 'output' / 'small'
     checkpoint = folder / 'checkpoint.pth.tar'
     network = stored_network(kept_path(folder, 1))
-    assert network.decoder is None and network.head.weight.shape == (6, 512, 1, 1)
+    assert network.decoder is None and network.head.weight.shape == (6, 96, 1, 1)
     given = {'head': 'linear', 'pretraining': str(checkpoint), 'model_kwargs': {'ndim': 6}}
     kmeans.main([*experiment(given, 'kmeans', base=KMEANS), '--num_seeds', '1'])
     linear_finetune.main(experiment({'head': 'linear', 'pretraining': str(checkpoint), 'epochs': 1}, 'linear', base=LINEAR))
@@ -45,4 +45,5 @@ def test_from_pretraining_to_scores(experiment, tmp_path):
     assert all(0 < score <= 100 for score in scores)
     best = torch.load(tmp_path / 'output' / 'linear' / 'best_model.pth.tar', weights_only=True)
     trained = torch.load(checkpoint, weights_only=True)['model']
-    assert best['backbone.conv1.weight'].equal(trained['module.model_q.backbone.conv1.weight']) and 'linear.weight' in best
+    key = 'backbone.model.bn1.weight'
+    assert best[key].equal(trained[f'module.model_q.{key}']) and 'linear.weight' in best

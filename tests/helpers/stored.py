@@ -8,9 +8,10 @@ PRETRAINING = {'kmeans_eval': True, 'model_kwargs': {'ndim': 5}}
 NETWORKS = {
     'linear': ({'num_classes': 6}, ['logits']),
     'linear_on_backbone': ({'num_classes': 6, 'head': 'none'}, ['logits']),
-    'output_stride_32': ({'num_classes': 6, 'backbone_kwargs': {'dilated': False}}, ['logits']),
+    'output_stride_32': ({'num_classes': 6, 'head': 'none', 'backbone_kwargs': {'dilated': False}}, ['logits']),
     'pretraining': (PRETRAINING, ['embeddings', 'saliency']),
-    'no_saliency': ({**PRETRAINING, 'model_kwargs': {'ndim': 5, 'use_classification_head': False}}, ['embeddings']),
+    'no_saliency': ({**PRETRAINING, 'head': 'linear', 'model_kwargs': {'ndim': 5, 'use_classification_head': False}},
+                    ['embeddings']),
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import warm
 
 import checkpoints
 import crf
@@ -28,13 +29,25 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def quick_processes(tmp_path, monkeypatch):
+    """Those that growth.py and pretrain_loss.py start; test_table has one that starts by itself."""
+    def json_of(script, *flags):
+        done = warm.run(script, *flags, out=tmp_path / 'out', err=tmp_path / 'err')
+        assert done.returncode == 0, done.errors()
+        return json.loads(done.printed())
+    for module in growth, pretrain_loss:
+        monkeypatch.setattr(module, 'json_of', json_of)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures('quick_processes')
 @pytest.mark.parametrize('module, flags, keys', [
     (pretrain_step, ['--size', '32', '--batch', '4', '--queue', '8', '--steps', '1', '--amp', 'none'],
      ('speed_up', 'whole_over_bare')),
     (pretrain_loss, ['--batch', '8', '--grid', '12', '--size', '96', '--queue', '32', '--rounds', '1'],
      ('speed_up', 'plain_over_peak')),
-    (checkpoints, ['--size', '32', '--batch', '4', '--steps', '1', '--rounds', '2', '--amp', 'none'], ('mib', 'held_seconds')),
+    (checkpoints, ['--size', '32', '--batch', '4', '--steps', '1', '--rounds', '1', '--amp', 'none'], ('mib', 'held_seconds')),
     (pretrain_views, ['--size', '32', '--images', '2', '--rounds', '1'], ('speed_up', 'cached_speed_up')),
     (kmeans_scoring, ['--images', '3', '--height', '40', '--width', '50', '--rounds', '1'], ('speed_up', 'retrieval_speed_up')),
     (linear_probe, ['--size', '48', '--batch', '4', '--images', '7', '--rounds', '1', '--amp', 'none'], ('speed_up',)),
@@ -49,6 +62,7 @@ def test_prints_one_line_of_json(monkeypatch, capsys, module, flags, keys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('quick_processes')
 def test_growth(monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['growth', '--batches', '2', '--sizes', '96', '--splits', '40', '--steps', '1',
                                       '--memory', '2', '4', '--memory-size', '32'])
@@ -65,6 +79,8 @@ def test_growth(monkeypatch, capsys):
 @pytest.mark.slow
 def test_table(tmp_path, monkeypatch, capsys):
     """The page keeps what stands around the marks, and has a line for each row."""
+    empty = f'# Title\n{table.BEGIN}{table.END}## After\n'
+    assert table.replace_block(empty, ['a', 'b']) == f'# Title\n{table.BEGIN}\na\nb\n\n{table.END}## After\n'
     row = table.Row('counting {batch}', 'passes', 'counting_speed_up', 'counting_seconds', 'plain_counting_seconds')
     command = 'online_evaluation.py', '--batch', '2', '--size', '32', '--rounds', '2'
     monkeypatch.setattr(table, 'BENCHMARKS', {command: (row,)})
@@ -72,12 +88,11 @@ def test_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(table, 'run', lambda script, *flags: {'steps': [], 'images': [], 'splits': []} if script == 'growth.py'
                         else run(script, *flags))
     monkeypatch.setattr(table, 'PAGE', tmp_path / 'performance.md')
-    for old in ('', 'old\n'):
-        table.PAGE.write_text(f'# Title\n{table.BEGIN}{old}{table.END}## After\n')
-        table.main([])
-        text = table.PAGE.read_text()
-        assert text.startswith(f'# Title\n{table.BEGIN}') and text.endswith(f'{table.END}## After\n') and 'old' not in text
-        assert '| counting 2 | passes | ' in text and f'torch {torch.__version__.partition("+")[0]}' in text
+    table.PAGE.write_text(f'# Title\n{table.BEGIN}old\n{table.END}## After\n')
+    table.main([])
+    text = table.PAGE.read_text()
+    assert text.startswith(f'# Title\n{table.BEGIN}') and text.endswith(f'{table.END}## After\n') and 'old' not in text
+    assert '| counting 2 | passes | ' in text and f'torch {torch.__version__.partition("+")[0]}' in text
     assert table.BEGIN in (ROOT / 'docs' / 'performance.md').read_text()
 
 

@@ -26,8 +26,8 @@ NEIGHBOURS = {**{key: value for key, value in KMEANS.items() if key not in ('kme
               'train_db_name': 'Shapes', 'knn_kwargs': {'k': 3}}
 SETTINGS = {  # what changes in the experiment files, the first layer that learns, and features to cluster
     VIT: ({'backbone': VIT, 'backbone_kwargs': {}, 'head': 'linear', 'freeze_layers': 2}, 'blocks.2.', 'keys'),
-    CONVNEXT: ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 16}, 'head': 'linear', 'freeze_layers': 1},
-               'stages.1.', 'stages.2'),
+    CONVNEXT: ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 16}, 'head': 'linear', 'freeze_layers': 1,
+                'model_kwargs': {'ndim': 6, 'upsample': True, 'use_classification_head': False}}, 'stages.1.', 'stages.2'),
     RESNET: ({'backbone': RESNET, 'backbone_kwargs': {'output_stride': 8}, 'head': 'deeplab', 'freeze_layers': True}, 'layer3.',
              'layer3')}
 
@@ -70,7 +70,7 @@ def test_resumes_inside_an_epoch(experiment, backbone, tmp_path, monkeypatch):
     for key in ('model', 'optimizer', 'random'):
         assert_same(whole[key], cut[key], key)
     torch.manual_seed(whole['seed'])
-    network = get_model({**SETTINGS[backbone][0], 'model_kwargs': {'ndim': 6}})
+    network = get_model({'model_kwargs': {'ndim': 6}, **SETTINGS[backbone][0]})
     state = {key: value for key, value in network.state_dict().items() if key.startswith('backbone.')}
     learns = f'backbone.model.{SETTINGS[backbone][1]}'
     first = next(index for index, key in enumerate(state) if key.startswith(learns))
@@ -81,12 +81,13 @@ def test_resumes_inside_an_epoch(experiment, backbone, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('backbone', [VIT, CONVNEXT])  # most other tests have the ResNet
 def test_evaluations_export_and_hub(experiment, backbone, tmp_path):
     pretraining(experiment, backbone, epochs=1)
     changes, _, stage = SETTINGS[backbone]
     checkpoint = tmp_path / 'output' / 'small' / 'checkpoint.pth.tar'
     given = {**{key: value for key, value in changes.items() if key != 'freeze_layers'}, 'pretraining': str(checkpoint),
-             'model_kwargs': {'ndim': 6}}
+             'model_kwargs': changes.get('model_kwargs', {'ndim': 6})}
     for features in ('embedding', stage):
         kmeans.main([*experiment({**given, 'kmeans_kwargs.features': features}, 'kmeans', base=KMEANS), '--num_seeds', '1'])
         assert 0 < results(tmp_path / 'output' / 'kmeans')['mIoU'] <= 100
@@ -94,7 +95,8 @@ def test_evaluations_export_and_hub(experiment, backbone, tmp_path):
     assert 'mIoU' in results(tmp_path / 'output' / 'retrieval')
     knn.main([*experiment(given, 'knn', base=NEIGHBOURS), '--num_visualizations', '0'])
     assert 'mIoU' in results(tmp_path / 'output' / 'knn')
-    linear = {**given, 'transformation_kwargs.resolution': [48, 32], 'model_kwargs': ..., 'epochs': 1}
+    linear = {**given, 'transformation_kwargs.resolution': [48, 32], 'epochs': 1,
+              'model_kwargs': {'use_classification_head': backbone == VIT}}
     linear_finetune.main(experiment(linear, 'linear', base=LINEAR))
     best = tmp_path / 'output' / 'linear' / 'best_model.pth.tar'
     network = stored_network(best)  # whose config.yml says which backbone it is
@@ -104,9 +106,11 @@ def test_evaluations_export_and_hub(experiment, backbone, tmp_path):
     export.main(['--weights', str(checkpoint), '--out', str(out), '--size', '32', '48'])
     network, images = stored_network(checkpoint).eval(), torch.randn(2, 3, 32, 48)
     with torch.no_grad():
-        embeddings, saliency = network(images)
-    given = onnxruntime.InferenceSession(str(out)).run(None, {'images': images.numpy()})
-    for wanted, got in zip((embeddings, saliency), given, strict=True):
+        outputs = [output for output in network(images) if output is not None]
+    session = onnxruntime.InferenceSession(str(out))
+    names = ['embeddings', 'saliency'] if backbone == VIT else ['embeddings']  # which is without a saliency head
+    assert [output.name for output in session.get_outputs()] == names
+    for wanted, got in zip(outputs, session.run(None, {'images': images.numpy()}), strict=True):
         assert np.abs(got - wanted.numpy()).max() < 1e-4 * wanted.abs().max()
     hub = hubconf.maskcontrast(str(checkpoint))
     assert_same(dict(hub.state_dict()), dict(network.state_dict()))
