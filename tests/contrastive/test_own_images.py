@@ -1,5 +1,6 @@
 """From a folder of photographs to a sheet of clusters: `own_images.py`, `own_clusters.py` and `make mine`."""
 import csv
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -213,6 +214,21 @@ def test_which_weights_are_chosen(offline, own_weights, tmp_path):  # noqa: F811
         line('torchvision://resnet18-V9')
     with pytest.raises(UserError, match='--weights timm://no_such_model'):
         line('timm://no_such_model')
+
+
+def test_what_makes_the_masks(tmp_path, monkeypatch):
+    given = Weights('resnet18', '/weights.pth', '')
+    cues = {'model': 'feature_cues', 'backbone': 'resnet18', 'weights': '/weights.pth'}
+    assert own_images.choose_masks(None, given)[0] == cues
+    for asked in (None, 'auto'):
+        assert own_images.choose_masks(asked, RANDOM)[0] == {'model': 'robust_background'}
+    with pytest.raises(UserError, match='--model feature_cues needs weights'):
+        own_images.choose_masks('feature_cues', RANDOM)
+    if all(map(importlib.util.find_spec, ('rembg', 'onnxruntime'))):
+        monkeypatch.setenv('U2NET_HOME', str(tmp_path))
+        (tmp_path / 'u2net.onnx').touch()
+        masks, why = own_images.choose_masks('auto', given)
+        assert masks == {'model': 'u2net'} and 'found on disk' in why
 
 
 def test_when_a_network_is_trained():
