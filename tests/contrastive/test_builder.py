@@ -53,8 +53,9 @@ def take_steps(model, step, steps, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('backbone, freeze', [('resnet18', False), ('resnet50', True)])
-@pytest.mark.parametrize('dtype, steps, tolerance', [(torch.float32, 1, 1e-5), (torch.float64, 3, 1e-9)])
+@pytest.mark.parametrize('backbone, freeze, dtype, steps, tolerance', [
+    ('resnet18', False, torch.float32, 1, 1e-5), ('resnet18', False, torch.float64, 3, 1e-9),
+    ('resnet50', True, torch.float64, 1, 1e-9)])
 def test_steps_equal_the_plain_version(backbone, freeze, dtype, steps, tolerance):
     fast = build(backbone, freeze, dtype)
     plain = plain_network(copy.deepcopy(fast))
@@ -73,7 +74,7 @@ def test_steps_equal_the_plain_version(backbone, freeze, dtype, steps, tolerance
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('height, width', [(95, 130), (130, 95), (96, 160)])
+@pytest.mark.parametrize('height, width', [(95, 130), (96, 160)])
 def test_a_step_of_other_sizes_equals_the_plain_version(height, width):
     """In float32: for example maps of 12 x 17, on which some dilations reach over one side only."""
     fast = build('resnet18', False, torch.float32)

@@ -30,9 +30,9 @@ RANDOM, PUBLISHED = Weights('resnet18', None, ''), Weights('resnet18', find_back
 
 
 @pytest.fixture
-def few_steps(monkeypatch):
-    """Two steps instead of hundreds."""
-    monkeypatch.setattr(contrastive.own_images_config, 'STEPS', {'cpu': 2, 'other': 2})
+def one_step(monkeypatch):
+    """One step instead of hundreds."""
+    monkeypatch.setattr(contrastive.own_images_config, 'STEPS', {'cpu': 1, 'other': 1})
     monkeypatch.setattr(contrastive.own_images_config, 'EPOCHS', 1)
 
 
@@ -114,7 +114,7 @@ def test_weights_at_hand_need_no_training(begin, env, own_weights, photographs, 
 
 
 @pytest.mark.slow
-def test_training_from_random_weights(few_steps, begin, env, tmp_path, capsys):
+def test_training_from_random_weights(one_step, begin, env, tmp_path, capsys):
     output = tmp_path / 'output'
     begin('--weights', 'none')
     said, ids = capsys.readouterr().out, ids_of(tmp_path)
@@ -136,7 +136,7 @@ def test_training_from_random_weights(few_steps, begin, env, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_other_photographs_are_trained_on_anew(few_steps, begin, own_weights, photographs, tmp_path):  # noqa: F811
+def test_other_photographs_are_trained_on_anew(one_step, begin, own_weights, photographs, tmp_path):  # noqa: F811
     """Also where their number, and so the settings, are the same."""
     flags = '--weights', str(own_weights), '--train', '1', '--seed', '5'
     begin(*flags)
@@ -168,7 +168,7 @@ def test_masks_of_two_models_that_leave_out_other_photographs(begin, env, own_we
 
 
 @pytest.mark.slow
-def test_without_weights_training_starts_from_random_ones(few_steps, begin, tmp_path, capsys):
+def test_without_weights_training_starts_from_random_ones(one_step, begin, tmp_path, capsys):
     begin('--weights', 'none')
     said = capsys.readouterr().out
     assert 'weights: random, as requested' in said and 'masks: robust_background' in said
@@ -263,7 +263,7 @@ def test_settings_are_valid_for_any_number_of_images(env, tmp_path, images, kind
 
 
 @pytest.mark.slow
-def test_mistakes(few_steps, begin, env, photographs, tmp_path, user_error):
+def test_mistakes(one_step, begin, env, photographs, tmp_path, user_error):
     assert 'run own_images.py --name mine first' in user_error(lambda: own_clusters.main(['--config_env', env]))
     assert 'make clusters first' in user_error(lambda: begin('--segment'))
     for name in ('../mine', '', '..', 'Shapes', 'VOCSegmentation', '.x'):

@@ -2,19 +2,34 @@
 import os
 import shutil
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.processes import MAIN, ONE_THREAD
+from helpers import warm
+from helpers.processes import MAIN
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which('ip') or not shutil.which('unshare'),
     reason='network namespaces need root, iproute2 and unshare')]
 
 ADDRESSES = {'alpha': '10.77.0.1', 'beta': '10.77.0.2'}
+# A process that is on a machine, as `ip netns exec` has it, and of that machine's name
+ELSEWHERE = '''
+import ctypes, os, runpy, socket, subprocess, sys
+space, name = sys.argv[1:3]
+libc = ctypes.CDLL(None)
+assert libc.setns(os.open(f'/var/run/netns/{space}', os.O_RDONLY), 0x40000000) == 0  # CLONE_NEWNET
+assert libc.unshare(0x20000 | 0x4000000) == 0  # CLONE_NEWNS, CLONE_NEWUTS
+subprocess.run(f'mount --make-rslave / && umount -l /sys && mount -t sysfs {space} /sys && '
+               f'for file in hosts resolv.conf; do mount --bind /etc/netns/{space}/$file /etc/$file; done',
+               shell=True, check=True)
+socket.sethostname(name)
+del sys.argv[:3]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
 # What a process finds out about its place after it has joined
 PLACE = f'''
 import os, sys
@@ -28,8 +43,8 @@ distributed.leave()
 
 
 @pytest.fixture
-def machines():
-    """Two namespaces that a cable connects. machines(name, words) starts a process on one of them."""
+def machines(tmp_path):
+    """Two namespaces that a cable connects. machines(name, script, arguments) starts a process on one of them."""
     tag, started = uuid.uuid4().hex[:6], []
     spaces = {name: f'mc-{tag}-{name}' for name in ADDRESSES}
 
@@ -51,10 +66,11 @@ def machines():
             hosts.with_name('resolv.conf').write_text('')  # else each look-up waits for a name server outside
             hosts.write_text(f'127.0.0.1 localhost\n127.0.1.1 {name}\n{others}\n')
 
-        def start(name, *words, env=None):
-            command = ['ip', 'netns', 'exec', spaces[name], 'unshare', '--uts', 'sh', '-c', f'hostname {name}; exec "$@"', 'sh']
-            started.append(subprocess.Popen([*command, *map(str, words)], env=env or ONE_THREAD, text=True,
-                                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        (tmp_path / 'elsewhere.py').write_text(ELSEWHERE)
+
+        def start(name, *words, **environment):
+            started.append(warm.start(tmp_path / 'elsewhere.py', spaces[name], name, *words, out=tmp_path / f'{name}.log',
+                                      **environment))
             return started[-1]
         yield start
     finally:
@@ -65,25 +81,21 @@ def machines():
             shutil.rmtree(Path('/etc/netns') / space, ignore_errors=True)
 
 
-def finish(*processes):
-    return [(process.communicate(timeout=120)[0], process.returncode) for process in processes]
-
-
 @pytest.mark.parametrize('host', ['10.77.0.1', 'alpha'])
 def test_they_meet_and_know_their_places(machines, tmp_path, host):
     """Also where the first machine is named by its name, which on itself leads to 127.0.1.1. Neither has a LOCAL_RANK."""
     script = tmp_path / 'place.py'
     script.write_text(PLACE)
-    outputs = finish(*(machines(name, sys.executable, script, rank, f'tcp://{host}:29511')
-                       for rank, name in enumerate(ADDRESSES)))
-    for rank, (output, code) in enumerate(outputs):
-        assert code == 0, output
-        words = next(line for line in output.splitlines() if line.startswith('place')).split()
+    processes = [machines(name, script, rank, f'tcp://{host}:29511') for rank, name in enumerate(ADDRESSES)]
+    for rank, process in enumerate(processes):
+        assert process.wait() == 0, process.printed()
+        words = next(line for line in process.printed().splitlines() if line.startswith('place')).split()
         assert words[1:4] == [str(rank), '0', '1'] and words[4].startswith('mc')
 
 
 def train(machines, experiment, roots, changes=None):
-    """main.py on both machines, started by hand, each with an output folder of its own."""
+    """main.py on both machines, started by hand, each with an output folder of its own. Returns what they print and the exit
+    codes."""
     processes = []
     for rank, (name, root) in enumerate(roots.items()):
         arguments = experiment({'epochs': 1, **(changes or {})})
@@ -91,29 +103,30 @@ def train(machines, experiment, roots, changes=None):
         own = env.with_name(f'env_{name}.yml')
         own.write_text(env.read_text().replace(str(env.parent / 'output'), str(root)))
         arguments[1] = str(own)
-        processes.append(machines(name, sys.executable, MAIN, *arguments, '--amp', 'none', '--world-size', 2, '--rank', rank,
-                                  '--dist-url', 'tcp://10.77.0.1:29512', env={**ONE_THREAD, 'LOCAL_RANK': '7'}))
-    return finish(*processes)
+        processes.append(machines(name, MAIN, *arguments, '--amp', 'none', '--world-size', 2, '--rank', rank,
+                                  '--dist-url', 'tcp://10.77.0.1:29512', LOCAL_RANK='7'))
+    codes = [process.wait() for process in processes]
+    return [process.printed() for process in processes], codes
 
 
 def test_a_training_and_a_checkpoint_that_only_the_other_machine_has(machines, experiment, tmp_path):
     """Each has a disk of its own. LOCAL_RANK was left behind by another launcher: what was typed wins."""
     roots = {name: tmp_path / name for name in ADDRESSES}
-    for output, code in train(machines, experiment, roots):
-        assert code == 0, output
+    outputs, codes = train(machines, experiment, roots)
+    assert codes == [0, 0], outputs
     checkpoint = roots['alpha'] / 'small' / 'checkpoint.pth.tar'
     assert torch.load(checkpoint, weights_only=True)['epoch'] == 1
     assert not (roots['beta'] / 'small' / 'checkpoint.pth.tar').exists()  # local output folders elsewhere are fine
 
     (roots['beta'] / 'small').mkdir(parents=True, exist_ok=True)
     shutil.move(checkpoint, roots['beta'] / 'small' / 'checkpoint.pth.tar')
-    outputs = train(machines, experiment, roots, {'epochs': 2})
-    assert [code for _, code in outputs] == [2, 2]
-    text = ''.join(output for output, _ in outputs)
+    outputs, codes = train(machines, experiment, roots, {'epochs': 2})
+    text = ''.join(outputs)
+    assert codes == [2, 2]
     assert text.count('beta has a checkpoint after 1 epochs and 0 steps, rank 0 on alpha has none') == 1
     assert 'a shared folder' in text and 'copy the file' in text
     assert not checkpoint.exists()
 
     shutil.copy(roots['beta'] / 'small' / 'checkpoint.pth.tar', checkpoint)
-    for output, code in train(machines, experiment, roots, {'epochs': 1}):
-        assert code == 0, output
+    outputs, codes = train(machines, experiment, roots, {'epochs': 1})
+    assert codes == [0, 0], outputs

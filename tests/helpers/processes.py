@@ -13,6 +13,7 @@ import torch.distributed as dist
 from helpers import warm
 
 MAIN = Path(__file__).resolve().parents[2] / 'pretrain' / 'main.py'
+OF_TESTS = {'PYTHONPATH': os.pathsep.join(map(str, (MAIN.parent, Path(__file__).parents[1])))}  # for a test file as a script
 ONE_THREAD = {**os.environ, 'OMP_NUM_THREADS': '1'}  # two processes with two threads each would fight for two cores
 
 
@@ -29,11 +30,11 @@ class Ranks:
 
     def __init__(self, script, arguments, folder, count=2, **environment):
         self.store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)  # as torchrun has one
-        shared = {'WORLD_SIZE': count, 'LOCAL_WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': self.store.port,
-                  'TORCHELASTIC_USE_AGENT_STORE': True, 'TORCHELASTIC_RUN_ID': 'none', **environment}
+        shared = {'WORLD_SIZE': str(count), 'LOCAL_WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1',
+                  'MASTER_PORT': str(self.store.port), 'TORCHELASTIC_USE_AGENT_STORE': 'True', 'TORCHELASTIC_RUN_ID': 'none'}
         folder.mkdir(exist_ok=True)
         self.processes = [warm.start(script, *arguments, out=folder / f'rank{rank}.log', **{
-            name: str(value) for name, value in {**shared, 'RANK': rank, 'LOCAL_RANK': rank}.items()}) for rank in range(count)]
+            **shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank), **environment}) for rank in range(count)]
 
     def wait(self, timeout=120):
         """Wait for their end. Returns the exit codes in rank order; a negative one is that of a signal."""

@@ -129,7 +129,8 @@ def _become(argv, cwd, env):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv[:], sys.path[0] = argv, str(Path(argv[0]).resolve().parent)
+    sys.argv[:] = argv
+    sys.path[:1] = [str(Path(argv[0]).resolve().parent), *filter(None, env.get('PYTHONPATH', '').split(os.pathsep))]
     code = 0
     try:
         runpy.run_path(argv[0], run_name='__main__')

@@ -216,20 +216,22 @@ def test_atrous_convolutions_in_bfloat16():
     assert ours.weight.grad.dtype == torch.float32
 
 
-@pytest.fixture
-def files(tmp_path):
-    """A torchvision-format ResNet file as of 2017 (no counters) and a MoCo v2 file, of the same weights."""
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """A folder with a ResNet file of torchvision as of 2017 (no counters) and a MoCo v2 file, of the same weights, which are
+    the second value."""
+    folder = tmp_path_factory.mktemp('files')
     torch.manual_seed(1)
     state = {key: torch.randn_like(value) for key, value in resnet18(weights=None).state_dict().items()
              if not key.endswith('num_batches_tracked')}
-    torch.save(state, tmp_path / 'resnet18-old.pth')
+    torch.save(state, folder / 'resnet18-old.pth')
     full = resnet18(weights=None).state_dict() | state
     moco = {f'module.encoder_q.{key}': value for key, value in full.items() if not key.startswith('fc.')}
     moco |= {f'module.encoder_k.{key}': torch.zeros_like(value) for key, value in full.items()}
     moco |= {'module.encoder_q.fc.0.weight': torch.randn(512, 512), 'module.encoder_q.fc.2.bias': torch.randn(128),
              'module.queue': torch.randn(128, 64), 'module.queue_ptr': torch.zeros(1, dtype=torch.long)}
-    torch.save({'epoch': 800, 'arch': 'resnet18', 'state_dict': moco, 'optimizer': {}}, tmp_path / 'moco.pth.tar')
-    return tmp_path, state
+    torch.save({'epoch': 800, 'arch': 'resnet18', 'state_dict': moco, 'optimizer': {}}, folder / 'moco.pth.tar')
+    return folder, state
 
 
 @pytest.mark.parametrize('kwargs', [{'pretraining': 'imagenet_classification', 'state_dict': 'resnet18-old.pth'},
@@ -247,10 +249,9 @@ def test_initial_weights(files, kwargs):
 @pytest.mark.parametrize('change, named', [('too few', 'missing layer3.0.bn1.bias'), ('too many', 'left over layer5.weight'),
                                            ('other shape', 'of another shape conv1.weight')])
 @pytest.mark.parametrize('kind', ['resnet', 'moco'])
-def test_wrong_keys_are_named(files, change, named, kind):
-    folder, _ = files
-    path = folder / {'resnet': 'resnet18-old.pth', 'moco': 'moco.pth.tar'}[kind]
-    content = torch.load(path, weights_only=True)
+def test_wrong_keys_are_named(files, tmp_path, change, named, kind):
+    path = tmp_path / {'resnet': 'resnet18-old.pth', 'moco': 'moco.pth.tar'}[kind]
+    content = torch.load(files[0] / path.name, weights_only=True)
     state, prefix = (content, '') if kind == 'resnet' else (content['state_dict'], 'module.encoder_q.')
     if change == 'too few':
         del state[f'{prefix}layer3.0.bn1.bias']

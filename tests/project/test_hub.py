@@ -1,12 +1,11 @@
 """hubconf.py: networks for other code, which may have modules called `data`, `models` or `utils` of its own."""
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import warm
 from helpers.stored import NETWORKS, weights_of
 from PIL import Image
 
@@ -56,8 +55,8 @@ def test_code_with_modules_of_the_same_names(tmp_path):
     for name in ('utils', 'models'):
         (tmp_path / f'{name}.py').write_text(f'NAME = "their {name}"\n')
     (tmp_path / 'program.py').write_text(OTHER_CODE.format(root=str(ROOT), weights=str(tmp_path / 'weights.pth.tar')))
-    done = subprocess.run([sys.executable, 'program.py'], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout == 'their utils their models\n', done.stderr
+    done = warm.run(tmp_path / 'program.py', out=tmp_path / 'out', err=tmp_path / 'err')
+    assert done.printed() == 'their utils their models\n', done.errors()
 
 
 def test_preprocessing_is_the_evaluations():

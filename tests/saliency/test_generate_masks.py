@@ -1,13 +1,12 @@
 """generate_masks.py: what it makes of a folder of photographs, at once, in several runs, and beside a data set."""
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import warm
 from helpers.photographs import BASE, contents, disc, ids_of, make_masks, mask_ids, photograph, times
 from PIL import ExifTags, Image
 
@@ -178,10 +177,10 @@ def test_out_inside_images(tmp_path, images):
         assert ids_of(out, 'trainaug') == ['a', 'b', 'c d', 'deep/e']
 
 
-def start(images, out, *flags, **options):
+def start(images, out, *flags):
     """The script as a process of its own, in another working directory."""
-    return subprocess.Popen([sys.executable, SCRIPT, '--images', images, '--out', out, '--device', 'cpu', *flags],
-                            cwd=out.parent, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **options)
+    return warm.start(SCRIPT, '--images', images, '--out', out, '--device', 'cpu', *flags, cwd=out.parent,
+                      out=out.parent / 'log')
 
 
 @pytest.mark.slow
@@ -198,8 +197,6 @@ def test_killed_and_started_again(tmp_path):
             time.sleep(0.002)
     finally:
         process.kill()
-        process.wait()
-    made = times(out)
     assert 3 <= len(mask_ids(out)) < 24 and not (out / 'sets').exists()
     time.sleep(0.5)  # for its workers to end
     made = times(out)

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from helpers import warm
 from helpers.checks import refusal
 from helpers.experiments import KMEANS, LINEAR
 from helpers.processes import MAIN, ONE_THREAD, wait_for
@@ -18,14 +19,25 @@ from utils.parallel import workers
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_GROUPS = Path('/sys/fs/cgroup/cpu')
-SMALL = 'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+# A process that gets a /dev/shm of its own, as in a container
+CONTAINER = '''
+import ctypes, os, runpy, subprocess, sys
+assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS
+subprocess.run(f'mount --make-rprivate / && mount -t tmpfs -o size={sys.argv[1]} tmpfs /dev/shm', shell=True, check=True)
+del sys.argv[:2]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
 needs_mounts = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which('unshare'), reason='mounting needs root and unshare')
 
 
-def with_shared_memory(size, *words, **options):
-    """Start a process that has a /dev/shm of its own, of `size`, as in a container."""
-    command = ['unshare', '-m', 'sh', '-c', SMALL.format(size=size), 'sh', *map(str, words)]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ONE_THREAD, **options)
+@pytest.fixture
+def with_shared_memory(tmp_path):
+    """with_shared_memory(size, script, arguments) runs a script where /dev/shm has this size."""
+    def run(size, *words):
+        (tmp_path / 'container.py').write_text(CONTAINER)
+        return warm.run(tmp_path / 'container.py', size, *words, out=tmp_path / 'out', err=tmp_path / 'err')
+    return run
 
 
 @pytest.mark.slow
@@ -35,11 +47,11 @@ def with_shared_memory(size, *words, **options):
     ('segmentation/linear_finetune.py', LINEAR, {'num_workers': 4, 'pretraining': None,
                                                  'transformation_kwargs': {'resolution': [512, 512]}}, '8m'),
     ('segmentation/kmeans.py', KMEANS, {'num_workers': 2, 'transformation_kwargs': {'resolution': [512, 512]}}, '16m')])
-def test_too_little_shared_memory_is_said_before_the_first_batch(experiment, tmp_path, script, base, changes, size):
+def test_too_little_shared_memory_is_said_before_the_first_batch(with_shared_memory, experiment, tmp_path, script, base,
+                                                                 changes, size):
     arguments = experiment(changes, **({'base': base} if base else {}))
-    process = with_shared_memory(size, sys.executable, ROOT / script, *arguments)
-    _, errors = process.communicate(timeout=100)
-    line, = [line for line in errors.splitlines() if line.startswith('error: ')]
+    process = with_shared_memory(size, ROOT / script, *arguments)
+    line, = [line for line in process.errors().splitlines() if line.startswith('error: ')]
     assert process.returncode == 2 and line.startswith('error: /dev/shm has ')
     assert '--shm-size' in line and 'num_workers' in line
     assert not (tmp_path / 'output' / 'small' / 'checkpoint.pth.tar').exists()
@@ -82,30 +94,28 @@ KILLED = GROWING.replace('def __getitem__(self, index):', '''def __getitem__(sel
                 os.kill(os.getpid(), signal.SIGKILL)''').replace('2 ** 20 * (1 if index < 4 else 40)', '10')
 
 
-def end_of(process):
-    output, errors = process.communicate(timeout=60)
-    return process.returncode, [line for line in errors.splitlines() if line.startswith('error: ')], errors
+def only_line(process):
+    """The one line about its error of a process that ended with exit code 2, and without a traceback."""
+    lines = [line for line in process.errors().splitlines() if line.startswith('error: ')]
+    assert process.returncode == 2 and len(lines) == 1 and 'Traceback' not in process.errors(), process.errors()
+    return lines[0]
 
 
 @pytest.mark.slow
 @needs_mounts
-def test_a_lost_batch_ends_the_run(tmp_path):
+def test_a_lost_batch_ends_the_run(with_shared_memory, tmp_path):
     script = tmp_path / 'growing.py'
     script.write_text(GROWING)
-    code, lines, errors = end_of(with_shared_memory('16m', sys.executable, script))
-    assert code == 2 and len(lines) == 1 and 'DataLoader worker' in lines[0] and '--shm-size' in lines[0], errors
-    assert 'Traceback' not in errors
+    line = only_line(with_shared_memory('16m', script))
+    assert 'DataLoader worker' in line and '--shm-size' in line
 
 
 @pytest.mark.slow
 def test_a_killed_worker_is_one_line(tmp_path):
     script = tmp_path / 'killed.py'
     script.write_text(KILLED)
-    process = subprocess.Popen([sys.executable, script], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=ONE_THREAD)
-    code, lines, errors = end_of(process)
-    assert code == 2 and len(lines) == 1 and 'has probably run out' in lines[0] and 'num_workers' in lines[0], errors
-    assert 'Traceback' not in errors
+    line = only_line(warm.run(script, out=tmp_path / 'out', err=tmp_path / 'err'))
+    assert 'has probably run out' in line and 'num_workers' in line
 
 
 # A training whose requests to stop wait for a second at most
@@ -130,15 +140,13 @@ def test_sigterm_works_while_a_batch_never_comes(experiment, shapes_root, tmp_pa
             os.mkfifo(image)
     script = tmp_path / 'impatient.py'
     script.write_text(IMPATIENT)
-    process = subprocess.Popen([sys.executable, script, *experiment({'num_workers': 2}, db_root=root), '--amp', 'none'],
-                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ONE_THREAD)
+    process = warm.start(script, *experiment({'num_workers': 2}, db_root=root), '--amp', 'none', out=tmp_path / 'out')
     log = tmp_path / 'output' / 'small' / 'log_file.txt'
     try:
         wait_for(lambda: log.exists() and 'Training on' in log.read_text())
         time.sleep(1)  # it waits for its first batch
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
-        assert process.returncode == 75 and 'Traceback' not in errors
+        assert process.wait(30) == 75 and 'Traceback' not in process.printed()
     finally:
         process.kill()
 

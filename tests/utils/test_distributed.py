@@ -1,9 +1,11 @@
 """The method over several real gloo processes, against a plain version in one process, and against simulated ones."""
 import os
+import sys
 
 import pytest
 import torch
-from torch import multiprocessing
+from helpers.experiments import SMALL
+from helpers.processes import OF_TESTS, Ranks
 
 from contrastive import losses
 from contrastive.builder import ContrastiveModel
@@ -14,8 +16,7 @@ from utils.training.device import choose_device
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = {'backbone': 'resnet18', 'backbone_kwargs': {'dilated': True}, 'model_kwargs': {'ndim': 8},
-            'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 12}}
+SETTINGS = {**SMALL, 'model_kwargs': {'ndim': 8}, 'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 12}}
 VARIATIONS = {'no queue': {'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 0}},
               'images, no saliency loss': {'moco_kwargs': {'T': 0.5, 'm': 0.9, 'K': 12, 'contrast': 'image'},
                                            'model_kwargs': {'ndim': 8, 'use_classification_head': False}}}
@@ -89,9 +90,7 @@ def plain_step(model):
 
 
 def worker(rank, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(WORLD))
-    torch.set_num_threads(1)
-    distributed.join('cpu', url=f'file://{folder}/meeting')
+    distributed.join('cpu')
     rows = torch.arange(6.).view(3, 2) + 6 * rank
     order = distributed.shared_permutation(6)
     assert order.sort().values.tolist() == list(range(6))
@@ -113,7 +112,8 @@ def worker(rank, folder):
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ranks')
-    multiprocessing.spawn(worker, args=(str(folder),), nprocs=WORLD)
+    processes = Ranks(__file__, [folder], folder / 'logs', WORLD, **OF_TESTS)
+    assert processes.wait() == [0] * WORLD, processes.printed()
     return [torch.load(folder / f'rank{rank}', weights_only=True) for rank in range(WORLD)]
 
 
@@ -177,3 +177,7 @@ def test_simulated_processes_compute_what_real_ones_do(ranks, dropout):
 def test_a_batch_that_can_not_be_divided_is_refused():
     with pytest.raises(ValueError, match='4 images cannot be divided over 3 simulated processes'):
         SimulatedProcesses(build(seed=0, dropout=0.0), RandomStreams(3, 0, 3, choose_device('cpu')))(*batch(0))
+
+
+if __name__ == '__main__':
+    worker(int(os.environ['RANK']), sys.argv[1])

@@ -1,13 +1,11 @@
 """GPUs that look there and aren't: what torch.cuda answers on such machines is put in the place of this machine's answers."""
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.checks import refusal
-from helpers.processes import MAIN, ONE_THREAD
+from helpers.processes import MAIN, Ranks
 
 from main import main
 from utils.training import gpus
@@ -107,12 +105,9 @@ def test_processes_that_see_one_gpu_each(tmp_path, uuids, more, code):
     """As SLURM gives each task its own: that is fine where they are different ones, or where sharing is asked for."""
     script = tmp_path / 'join.py'
     script.write_text(JOIN)
-    env = {**ONE_THREAD, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(29600 + os.getpid() % 1000)}
-    processes = [subprocess.Popen([sys.executable, script, uuids, *more], env={**env, 'RANK': str(rank)}, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [code, code], outputs
-    text = ''.join(outputs)
+    ranks = Ranks(script, [uuids, *more], tmp_path / 'logs', LOCAL_RANK=None, LOCAL_WORLD_SIZE=None)
+    assert ranks.wait() == [code, code], ranks.printed()
+    text = ranks.printed()
     assert text.count('device cuda:0') == 2
     assert text.count('ranks 0, 1 are on one GPU') == (code == 2)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import warm
 from helpers.experiments import KMEANS, LINEAR
 from helpers.processes import MAIN, ONE_THREAD
 
@@ -35,13 +36,15 @@ sys.meta_path.insert(0, Blocker())
 '''
 
 
-def ends_without(package, tmp_path, *words):
-    """The lines on stderr of a script where a package is missing. It must end with exit code 2."""
-    (tmp_path / 'sitecustomize.py').write_text(BLOCKER)
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False, cwd=MAIN.parent,
-                          env={**ONE_THREAD, 'PYTHONPATH': str(tmp_path), 'BLOCKED': package})
-    assert done.returncode == 2, done.stderr
-    return done.stderr.splitlines()
+# The same where packages are there already
+WITHOUT = BLOCKER + '''
+import runpy
+for name in [name for name in sys.modules if os.environ['BLOCKED'] in name.split('.')]:
+    del sys.modules[name]
+del sys.argv[0]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
@@ -60,8 +63,11 @@ def test_other_programs_keep_their_hook():
     ('cv2', 'cv2 (opencv-python-headless)', 'generate_masks.py'),
     ('numpy', 'numpy', 'convert_voc.py'), ('yaml', 'yaml (pyyaml)', '../segmentation/reproduce.py')])
 def test_packages_that_are_missing_at_the_start(tmp_path, package, called, script):
-    assert ends_without(package, tmp_path, script, '--help') == [
-        f'error: this script needs the package {called}: pip install -r requirements.txt']
+    (tmp_path / 'sitecustomize.py').write_text(BLOCKER)
+    done = subprocess.run([sys.executable, script, '--help'], capture_output=True, text=True, check=False, cwd=MAIN.parent,
+                          env={**ONE_THREAD, 'PYTHONPATH': str(tmp_path), 'BLOCKED': package})
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f'error: this script needs the package {called}: pip install -r requirements.txt\n'
 
 
 @pytest.mark.slow
@@ -70,7 +76,10 @@ def test_packages_that_are_missing_at_the_start(tmp_path, package, called, scrip
     ('pydensecrf', 'pydensecrf (pydensecrf2)', 'segmentation/linear_finetune.py', {**LINEAR, 'pretraining': None})])
 def test_packages_that_are_missing_later(experiment, tmp_path, package, called, script, base):
     arguments = experiment(**({'base': base} if base else {}))
-    assert ends_without(package, tmp_path, ROOT / script, *arguments)[-1] == (
+    (tmp_path / 'without.py').write_text(WITHOUT)
+    done = warm.run(tmp_path / 'without.py', ROOT / script, *arguments, out=tmp_path / 'out', BLOCKED=package)
+    assert done.returncode == 2, done.printed()
+    assert done.printed().splitlines()[-1] == (
         f'error: this script needs the package {called}: pip install -r requirements.txt')
     assert not (tmp_path / 'output').exists()
 
@@ -179,15 +188,14 @@ def test_the_right_form_of_a_meeting_point_is_shown(experiment, user_error, url,
 
 @pytest.mark.slow
 @pytest.mark.parametrize('by', ['url', 'environment'])
-def test_a_port_in_use(experiment, by):
+def test_a_port_in_use(experiment, tmp_path, by):
     with socket.socket() as other:
         other.bind(('0.0.0.0', 0))
         other.listen()
         port = other.getsockname()[1]
         flags = ['--dist-url', f'tcp://localhost:{port}'] if by == 'url' else []
-        done = subprocess.run([sys.executable, MAIN, *experiment(), '--world-size', '2', '--rank', '0', *flags],
-                              capture_output=True, text=True, check=False,
-                              env={**ONE_THREAD, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(port)})
-    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    assert done.returncode == 2 and len(lines) == 1, done.stderr
+        done = warm.run(MAIN, *experiment(), '--world-size', '2', '--rank', '0', *flags, out=tmp_path / 'out',
+                        MASTER_ADDR='localhost', MASTER_PORT=str(port))
+    lines = [line for line in done.printed().splitlines() if line.startswith('error: ')]
+    assert done.returncode == 2 and len(lines) == 1, done.printed()
     assert lines[0].startswith(f'error: port {port}, where') and 'is in use' in lines[0] and 'use another port' in lines[0]

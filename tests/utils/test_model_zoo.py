@@ -8,7 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import torch
-from helpers.experiments import LINEAR, TOYS_RETRIEVAL
+from helpers import warm
+from helpers.experiments import LINEAR, RESNET, TOYS_RETRIEVAL
 from helpers.web import QUOTA_PAGE, send
 from torchvision.models import resnet18
 
@@ -139,7 +140,7 @@ def test_pretraining_starts_from_the_zoo(server, experiment, monkeypatch, tmp_pa
     monkeypatch.setattr(zoo_module, 'ZOO', {'moco_v2_800ep': Entry('test', server.url, '')})
     server.reply = send((tmp_path / 'moco').read_bytes())
     pretraining_script.main(experiment({
-        'epochs': 1, 'optimizer_kwargs.lr': 1e-12, 'optimizer_kwargs.weight_decay': 0,
+        **RESNET,        'epochs': 1, 'optimizer_kwargs.lr': 1e-12, 'optimizer_kwargs.weight_decay': 0,
         'backbone_kwargs.pretraining': 'imagenet_moco', 'backbone_kwargs.moco_state_dict': 'zoo://moco_v2_800ep'}))
     model = torch.load(tmp_path / 'output' / 'small' / 'checkpoint.pth.tar', weights_only=True)['model']
     assert torch.allclose(model['module.model_q.backbone.conv1.weight'], weights['conv1.weight'])
@@ -149,7 +150,7 @@ def test_pretraining_starts_from_the_zoo(server, experiment, monkeypatch, tmp_pa
 def test_published_files_by_command_line(drive, experiment, toys, toy_checkpoint, tmp_path):
     """Files in the published formats, which Google Drive (this machine's) hands out, through the scripts as processes."""
     torch.manual_seed(0)
-    torch.save(get_model({'backbone': 'resnet18', 'num_classes': 9}).state_dict(), tmp_path / 'linear')
+    torch.save(get_model({**RESNET, 'num_classes': 9}).state_dict(), tmp_path / 'linear')
     files = {urlsplit(ZOO[name].url).path.split('/')[3]: Path(path).read_bytes()  # /file/d/<id>/view
              for name, path in ((NAME, tmp_path / 'linear'), ('voc_supervised_pretrained', toy_checkpoint))}
 
@@ -158,15 +159,14 @@ def test_published_files_by_command_line(drive, experiment, toys, toy_checkpoint
              Content_Disposition='attachment; filename="weights"')(handler)
     drive.reply = reply
     pretrained = 'zoo://voc_supervised_pretrained'
-    linear = {**LINEAR, 'val_db_name': 'Toys', 'train_db_name': 'Toys'}
+    linear = {**LINEAR, **RESNET, 'val_db_name': 'Toys', 'train_db_name': 'Toys'}
     for script, base, changes, flags in (
             ('eval.py', linear, {'pretraining': '/nowhere'}, ['--state-dict', f'zoo://{NAME}', '--num_visualizations', '0']),
             ('kmeans.py', TOYS_RETRIEVAL, {'pretraining': pretrained}, ['--num_seeds', '1', '--num_visualizations', '0']),
             ('retrieval.py', TOYS_RETRIEVAL, {'pretraining': pretrained}, ['--num_visualizations', '0'])):
         name = script.removesuffix('.py')
-        done = subprocess.run([sys.executable, script, *experiment(changes, name, toys, base), *flags], cwd=SEGMENTATION,
-                              capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        done = warm.run(SEGMENTATION / script, *experiment(changes, name, toys, base), *flags, out=tmp_path / 'out')
+        assert done.returncode == 0, done.printed()
         folder = tmp_path / 'output' / name / ('eval/voc_supervised_linear.pth.tar' if name == 'eval' else '')
         results = json.loads((folder / 'results.json').read_text())
         assert results['script'] == script and results['weights'].startswith(str(tmp_path / 'output' / 'model_zoo'))

@@ -1,7 +1,10 @@
 """Gradients are added up in one order, wherever they lie in DDP's buckets."""
+import os
+import sys
+
 import pytest
 import torch
-from torch import multiprocessing
+from helpers.processes import OF_TESTS, Ranks
 
 from utils.parallel import distributed
 
@@ -23,9 +26,14 @@ def vectors():
 
 @pytest.mark.slow
 def test_sums_do_not_depend_on_the_place(tmp_path):
-    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=WORLD)
+    processes = Ranks(__file__, [tmp_path], tmp_path / 'logs', WORLD, **OF_TESTS)
+    assert processes.wait() == [0] * WORLD, processes.printed()
     zero, one, two = vectors()
     assert not torch.equal((two + one) + zero, two + (one + zero))
     for rank in range(WORLD):
         for total in torch.load(tmp_path / f'rank{rank}', weights_only=True).values():
             assert torch.equal(total, (two + one) + zero)
+
+
+if __name__ == '__main__':
+    worker(int(os.environ['RANK']), sys.argv[1])

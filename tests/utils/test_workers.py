@@ -3,15 +3,15 @@ process that ends says why once, and is not disturbed.
 """
 import logging
 import os
+import select
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers import warm
 from helpers.experiments import KMEANS
-from helpers.processes import MAIN
+from helpers.processes import wait_for
 from torch.distributed import HashStore
 
 from utils.cli.command import command
@@ -52,14 +52,13 @@ if __name__ == '__main__':
 def test_workers_end_with_a_killed_main_process(shapes_root, tmp_path, script):
     path = tmp_path / 'hanging.py'
     path.write_text(script)
-    process = subprocess.Popen([sys.executable, path, shapes_root / 'Shapes'], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, 'PYTHONPATH': str(ROOT / 'segmentation')})
+    process = warm.start(path, shapes_root / 'Shapes', out=tmp_path / 'out', PYTHONPATH=str(ROOT / 'segmentation'))
     try:
-        workers = [int(word) for word in process.stdout.readline().split()]
+        wait_for(lambda: process.printed().endswith('\n'))
+        workers = [int(word) for word in process.printed().split()]
         time.sleep(1)  # their queue is full
     finally:
         process.kill()
-        process.wait()
     assert len(workers) == 2
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in workers):
@@ -77,12 +76,13 @@ def alive(pid):
 
 @pytest.mark.slow
 def test_the_reader_of_the_output_goes_away(experiment, tmp_path):
-    process = subprocess.Popen([sys.executable, MAIN.parents[1] / 'segmentation' / 'kmeans.py', *experiment(base=KMEANS)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.readline()
-    process.stdout.close()  # as `| head -1` does
-    errors = process.stderr.read()
-    assert process.wait(timeout=120) == 0 and 'Traceback' not in errors and 'BrokenPipe' not in errors
+    os.mkfifo(tmp_path / 'pipe')
+    reader = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
+    process = warm.start(ROOT / 'segmentation' / 'kmeans.py', *experiment(base=KMEANS), out=tmp_path / 'pipe',
+                         err=tmp_path / 'err')
+    assert select.select([reader], [], [], 120)[0] and os.read(reader, 1 << 16)
+    os.close(reader)  # as `| head -1` does
+    assert process.wait() == 0 and 'Traceback' not in process.errors() and 'BrokenPipe' not in process.errors()
     folder = tmp_path / 'output' / 'small'
     assert (folder / 'results.json').is_file() and 'Average mIoU is' in (folder / 'log_file.txt').read_text()
 
