@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report(output, args.name, objects, found, found.distances(vectors), names, p.pretraining, list(seeds), best)
     log.info('features of %d new images %.1f s, clusters %.1f s, pictures %.1f s', new, embedded - begin, clustered - embedded,
              time.monotonic() - clustered)
-    log.info('Look at %s, and name the clusters there', output / 'clusters.html')
+    log.info('%d of %d clusters are named. Look at %s, and name the clusters there', len(names), clusters,
+             output / 'clusters.html')
 
 
 def _network(env: Any, name: str):

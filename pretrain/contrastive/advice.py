@@ -15,7 +15,8 @@ def short_run(pretraining: str | None, epochs: int, steps: int, batch_size: int)
     if pretraining is None or pairs > ENOUGH_PAIRS // 2:
         return None
     return (f'This run is short: {epochs} epochs of {steps} steps of {batch_size} are {pairs} pairs of views. With the '
-            f'published settings the backbone improved on its initial weights after {ENOUGH_PAIRS}, see {PAGE}')
+            f'published settings the backbone improved on its initial weights after {ENOUGH_PAIRS}; fewer than half of that '
+            f'may not help, see {PAGE}')
 
 
 def check_negatives(exp_file: str, queue: int, batch_size: int, processes: int) -> None:

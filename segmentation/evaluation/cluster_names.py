@@ -42,6 +42,8 @@ def read_names(path: str | Path) -> tuple[str, dict[int, str]]:
         return str(content['clustering']), {number: tidy(str(name)) for number, name in names.items() if tidy(str(name))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = ' '.join(str(getattr(error, 'strerror', None) or error).split())
+        if isinstance(error, KeyError):
+            reason = f'the key {error} is missing'
         raise UserError(f'{path}: the names of clusters could not be read ({reason}): save them from clusters.html '
                         'again') from error
 
@@ -81,11 +83,13 @@ def names_for(found: SavedClusters, earlier: SavedClusters | None, path: str | P
     """Names of the clusters `found`: those at `path` where they are about these, or else those of the `earlier` clusters (None:
     there were none) that they are about, handed on: a cluster gets the name that most of its images with a named cluster had.
 
-    None if they belong to other clusters. Raises `UserError` as `read_names` does.
+    None if they belong to other clusters. Raises `UserError` for a cluster that is not there, and as `read_names` does.
     """
     clustering, names = read_names(path)
     if clustering == found.id:
-        return {number: name for number, name in names.items() if number <= len(found)}
+        if unknown := [number for number in names if number > len(found)]:
+            raise UserError(f'{path}: there are clusters 1 to {len(found)}, not {unknown[0]}')
+        return names
     if earlier is None or clustering != earlier.id:
         return None
     before = dict(zip(_texts(earlier.keys), earlier.clusters.tolist(), strict=True))

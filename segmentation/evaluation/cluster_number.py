@@ -37,7 +37,7 @@ def how_many(asked: int | str | None, named: int | None, points: np.ndarray, see
         log.info('%d clusters, as requested', asked)
         return asked
     if asked is None and named:
-        log.info('%d clusters, as many as have names', min(named, len(points)))
+        log.info('%d clusters, as before, since these have names', min(named, len(points)))
         return min(named, len(points))
     counts = counts_to_try(len(points), MOST_CLUSTERS) if asked == AUTO else []
     if not counts:

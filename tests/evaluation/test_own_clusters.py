@@ -148,6 +148,9 @@ def test_names(clusters, output, data, user_error, tmp_path):
     found = clusters('--clusters', '4')
     saved = SavedClusters.load(output / 'clusters.npz')
     given = tmp_path / 'names.yml'
+    write_names(given, saved.id, {7: 'x'})
+    assert 'names.yml: there are clusters 1 to 4, not 7' in user_error(lambda: clusters('--names', str(given)))
+    assert not (output / 'names.yml').exists()
     write_names(given, saved.id, {1: 'Häuser', 2: 'x', 4: 'Häuser'})
     again = clusters('--names', str(given))  # as many as those with names
     assert again['clusters'] == found['clusters'] and again['names'] == {'1': 'Häuser', '2': 'x', '4': 'Häuser'}
