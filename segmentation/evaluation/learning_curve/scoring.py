@@ -152,12 +152,14 @@ def score_network(network: PretrainingNetwork, database: DataLoader, queries: Da
 
 
 def point_text(point: Mapping[str, Any], start: Scores | None) -> str:
-    """A point of a `Curve` in a line; in parentheses what `start` has."""
+    """A point of a `Curve` in a line: each score of the whole network and, in parentheses, of its backbone alone and of the
+    `start`."""
     parts = []
     for name, score in point['scores'][NETWORK].items():
-        before = (start or {}).get(name)
+        others = {'backbone': point['scores'][BACKBONE].get(name), 'start': (start or {}).get(name)}
         shown = 'none' if score is None else f'{score:.1f}'
-        parts.append(f'{name.replace("_", " ")} {shown}' + (f' ({before:.1f})' if before is not None else ''))
+        known = ', '.join(f'{part} {value:.1f}' for part, value in others.items() if value is not None)
+        parts.append(f'{name.replace("_", " ")} {shown}' + (f' ({known})' if known else ''))
     return f'Epoch {point["epoch"]}, {point["steps"]} steps: {", ".join(parts)}'
 
 
