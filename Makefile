@@ -1,11 +1,11 @@
 # demo   draw data, pre-train, evaluate: one table, one picture (CPU, a few minutes)
-# test   whole test suite            test-fast   what one runs while editing (under a minute)
+# test   whole test suite            test-fast   quick tests for use while editing (under a minute)
 # sync   copy data/ models/ utils/ from pretrain/ to segmentation/
 # mine   masks, clusters, pictures and a page from a folder: make mine IMAGES=DIR [CLUSTERS=N|auto] [NAME=mine] [MODEL=...]
-#        [WEIGHTS=auto|none|FILE|timm://...] [TRAIN=1] [NAMES=names.yml]
-# segment  other photographs into the clusters of `mine`: make segment NAME=mine IMAGES=DIR [NAMES=names.yml]
+#        [WEIGHTS=auto|none|FILE|timm://...] [TRAIN=1] [NAMES=names.yml] [OBJECTS=parts|cuts]
+# segment  assign other photographs to the clusters of `mine`: make segment NAME=mine IMAGES=DIR [NAMES=names.yml]
 # soak   long reliability tests: real kills, real signals (20 minutes at most)
-# gpu    all that only a GPU can show: one table, in ten minutes (ARGS="--only losses steps")
+# gpu    checks and measurements that need a GPU: one table, in ten minutes (ARGS="--only losses steps")
 # bench  the benchmarks of a CPU, into the table of docs/performance.md (8 minutes)
 # lint   ruff and mypy               reproduce  the published tables, given PASCAL VOC (ARGS="--fetch" gets the weights)
 # clean  remove what the commands above made (never datasets/ or output/)
@@ -22,7 +22,7 @@ ENV := --config_env configs/env.yml
 .PHONY: demo mine segment reproduce test test-fast soak gpu bench lint sync clean
 .DELETE_ON_ERROR:
 
-# The stamp is made last, so that an installation that broke off is begun again.
+# The stamp is made last, so that an interrupted installation starts over.
 .venv/installed: requirements.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -46,7 +46,7 @@ mine: .venv/installed $(if $(filter-out robust_background feature_cues auto,$(MO
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
 	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" \
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(TRAIN),--train "$(TRAIN)") \
-	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)")
+	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)") $(if $(OBJECTS),--objects "$(OBJECTS)")
 	$(BIN)/python segmentation/own_clusters.py --config_env segmentation/configs/env.yml --name "$(NAME)" \
 	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)") $(if $(NAMES),--names "$$NAMES")
 
@@ -59,7 +59,7 @@ segment: .venv/installed
 reproduce: .venv/installed
 	cd segmentation && $(PY) reproduce.py $(ENV) $(ARGS)
 
-# What only some parts need, which the tests try. rembg compiles its parts on its first import, for a minute.
+# Packages for optional parts, which the tests use. rembg compiles its parts on its first import, for a minute.
 .venv/installed-optional: .venv/installed requirements-optional.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-optional.txt
 	$(BIN)/python -c 'import rembg'
@@ -72,7 +72,7 @@ test: .venv/installed-optional
 test-fast: .venv/installed-optional
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow'
 
-# Files of tests/soak are no test_*.py, so that `make test` leaves them out.
+# Files of tests/soak are not called test_*.py, so that `make test` leaves them out.
 soak: .venv/installed
 	timeout --foreground --signal=INT --kill-after=1m 19m $(BIN)/python -m pytest -s -o python_files='soak_*.py' tests/soak
 

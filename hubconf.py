@@ -34,8 +34,8 @@ def maskcontrast(weights: str | Path, output_stride: int | None = None, backbone
     fits, and its grid the densest; the stride is not in the weights, and the wrong one gives wrong outputs.
     Takes B x 3 x H x W images of `preprocessing`. A pre-training network gives embeddings, B x D x H x W, not normalised, and
     saliency logits, B x H x W (None where it has no such head); a linear network class logits, B x C x H x W.
-    Store its `state_dict()`, not itself: its class is known here only. Don't load from several threads at once.
-    Raises ValueError, with one line that names the file, for one that is missing, damaged or another network's.
+    Save its `state_dict()`, not the network itself, whose class exists only here. Don't load from several threads at once.
+    Raises ValueError, with one line that names the file, for a file that is missing, damaged or for another network.
     """
     with _own_modules():
         from evaluation.model_loading import stored_network
@@ -51,9 +51,10 @@ def maskcontrast(weights: str | Path, output_stride: int | None = None, backbone
 def preprocessing(size: Sequence[int] = (512, 512),
                   network: torch.nn.Module | None = None) -> Callable[[np.ndarray | Image.Image], torch.Tensor]:
     """A function from an image to what a network takes: 1 x 3 x height x width float32, resized as in the evaluations (OpenCV
-    bicubic, aspect not kept) and normalised. An image is a PIL image, or a uint8 array: H x W x 3 RGB, H x W x 4 RGBA, of which
-    the alpha is left out, H x W or H x W x 1 gray. size: (height, width). network: of `maskcontrast`, whose backbone says mean
-    and deviation; without it they are ImageNet's. Raises ValueError for other images, and for sizes that it can't take."""
+    bicubic, aspect not kept) and normalised. An image is a PIL image, or a uint8 array: H x W x 3 RGB, H x W x 4 RGBA, whose
+    alpha is ignored, H x W or H x W x 1 gray. size: (height, width). network: of `maskcontrast`; its backbone gives mean and
+    standard deviation, by default those of ImageNet. Raises ValueError for other images, and for sizes that the backbone can't
+    take."""
     with _own_modules():
         from data.normalization import to_images
         from evaluation.evaluation_images import resize_image
@@ -77,7 +78,7 @@ def _pixels(image: np.ndarray | Image.Image):
     from PIL import Image
     if isinstance(image, Image.Image):
         if image.mode[:1] in 'IF':  # more than 8 bits
-            raise ValueError(f'a PIL image of mode {image.mode} has no 8-bit colours: scale it to 0..255 and convert it')
+            raise ValueError(f'a PIL image of mode {image.mode} does not have 8-bit colours: scale it to 0..255 and convert it')
         return np.array(image.convert('RGB'))
     array = np.asarray(image)
     if array.dtype != np.uint8:
@@ -96,7 +97,7 @@ _modules: dict[str, object] = {}  # this repository's, between two calls
 
 @contextlib.contextmanager
 def _own_modules():
-    """Have `data`, `models`, `utils`, ... mean those of this repository for a while: other code may have modules so named."""
+    """Have `data`, `models`, `utils`, ... mean those of this repository for a while: other code may use these names."""
     others = _taken_out()
     sys.modules.update(_modules)
     sys.path.insert(0, str(_TREE))

@@ -1,10 +1,10 @@
-"""A training step beside another busy process, against the same step on a quiet machine.
+"""A training step beside another busy process, compared with the same step on a quiet machine.
 
     python benchmarks/busy_machine.py [--rounds 5]
 
-Each measurement is a fresh process that trains a ResNet-18 on views of 96, batch 16, with as many threads as there are cores;
-`ours` has the environment that the scripts set (utils/parallel/workers.py: prepare_threads), `default` PyTorch's. The busy
-process keeps one core at work. Prints a line of JSON; ratios are of images a second, busy over quiet.
+Each measurement is a fresh process that trains a ResNet-18 on views of 96, batch 16, with one thread per core; `ours` has the
+environment that the scripts set (utils/parallel/workers.py: prepare_threads), `default` PyTorch's. The busy process keeps one
+core at work. Prints a line of JSON; ratios are of images a second, busy over quiet.
 """
 import argparse
 import json
@@ -61,7 +61,7 @@ def spin():
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=3, help='of each measurement, in turns (default: 3)')
+    parser.add_argument('--rounds', type=int, default=3, help='repetitions of each measurement, in turns (default: 3)')
     parser.add_argument('--measure', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure:

@@ -1,9 +1,9 @@
-"""What a checkpoint costs the training when it is written at once, and in the background. One line of JSON.
+"""The cost of a checkpoint for the training, written directly and in the background. One line of JSON.
 
     python benchmarks/checkpoints.py --backbone resnet18 --size 96 --batch 16 --steps 20
 
-An epoch of so many steps is timed without a checkpoint, with one that is written at its end, and with one that is written while
-the next epoch is computed, as main.py does it; in turns. held: seconds for which the latter keeps the training from going on.
+An epoch of the given number of steps is timed without a checkpoint, with one that is written at its end, and with one that is
+written while the next epoch is computed, as in main.py, in turns. held: seconds for which the latter makes the training wait.
 """
 import argparse
 import functools
@@ -36,9 +36,9 @@ def parse_arguments():
     parser.add_argument('--size', type=int, default=96, help='side of a view (default: 96)')
     parser.add_argument('--batch', type=int, default=16, help='images a step (default: 16)')
     parser.add_argument('--amp', choices=('auto', 'none', 'bf16'), default='auto', help='precision (default: auto)')
-    parser.add_argument('--steps', type=int, default=20, help='of an epoch (default: 20)')
+    parser.add_argument('--steps', type=int, default=20, help='steps per epoch (default: 20)')
     parser.add_argument('--rounds', type=int, default=5, help='timed epochs of each kind (default: 5)')
-    parser.add_argument('--folder', help='where the file is written (default: that of temporary files)')
+    parser.add_argument('--folder', help='folder for the file (default: that of temporary files)')
     return parser.parse_args()
 
 

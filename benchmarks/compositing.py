@@ -1,4 +1,4 @@
-"""Objects on photographs: which files of the packages there are, and one composite with its labels and masks.
+"""Objects on photographs: the files of the packages, and one composite with its labels and masks.
 
 Axis legend: H W space. Masks are bool H x W; covers are float32 H x W, the share of a pixel that is object; images uint8, RGB.
 """
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data.instances import consecutive
 from utils.errors import UserError
 
 # Photographed stamps by class: patterns of paths below the stamps' folder, without suffix; `!` leaves out what is drawn, hardly
@@ -54,19 +55,20 @@ SHARES = 0.07, 0.3  # of the picture, that a single object covers
 ZOOM = 2  # the most that a stamp is enlarged
 TRIES = 50  # composites without room for each object before an error
 VISIBLE = 0.45  # the least share of an object that is neither void, hidden nor cut off by the border
+APART = 0.95  # the least share of an object that others leave free where each has a place of its own
 
 
 @dataclass(frozen=True)
 class Sources:
-    """stamps: files of each class. backgrounds: of each scene, of which there are one or two versions (day and night, say).
-    skipped: how many files were left out, by reason."""
+    """stamps: files of each class. backgrounds: of each scene, of which there are one or two versions (for example day and
+    night). skipped: numbers of files that were left out, by reason."""
     stamps: dict[str, list[Path]]
     backgrounds: dict[str, list[Path]]
     skipped: Counter
 
 
 def find_sources(stamps: Path, backgrounds: list[Path]) -> Sources:
-    """What can be used below these folders, in an order that depends on names alone. Links are not followed."""
+    """The usable files below these folders, in an order that depends only on names. Links are not followed."""
     skipped: Counter = Counter()
     found: dict[str, list[Path]] = {name: [] for name in CLASSES}
     for path in _files(stamps):
@@ -160,30 +162,37 @@ def _background(path: Path, side: int):
     return cv2.resize(np.array(image), size, interpolation=cv2.INTER_AREA)
 
 
-def composite(rng: np.random.Generator, background: Path, stamps: list[Path], classes: list[int], shape: tuple[int, int]):
+def composite(rng: np.random.Generator, background: Path, stamps: list[Path], classes: list[int], shape: tuple[int, int],
+              apart: bool = False):
     """One picture, its labels, and the mask of what is seen of each object.
 
-    stamps: a file for each object, from back to front. classes: their labels. shape: (H, W).
+    stamps: a file for each object, from back to front. classes: their labels. shape: (H, W). apart: whether each object has a
+    separate place, one of equal parts of the picture's longer side, instead of anywhere in the picture.
     Returns H x W x 3 uint8; H x W uint8, 0 background, VOID where pixels are mixed and beside them; a list of masks.
-    Raises `UserError` when there is no room for that many objects.
+    Raises `UserError` if there is no room for that many objects.
     """
     picture = _crop(rng, background, shape)
     largest = SHARES[1] * 2 / (len(stamps) + 1)
     for _ in range(TRIES):
-        image, labels, masks, whole = picture.astype(np.float32), np.zeros(shape, np.uint8), [], []
-        for path, label in zip(stamps, classes, strict=True):
-            colours, cover, area = _placed(rng, path, rng.uniform(SHARES[0] * largest / SHARES[1], largest), shape, masks)
+        image, labels, masks, whole, hidden = picture.astype(np.float32), np.zeros(shape, np.uint8), [], [], 0
+        order = rng.permutation(len(stamps)) if apart else [None] * len(stamps)
+        for path, label, part in zip(stamps, classes, order, strict=True):
+            place = None if part is None else (part / len(stamps), (part + 1) / len(stamps))
+            share = rng.uniform(SHARES[0] * largest / SHARES[1], largest)
+            colours, cover, area = _placed(rng, path, share, shape, masks, place)
             image = image * (1 - cover[..., None]) + 255 * colours
             inside = cover > 0.5
+            hidden = max([hidden, *((mask & inside).sum() / mask.sum() for mask in masks)])
             labels[inside] = label
             labels[_band(cover)] = VOID
             masks = [mask & ~inside for mask in masks] + [inside]
             whole.append(area)
-        if all((mask & (labels == label)).sum() >= VISIBLE * area
-               for mask, label, area in zip(masks, classes, whole, strict=True)):
+        seen = all((mask & (labels == label)).sum() >= VISIBLE * area
+                   for mask, label, area in zip(masks, classes, whole, strict=True))
+        if seen and not (apart and hidden > 1 - APART):
             image += rng.normal(0, 1.5, image.shape)  # the noise of one camera
             return np.clip(np.round(image), 0, 255).astype(np.uint8), labels, masks
-    raise UserError(f'there is no room for {len(stamps)} objects of a class of their own in {shape[1]} x {shape[0]} pixels: '
+    raise UserError(f'there is no room for {len(stamps)} objects of different classes in {shape[1]} x {shape[0]} pixels: '
                     'give fewer --objects or a larger --size')
 
 
@@ -205,20 +214,25 @@ def _crop(rng: np.random.Generator, path: Path, shape: tuple[int, int]):
     return part[:, ::-1] if rng.random() < 0.5 else part
 
 
-def _placed(rng: np.random.Generator, path: Path, share: float, shape: tuple[int, int], earlier: list[np.ndarray]):
+def _placed(rng: np.random.Generator, path: Path, share: float, shape: tuple[int, int], earlier: list[np.ndarray],
+            place: tuple[float, float] | None = None):
     """A stamp turned, scaled, lit and put where it hides little: colours times cover, H x W x 3 in [0, 1]; cover; and the
-    pixels that all of it would take."""
+    pixels that all of it would take. place: the part of the longer side that it is put into, from and to; None: all of it."""
     stamp, mirrored = _stamp(path)
     H, W = shape
-    scale = min(np.sqrt(share * H * W / stamp[..., 3].sum()), ZOOM, 0.9 * min(H / stamp.shape[0], W / stamp.shape[1]))
+    first, last = place or (0, 1)
+    spans = ((0, W), (first * H, last * H)) if H > W else ((first * W, last * W), (0, H))
+    room = [end - begin for begin, end in spans]
+    scale = min(np.sqrt(share * H * W / stamp[..., 3].sum()), ZOOM,
+                0.9 * min(room[1] / stamp.shape[0], room[0] / stamp.shape[1]))
     height, width = (max(2, round(side * scale)) for side in stamp.shape[:2])
     stamp = cv2.resize(stamp, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     stamp = np.clip(stamp[:, ::-1] if mirrored and rng.random() < 0.5 else stamp, 0, 1)
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), rng.uniform(-20, 20), 1)
     taken, placed, least = np.logical_or.reduce([np.zeros(shape, bool), *earlier]), None, np.inf
     for _ in range(8 if earlier else 1):
-        centre = [rng.uniform(min(0.42 * side, limit / 2), max(limit - 0.42 * side, limit / 2))
-                  for side, limit in ((width, W), (height, H))]
+        centre = [begin + rng.uniform(min(0.42 * side, limit / 2), max(limit - 0.42 * side, limit / 2))
+                  for side, limit, (begin, _) in zip((width, height), room, spans, strict=True)]
         move = turn.copy()
         move[:, 2] += centre[0] - (width - 1) / 2, centre[1] - (height - 1) / 2
         cover = cv2.warpAffine(stamp, move, (W, H), flags=cv2.INTER_LINEAR)
@@ -229,14 +243,14 @@ def _placed(rng: np.random.Generator, path: Path, share: float, shape: tuple[int
 
 
 def clean_mask(objects: list[np.ndarray]) -> np.ndarray:
-    """What a good saliency network finds: all objects, their edges a little smoothed. Bool H x W."""
+    """The result of a good saliency network: all objects, their edges a little smoothed. Bool H x W."""
     inside = np.logical_or.reduce(objects).astype(np.float32)
     return cv2.GaussianBlur(inside, (0, 0), 0.004 * sum(inside.shape)) > 0.5
 
 
 def noisy_mask(rng: np.random.Generator, objects: list[np.ndarray]) -> np.ndarray:
-    """What an unsupervised method finds: edges that waver, parts that are lost, blobs beside objects, an object that is
-    overlooked. Bool H x W, at least half of what it would have to find."""
+    """The result of an unsupervised method: wavering edges, lost parts, blobs beside objects, a missing object. Bool H x W, at
+    least half of what it would have to find."""
     if len(objects) > 1 and rng.random() < 0.25:
         overlooked = rng.integers(len(objects))
         objects = [mask for index, mask in enumerate(objects) if index != overlooked]
@@ -246,6 +260,13 @@ def noisy_mask(rng: np.random.Generator, objects: list[np.ndarray]) -> np.ndarra
         if (mask & inside).sum() > 0.5 * inside.sum():
             return mask
         damage /= 2
+
+
+def numbered(mask: np.ndarray, objects: list[np.ndarray]) -> np.ndarray:
+    """The object of each pixel of a mask, the nearest one: H x W int32, 0 outside the mask, 1 to n, without a gap where the
+    mask overlooks one. mask: bool H x W."""
+    away = [cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 5) for inside in objects]
+    return consecutive(np.where(mask, np.argmin(away, 0) + 1, 0))
 
 
 def _detected(rng: np.random.Generator, inside: np.ndarray, damage: float):

@@ -1,4 +1,4 @@
-"""How many images a second the dense CRF refines with one process and with one a core. One line of JSON.
+"""Images per second refined by the dense CRF, with one process and with one per core. One line of JSON.
 
     python benchmarks/crf.py --images 24
 
@@ -38,7 +38,7 @@ def images_per_second(dataset, grids, processes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--images', type=int, default=24, help='images to refine (default: 24)')
-    parser.add_argument('--size', type=int, default=320, help='of their sides, about (default: 320)')
+    parser.add_argument('--size', type=int, default=320, help='approximate length of their sides (default: 320)')
     args = parser.parse_args()
     torch.manual_seed(0)
     cores = len(os.sched_getaffinity(0))

@@ -23,11 +23,14 @@ CLASSES, NDIM, SEEDS = 21, 32, 5
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--batches', type=int, nargs='*', default=(4, 8, 16, 32), help='at a view of 96 (default: 4 8 16 32)')
-    parser.add_argument('--sizes', type=int, nargs='*', default=(96, 160, 224), help='views, batch 8 (default: 96 160 224)')
-    parser.add_argument('--memory', type=int, nargs=2, default=(4, 16), help='batches of ResNet-50 (default: 4 16)')
-    parser.add_argument('--memory-size', type=int, default=224, help='their views (default: 224)')
-    parser.add_argument('--splits', type=int, nargs='*', default=(500, 5000, 50000), help='images (default: 500 5000 50000)')
+    parser.add_argument('--batches', type=int, nargs='*', default=(4, 8, 16, 32), help='batch sizes at views of 96 (default: '
+                                                                                       '4 8 16 32)')
+    parser.add_argument('--sizes', type=int, nargs='*', default=(96, 160, 224), help='view sizes at batch 8 (default: 96 160 '
+                                                                                     '224)')
+    parser.add_argument('--memory', type=int, nargs=2, default=(4, 16), help='batch sizes of ResNet-50 (default: 4 16)')
+    parser.add_argument('--memory-size', type=int, default=224, help='view size of ResNet-50 (default: 224)')
+    parser.add_argument('--splits', type=int, nargs='*', default=(500, 5000, 50000), help='numbers of images (default: 500 '
+                                                                                          '5000 50000)')
     parser.add_argument('--steps', type=int, default=3, help='timed steps (default: 3)')
     parser.add_argument('--row', help=argparse.SUPPRESS)
     return parser.parse_args()

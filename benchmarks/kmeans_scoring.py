@@ -1,10 +1,11 @@
-"""What scoring K-means and retrieval costs, network and clustering excluded. One line of JSON.
+"""The cost of scoring K-means and retrieval, without network and clustering. One line of JSON.
 
     python benchmarks/kmeans_scoring.py --images 200 --seeds 5
 
 ours: a histogram of labels inside and outside each mask, once, from which the confusion matrix of every seed follows. plain,
 for each seed: predictions of all images, and the IoU of every pair of prediction and class by boolean passes over all pixels;
-one seed is timed, as all cost the same. Retrieval: the same histograms against 21 x 3 boolean passes. Both ways must agree.
+one seed is timed, since all take the same time. Retrieval: the same histograms against 21 x 3 boolean passes. Both ways must
+agree.
 """
 import argparse
 import json
@@ -32,9 +33,9 @@ CLASSES, RESOLUTION = 21, (512, 512)
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=200, help='how many (default: 200)')
-    parser.add_argument('--height', type=int, default=375, help='of an image (default: 375)')
-    parser.add_argument('--width', type=int, default=500, help='of an image (default: 500)')
+    parser.add_argument('--images', type=int, default=200, help='number of images (default: 200)')
+    parser.add_argument('--height', type=int, default=375, help='height of an image (default: 375)')
+    parser.add_argument('--width', type=int, default=500, help='width of an image (default: 500)')
     parser.add_argument('--seeds', type=int, default=5, help='clusterings to score (default: 5)')
     parser.add_argument('--rounds', type=int, default=3, help='timed rounds of ours (default: 3); of plain K-means, 1')
     return parser.parse_args()

@@ -71,7 +71,7 @@ class Probe:
         self.val_loader = split_loader(EvaluationImages(val, self.resolution, N_CLASSES), 0, CPU, batch)
 
     def plain(self):
-        """An epoch and its score in the plainest way."""
+        """An epoch and its score in the simplest way."""
         self.network.train()
         for batch in self.loader:
             logits = self.network(to_images(batch['image'], CPU, IMAGENET).contiguous())

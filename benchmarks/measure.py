@@ -1,4 +1,4 @@
-"""What the benchmarks share: ways to the same result timed in turns, processes of their own, and peak memory."""
+"""Shared parts of the benchmarks: timing alternatives in turns, separate processes, and peak memory."""
 import contextlib
 import json
 import multiprocessing
@@ -23,7 +23,7 @@ def _seconds(way):
 
 
 def ratio(slow, fast):
-    """Median of the ratios of neighbouring times, which a machine that is busy for a while changes least."""
+    """Median of the ratios of neighbouring times, which is robust to a machine that is busy for a while."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -55,7 +55,7 @@ def _serve(make, connection):
 
 
 def peak_resident(reset=False):
-    """The highest resident set in bytes so far; `reset` makes it the present one first (Linux)."""
+    """The highest resident set in bytes so far; `reset` first sets it to the current one (Linux)."""
     if reset:
         Path('/proc/self/clear_refs').write_text('5')
     line = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))

@@ -1,10 +1,10 @@
-"""What scoring the validation images after each epoch of the linear classifier costs. One line of JSON.
+"""The cost of scoring the validation images after each epoch of the linear classifier. One line of JSON.
 
     python benchmarks/online_evaluation.py --batch 16 --size 512
 
 counting: predictions and labels (uint8) to counts, by one confusion matrix an image, and by 21 x 3 boolean passes over the
-batch (true positives, false positives and false negatives of each class). whole: the same from the features that the
-network left, through classifier, upsampling and argmax. Both ways take turns in one process and must give the same counts.
+batch (true positives, false positives and false negatives of each class). whole: the same from the features of the network on,
+through classifier, upsampling and argmax. Both ways take turns in one process and must give the same counts.
 """
 import argparse
 import json

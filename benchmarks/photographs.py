@@ -4,10 +4,11 @@
 
 makes datasets/Photographs, in the layout of docs/data-sets.md, from Debian's packages of stamps for Tux Paint and of
 wallpapers. There are 20 classes, in turn the first object of a picture; every fourth picture has a second object, of another
-class. The same seed and packages give the same files, whatever the number of processes, and a picture doesn't depend on how
-many there are. The wallpapers of `val` are others than those of `trainaug`, so that no object is seen twice on the same one;
-half of `trainaug` is `train`. `saliency_supervised_model` holds clean masks, `saliency_unsupervised_model` noisier ones.
-composites.json says what each picture is made of. The folder appears only when it is whole.
+class. With --objects N each has N, of different classes, side by side. The same seed and packages give the same files, whatever
+the number of processes, and a picture doesn't depend on their number. `val` and `trainaug` have different wallpapers, so that
+no object appears twice on the same one; half of `trainaug` is `train`. `saliency_supervised_model` holds clean masks,
+`saliency_unsupervised_model` noisier ones, and `instances_*` the object of each of their pixels. composites.json lists the
+sources of each picture. The folder appears only when it is complete.
 """
 import argparse
 import functools
@@ -27,7 +28,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'pretrain'))
 
-from compositing import clean_mask, composite, find_sources, noisy_mask  # noqa: E402
+from compositing import clean_mask, composite, find_sources, noisy_mask, numbered  # noqa: E402
+from data.instances import write_instances  # noqa: E402
 from data.palette import save_labels  # noqa: E402
 from utils.cli.command import command  # noqa: E402
 from utils.cli.flags import make_plain_parser  # noqa: E402
@@ -46,14 +48,15 @@ HELD_OUT = 0.2  # share of the scenes, for val
 SMALLEST_SIZE = 96
 FORMATS = (4 / 3, 4 / 3, 2 ** 0.5, 3 / 4, 4 / 5)  # width to height, as cameras have them
 MASKS = 'saliency_supervised_model', 'saliency_unsupervised_model'
+INSTANCES = 'instances_supervised_model', 'instances_unsupervised_model'
 
 log = logging.getLogger('maskcontrast')
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides about the pictures. scenes: of trainaug and of val, each a list of versions. objects: a picture, or
-    None: one or two. size: of the longer side, in pixels."""
+    """All settings of the pictures. scenes: of trainaug and of val, each a list of versions. objects: a picture, or None: one
+    or two. size: of the longer side, in pixels."""
     folder: Path
     stamps: dict[str, list[Path]]
     scenes: tuple[list[list[Path]], list[list[Path]]]
@@ -67,16 +70,17 @@ class Recipe:
 
 def parse_arguments(argv):
     parser = make_plain_parser(__doc__)
-    parser.add_argument('--root', default=str(ROOT / 'datasets'), help='db_root, where the data set gets its folder (default: '
+    parser.add_argument('--root', default=str(ROOT / 'datasets'), help='db_root, the parent folder of the data set (default: '
                                                                        'datasets/ of this repository)')
-    parser.add_argument('--name', default='Photographs', help='of the folder (default: Photographs)')
+    parser.add_argument('--name', default='Photographs', help='name of the data set (default: Photographs)')
     parser.add_argument('--images', type=_positive, default=400, help='pictures of trainaug (default: 400)')
     parser.add_argument('--val', type=_positive, default=80, help='pictures of val (default: 80)')
     parser.add_argument('--size', type=_positive, default=320, help='longer side of a picture in pixels (default: 320)')
-    parser.add_argument('--objects', type=_positive, help='in each picture, of as many classes (default: one, and in every '
-                                                          'fourth picture two)')
+    parser.add_argument('--objects', type=_positive, help='objects in each picture, of different classes and side by side '
+                                                          '(default: one, and in every fourth picture two, wherever there is '
+                                                          'room)')
     parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
-    parser.add_argument('--workers', type=_positive, default=cores(), help='processes (default: one a core)')
+    parser.add_argument('--workers', type=_positive, default=cores(), help='processes (default: one per core)')
     parser.add_argument('--stamps', type=Path, help=f'folder of objects, arranged as {STAMPS_PACKAGE} has them (default: the '
                                                     "package's)")
     parser.add_argument('--backgrounds', type=Path, nargs='+', help="folders of photographs (default: the packages')")
@@ -85,7 +89,7 @@ def parse_arguments(argv):
 
 def _positive(text):
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'must be a whole number, at least 1, not {text}')
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, not {text}')
     return int(text)
 
 
@@ -119,11 +123,11 @@ def _source_folders(args):
     if not args.backgrounds:
         missing += [package for package, path in BACKGROUNDS.items() if not path.is_dir()]
     if missing:
-        raise UserError(f'the pictures are made of Debian packages that are missing: apt install {" ".join(missing)} (or name '
-                        'folders of your own: --stamps, --backgrounds)')
+        raise UserError(f'Debian packages with the source pictures are missing: apt install {" ".join(missing)} (or name your '
+                        'own folders: --stamps, --backgrounds)')
     for path in (args.stamps, *(args.backgrounds or ())):
         if path and not path.is_dir():
-            raise UserError(f'{path}: there is no such folder')
+            raise UserError(f'{path}: this folder does not exist')
     return args.stamps or STAMPS, args.backgrounds or list(BACKGROUNDS.values())
 
 
@@ -137,7 +141,7 @@ def write(recipe, train, val, workers):
     """Write all files of the data set into `recipe.folder`. Returns what each picture is made of, by id."""
     names = recipe.names(0, train), recipe.names(1, val)
     splits = {'trainaug': names[0], 'train': names[0][:max(1, train // 2)], 'val': names[1]}
-    for part in ('images', 'sets', 'SegmentationClass', 'SegmentationClassAug', *MASKS):
+    for part in ('images', 'sets', 'SegmentationClass', 'SegmentationClassAug', *MASKS, *INSTANCES):
         (recipe.folder / part).mkdir()
     (recipe.folder / 'classes.txt').write_text(''.join(f'{name}\n' for name in ('background', *recipe.stamps)))
     for split, listed in splits.items():
@@ -158,7 +162,7 @@ def _one_thread():
 
 def draw_picture(recipe, job):
     """Write one picture with its labels and masks. job: split (0 trainaug, 1 val), index, id, folders of labels. Its random
-    numbers depend on the seed, split and index alone. Returns its id and what it is made of."""
+    numbers depend on the seed, split and index alone. Returns its id and its sources."""
     split, index, name, label_folders = job
     rng = np.random.default_rng([recipe.seed, split, index])
     ratio = FORMATS[rng.integers(len(FORMATS))]
@@ -170,12 +174,14 @@ def draw_picture(recipe, job):
     others = rng.permutation([number for number in range(len(classes)) if number != chosen[0]]).tolist()
     chosen += others[:(recipe.objects or 1 + int(rng.random() < SECOND)) - 1]
     stamps = [paths[rng.integers(len(paths))] for paths in (recipe.stamps[classes[number]] for number in chosen)]
-    image, labels, objects = composite(rng, background, stamps, [number + 1 for number in chosen], shape)
+    image, labels, objects = composite(rng, background, stamps, [number + 1 for number in chosen], shape,
+                                       apart=recipe.objects is not None)
     Image.fromarray(image).save(recipe.folder / 'images' / f'{name}.jpg', quality=92)
     for folder in label_folders:
         save_labels(recipe.folder / folder / f'{name}.png', labels)
-    for folder, mask in zip(MASKS, (clean_mask(objects), noisy_mask(rng, objects)), strict=True):
+    for folder, instances, mask in zip(MASKS, INSTANCES, (clean_mask(objects), noisy_mask(rng, objects)), strict=True):
         Image.fromarray(mask.astype(np.uint8) * 255).save(recipe.folder / folder / f'{name}.png')
+        write_instances(recipe.folder / instances / f'{name}.png', numbered(mask, objects))
     return name, {'background': str(background), 'stamps': [str(path) for path in stamps]}
 
 

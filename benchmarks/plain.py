@@ -1,4 +1,4 @@
-"""Plainest ways to what the program computes in faster ones, to measure against."""
+"""The simplest implementations of what the program computes faster, for comparison."""
 import functools
 
 import numpy as np
@@ -9,7 +9,7 @@ from models.atrous import AtrousConv2d
 
 
 def plain_network(network):
-    """`network`, whose atrous convolutions are computed as any other from here on: all nine taps everywhere."""
+    """`network`, whose atrous convolutions are now computed like any other: all nine taps everywhere."""
     for module in network.modules():
         if isinstance(module, AtrousConv2d):
             module.forward = functools.partial(nn.Conv2d.forward, module)

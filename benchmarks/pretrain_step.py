@@ -1,4 +1,4 @@
-"""What a whole pre-training step costs over its bare networks, and the plain method over it. One line of JSON.
+"""Time of a pre-training step compared with its bare networks, and with the plain method. One line of JSON.
 
     python benchmarks/pretrain_step.py --backbone resnet18 --size 96 --batch 16 --amp bf16
 

@@ -1,4 +1,4 @@
-"""Images a second for which one core reads image and mask and makes two views. One line of JSON.
+"""Images per second for reading image and mask and making two views, on one core. One line of JSON.
 
     python benchmarks/pretrain_views.py [--folder DATA_SET --saliency NAME] --size 224
 
@@ -39,11 +39,11 @@ RATIO = tuple(np.exp(LOG_RATIO))
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', help='a data set to read from, the first of its split trainaug, in place of drawn images')
+    parser.add_argument('--folder', help='a data set to read from (the first images of trainaug), instead of drawn images')
     parser.add_argument('--saliency', help='its masks: saliency_<this>/')
     parser.add_argument('--size', type=int, default=224, help='side of a view (default: 224)')
-    parser.add_argument('--images', type=int, default=48, help='how many (default: 48)')
-    parser.add_argument('--rounds', type=int, default=9, help='timed rounds over them (default: 9)')
+    parser.add_argument('--images', type=int, default=48, help='number of images (default: 48)')
+    parser.add_argument('--rounds', type=int, default=9, help='timed rounds over the images (default: 9)')
     args = parser.parse_args()
     if (args.folder is None) != (args.saliency is None):
         parser.error('--folder and --saliency need each other')

@@ -1,9 +1,9 @@
-"""A saliency model against labels: mean IoU of its masks with all that is labelled as an object, and images a second. Where
-there are no labels, --against takes the masks of another model, a supervised one, say, in their place.
+"""A saliency model compared with labels: mean IoU of its masks with all labelled objects, and images per second. Without
+labels, --against uses the masks of another model instead, for example a supervised one.
 
     python benchmarks/saliency_masks.py --folder ../datasets/VOCSegmentation --split val [--model robust_background]
 
-Prints one line of JSON. Images are brought to a longer side of 400 pixels, and one core computes. An image whose mask is left
+Prints one line of JSON. Images are resized to a longer side of 400 pixels, and one core is used. An image whose mask is left
 out for covering less than 1% counts as IoU 0. Void pixels are left out.
 """
 import argparse
@@ -31,7 +31,7 @@ def parse_arguments(argv=None):
     parser.add_argument('--folder', required=True, help='a data set with labels, or with other masks')
     parser.add_argument('--split', default='val', help='default: val')
     parser.add_argument('--model', default=ROBUST_BACKGROUND, choices=MODELS, help='default: %(default)s')
-    parser.add_argument('--against', metavar='MASKS', help='judge by the masks saliency_<MASKS>/ instead of by labels')
+    parser.add_argument('--against', metavar='MASKS', help='compare with the masks saliency_<MASKS>/ instead of labels')
     parser.add_argument('--weights', help='of tokencut or feature_cues: weights of the network')
     parser.add_argument('--backbone', default=BACKBONE, help='of feature_cues (default: %(default)s)')
     parser.add_argument('--vit', default=VIT, help='of tokencut (default: %(default)s)')

@@ -2,7 +2,7 @@
 
     python benchmarks/table.py      (or: make bench)
 
-Each benchmark's line of JSON is printed as it comes. What stands between the two marks in docs/performance.md is replaced.
+Each benchmark's line of JSON is printed as it comes. The text between the two marks in docs/performance.md is replaced.
 """
 import argparse
 import datetime
@@ -100,7 +100,7 @@ def growth_tables(report):
     lines += ['', '| ResNet-50: views of | layers trained | memory an image of the batch |', '| --- | --- | --- |']
     lines += [f'| {row["size"]} | {"above layer2" if row["freeze"] else "all"} | {row["mib_an_image"]} MiB |'
               for row in report['images']]
-    lines += ['', '| images | K-means, 5 seeds, scored | nearest of so many for 1,449 queries | peak memory of the process |',
+    lines += ['', '| images | K-means, 5 seeds, scored | nearest neighbours of 1,449 queries | peak memory of the process |',
               '| --- | --- | --- | --- |']
     return lines + ['| {images:,} | {kmeans_seconds:.3g} s | {retrieval_seconds:.3g} s | {peak_mib} MiB |'.format(**row)
                     for row in report['splits']]
@@ -117,7 +117,7 @@ def machine():
 
 
 def replace_block(text, lines):
-    """`text` with these lines between the two marks. Raises ValueError when it lacks them."""
+    """`text` with these lines between the two marks. Raises ValueError if it lacks them."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return before + BEGIN + '\n'.join(['', *lines, '', END]) + after
@@ -128,7 +128,7 @@ def main(argv=None):
     parser.parse_args(argv)
     lines = [*table(BENCHMARKS), '', machine(), '', 'How cost grows:', '', *growth_tables(run('growth.py'))]
     PAGE.write_text(replace_block(PAGE.read_text(), lines))
-    print(f'The table in {PAGE} is new.')
+    print(f'The table in {PAGE} was updated.')
 
 
 if __name__ == '__main__':

@@ -51,8 +51,8 @@ def curves(metrics):
 @command
 def main(argv=None):
     parser = make_plain_parser(__doc__)
-    parser.add_argument('run', type=Path, help='the output folder of main.py or linear_finetune.py')
-    parser.add_argument('--out', type=Path, help='the picture to write (default: curves.png in the run)')
+    parser.add_argument('run', type=Path, help='output folder of main.py or linear_finetune.py')
+    parser.add_argument('--out', type=Path, help='picture to write (default: curves.png in the run)')
     args = parser.parse_args(argv)
     figure, out = curves(read_metrics(args.run / 'metrics.jsonl')), args.out or args.run / 'curves.png'
     with atomic_file(out) as file:

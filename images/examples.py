@@ -1,4 +1,4 @@
-"""Put the pictures of an evaluation on one sheet: every so manyth, none chosen.
+"""Put the pictures of an evaluation on one sheet: evenly spaced, not selected.
 
     .venv/bin/python images/examples.py output/demo_linear/eval/best_model.pth.tar_crf --out examples.jpg
 """
@@ -29,16 +29,16 @@ def spread(items, number):
 @command
 def main(argv=None):
     parser = make_plain_parser(__doc__)
-    parser.add_argument('run', type=Path, help='what eval.py leaves, with visualization/ in it')
-    parser.add_argument('--out', type=Path, required=True, help='the JPEG to write')
-    parser.add_argument('--number', type=int, default=12, help='of pictures (default: 12)')
-    parser.add_argument('--columns', type=int, default=2, help='of pictures (default: 2)')
+    parser.add_argument('run', type=Path, help='output folder of eval.py, with visualization/ in it')
+    parser.add_argument('--out', type=Path, required=True, help='JPEG file to write')
+    parser.add_argument('--number', type=int, default=12, help='number of pictures (default: 12)')
+    parser.add_argument('--columns', type=int, default=2, help='pictures per row (default: 2)')
     args = parser.parse_args(argv)
     if min(args.number, args.columns) < 1:
         raise UserError('--number and --columns must be at least 1')
     files = spread(sorted((args.run / 'visualization').glob('**/*.png')), args.number)
     if not files:
-        raise UserError(f'{args.run} has no visualization/*.png: name the folder that eval.py leaves')
+        raise UserError(f'{args.run} has no visualization/*.png: name the output folder of eval.py')
     sheet = contact_sheet([read_image(file) for file in files], args.columns, CELL)
     with atomic_file(args.out) as file:
         file.write(cv2.imencode('.jpg', cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])

@@ -40,8 +40,8 @@ def parse_arguments(argv):
     parser = make_env_parser(__doc__, default=ROOT / 'pretrain' / 'configs' / 'env.yml')
     parser.add_argument('--config_exp', default=ROOT / 'pretrain' / 'configs' / 'demo.yml',
                         help="YAML file of the pre-training (default: the demo's)")
-    parser.add_argument('--image', type=int, default=3, help='which image of the training split (default: 3)')
-    parser.add_argument('--out', type=Path, required=True, help='the picture to write')
+    parser.add_argument('--image', type=int, default=3, help='index of the image in the training split (default: 3)')
+    parser.add_argument('--out', type=Path, required=True, help='picture to write')
     return parser.parse_args(argv)
 
 

@@ -3,9 +3,9 @@
     python convert_voc.py --voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz --out ../datasets/VOCSegmentation
 
 Leaves images/, SegmentationClass/, SegmentationClassAug/, sets/, classes.txt and conversion.json (counts, sources, warnings)
-in the folder --out, which appears only when it is whole.
+in the folder --out, which appears only when it is complete.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -14,8 +14,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.new_data_set import new_data_set
 from devkit.archives import open_archives
-from devkit.convert import convert, count_warnings, new_data_set, read_splits
+from devkit.convert import convert, count_warnings, read_splits
 from utils.cli.command import command
 from utils.cli.flags import make_plain_parser
 from utils.cli.log import start_log
@@ -25,11 +26,11 @@ from utils.errors import UserError
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_plain_parser(__doc__)
     parser.add_argument('--voc', required=True, metavar='PATH',
-                        help='VOCtrainval_11-May-2012.tar, or the folder it unpacks to (VOCdevkit or VOC2012)')
+                        help='VOCtrainval_11-May-2012.tar, or the folder to which it unpacks (VOCdevkit or VOC2012)')
     parser.add_argument('--sbd', required=True, metavar='PATH',
-                        help='benchmark.tgz, or the folder it unpacks to (benchmark_RELEASE or its dataset)')
+                        help='benchmark.tgz, or the folder to which it unpacks (benchmark_RELEASE or its dataset)')
     parser.add_argument('--out', required=True, metavar='DATASET_DIR',
-                        help='folder to make, ../datasets/VOCSegmentation say; must not exist')
+                        help='folder to make, for example ../datasets/VOCSegmentation; must not exist')
     return parser.parse_args(argv)
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log = start_log()
     out = Path(args.out)
     if os.path.lexists(out):
-        raise UserError(f'{out} exists already, nothing in it was changed: name another --out, or move it away')
+        raise UserError(f'{out} exists already and was not changed: name another --out, or move it away')
 
     with open_archives(args.voc, args.sbd, out) as (voc, sbd):
         splits = read_splits(voc, sbd)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with new_data_set(out) as root:
             counts, other_sizes = convert(voc, sbd, splits, root)
             for path in other_sizes:
-                warnings.append(f'{path.name} is not of the size of its image: it will be resized when it is read')
+                warnings.append(f'{path.name} does not have the size of its image: it is resized when it is read')
                 log.warning('%s', warnings[-1])
             record = {'counts': counts, 'warnings': warnings,
                       'sources': {'voc': os.path.abspath(args.voc), 'sbd': os.path.abspath(args.sbd)}}
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info('%s: %d images (trainaug %d, train %d, val %d), labels of %d from VOC and of %d from SBD', out,
              counts['images'], counts['trainaug'], counts['train'], counts['val'],
              counts['labels_from_voc'], counts['labels_from_sbd'])
-    log.info('Saliency masks are not part of these archives. To make them: '
+    log.info('These archives contain no saliency masks. To make them: '
              'python generate_masks.py --images %s --out %s --model NAME', out / 'images', out)
 
 

@@ -2,10 +2,10 @@
 
     python main.py --config_env configs/env.yml --config_exp configs/VOCSegmentation_supervised_saliency_model.yml
 
-It uses all GPUs of this machine; torchrun or the flags below spread it over several machines.
-A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
+It uses all GPUs of this machine; use torchrun or the flags below for several machines.
+A run whose checkpoint exists resumes from it. Results are under <root_dir>/<experiment file's name>/.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -37,10 +37,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, PRETRAIN)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
-    from contrastive.advice import short_run
+    from contrastive.advice import check_negatives, short_run
+    from contrastive.augmentations import AUGMENTATIONS
     from contrastive.builder import ContrastiveModel
     from contrastive.launch import launch, number_of_processes
     from contrastive.trainer import ContrastiveTrainer, train
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     device = join_processes(args, backend=args.dist_backend, url=args.dist_url)
     p = create_config(args.config_env, args.config_exp, PRETRAIN)
     processes = number_of_processes(p.simulate_processes, args.config_exp)
+    check_negatives(args.config_exp, p.moco_kwargs.K, p.train_batch_size, processes)
     output = Path(p.output_dir)
     if is_main():
         require_own_folder(output, PRETRAIN, args.config_exp)
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     state = earlier_state(p.checkpoint)
     start = resolve_start(p, state, args, device, PRETRAIN)
     if state and state['epoch'] >= p.epochs and not start.changed:
-        log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
+        log.info('This run has finished (%d epochs): %s. Start over with --fresh.', state['epoch'], p.checkpoint)
         return
     if state is None:
         with main_first():  # which may fetch them
@@ -90,14 +92,16 @@ def main(argv: list[str] | None = None) -> None:
     with main_first():
         folder = dataset_folder(p.db_root, p.train_db_name)
     dataset = SegmentationDataset(folder, 'trainaug', saliency=p.train_db_kwargs.saliency, drop_missing=True,
-                                  cache=p.image_cache, max_pixels=p.max_image_pixels)
+                                  cache=p.image_cache, max_pixels=p.max_image_pixels, instances=p.train_db_kwargs.instances)
     require_same('experiment file and images', (Path(args.config_exp).read_bytes(), dataset.ids))
     check_batch_size(f'{args.config_exp}: train_batch_size', p.train_batch_size, dataset, processes)
     stride = 1 if p.model_kwargs.upsample else output_stride(p.backbone, p.backbone_kwargs)
-    pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip')
+    left_out = [name for name in AUGMENTATIONS if not p.transformation_kwargs[name]]
+    pairs = ViewPairs(dataset, start.seed, p.transformation_kwargs.crop_size, stride, p.on_bad_image == 'skip', left_out)
     loader = epoch_loader(pairs, p.train_batch_size, start.seed, p.num_workers, device)
-    log.info('%s: %d images with masks from %s (%d ids dropped for want of image or mask), %d steps an epoch', folder,
-             len(dataset), f'saliency_{p.train_db_kwargs.saliency}', dataset.dropped, len(pairs) // p.train_batch_size)
+    log.info('%s: %d images with %s (%d ids without image or mask dropped), %d steps per epoch', folder,
+             len(dataset), f'masks from {dataset.masks.name}' if dataset.masks else 'the whole image as its object',
+             dataset.dropped, len(pairs) // p.train_batch_size)
     if dataset.dropped:
         warn_once('%d ids of %s were dropped: %s', dataset.dropped, dataset.split_file, dataset.why_dropped())
 
@@ -118,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     if state:
         same_optimizer = {'optimizer', 'optimizer_kwargs.head_lr'}.isdisjoint(start.changed)
         trainer.resume(state, p.checkpoint, same_optimizer, same_batches=not start.changed)
-        log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
+        log.info('Resuming from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     del state  # a model and an optimiser's worth of memory
     log.info('Training on %s, precision %s, seed %d, %s', device, start.precision, start.seed,
              batches_text(p.train_batch_size, processes))
@@ -126,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     if short := short_run(weights, p.epochs, len(loader), p.train_batch_size):
         warn_once('%s', short)
     if processes != world_size():
-        log.info('These %d processes are simulated by %d', processes, world_size())
+        log.info('%d processes are simulated by %d', processes, world_size())
 
     # Work
     if is_main():

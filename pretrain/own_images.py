@@ -1,16 +1,16 @@
-"""From a folder of photographs to masks and the network that tells their objects apart.
+"""Make masks for a folder of photographs, and choose the network that tells their objects apart.
 
     python own_images.py --config_env configs/env.yml --images DIR [--name mine] [--weights auto] [--train auto]
 
 Makes the data set <db_root>/<name> (see generate_masks.py) and <root_dir>/<name>/network.yml, which own_clusters.py in
-segmentation/ goes on from; `make mine` runs both. The network is one that others have trained, as it is. With --train 1 it is
-pre-trained on the photographs: the experiment <root_dir>/<name>/<name>.yml is written, and main.py runs on it. Given again, the
-command goes on where it stopped; where photographs have been added, only their masks are made, but a training starts over, and
+segmentation/ reads; `make mine` runs both. The network is a published one, used without training. With --train 1 it is
+pre-trained on the photographs: the experiment <root_dir>/<name>/<name>.yml is written, and main.py runs on it. When run again,
+the command resumes where it stopped; if photographs have been added, only their masks are made, but a training starts over, and
 the earlier run's folder is renamed.
 
 With --segment only the masks of DIR are made, with the model of those of <name>, for segment.py (`make segment`).
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -36,7 +36,7 @@ from contrastive.own_weights import AUTO, IMAGENET, NONE, Weights, choose_weight
 from data.dataset import SegmentationDataset
 from data.image_folder import ImageFolder, segmented_folder
 from data.label_space import VOC
-from saliency.estimators import FEATURE_CUES, MODELS, ROBUST_BACKGROUND
+from saliency.estimators import FEATURE_CUES, MODELS, ROBUST_BACKGROUND, WAYS, check_way
 from saliency.model_choice import choose_model
 from utils.cli.command import command
 from utils.cli.flags import add_machine_flags, make_env_parser
@@ -54,18 +54,22 @@ NETWORK = 'network.yml'
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--images', required=True, metavar='DIR', help='folder of photographs')
-    parser.add_argument('--name', default='mine', help='of the data set and the results (default: mine)')
+    parser.add_argument('--name', default='mine', help='name of the data set and the results (default: mine)')
     parser.add_argument('--model', choices=(AUTO, *MODELS),
-                        help=f'what makes the masks, see generate_masks.py (default: {FEATURE_CUES}, without weights '
+                        help=f'model that makes the masks, see generate_masks.py (default: {FEATURE_CUES}, without weights '
                              f'{ROBUST_BACKGROUND})')
+    parser.add_argument('--objects', choices=(NONE, *WAYS),
+                        help=f'cluster single objects, see generate_masks.py; {NONE}: all objects of a photograph as one '
+                             f'(default: as before, or {NONE})')
     parser.add_argument('--weights', default=AUTO, metavar='WEIGHTS',
-                        help=f'of the backbone: {AUTO} (the default: those of ImageNet where they are on disk or can be '
-                             f'fetched, else none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a state '
-                             'dict or a MoCo v2 checkpoint')
+                        help=f'weights of the backbone: {AUTO} (the default: those of ImageNet if on disk or available for '
+                             f'download, otherwise none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a '
+                             'state dict or a MoCo v2 checkpoint')
     parser.add_argument('--train', default='auto', choices=('auto', '1', '0'),
-                        help='whether to pre-train on the photographs (default: auto, with many of them, or without weights)')
-    parser.add_argument('--clusters', metavar='N', help='clusters that are wanted afterwards, or auto; only checked here')
-    parser.add_argument('--segment', action='store_true', help='only make masks, of photographs for the clusters of --name')
+                        help='whether to pre-train on the photographs (default: auto, if there are many, or no weights)')
+    parser.add_argument('--clusters', metavar='N', help='number of clusters for the next step, or auto; only checked here')
+    parser.add_argument('--segment', action='store_true', help='only make masks, for photographs to be assigned to the '
+                                                               'clusters of --name')
     add_machine_flags(parser, amp='auto')
     return parser.parse_args(argv)
 
@@ -82,8 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.segment:
         _make_masks(args, folder, _masks_of(output / NETWORK))
         return
-    _check_clusters(args.clusters, photographs, 'images')
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    way = _way(args.objects, output / NETWORK)
+    if not way:  # else there may be more objects than images
+        _check_clusters(args.clusters, photographs, 'images')
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from utils.training.device import choose_device
 
     # Weights
@@ -96,9 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Masks
     masks, chosen = choose_masks(args.model, weights)
     log.info('%s', chosen)
+    check_way(way, masks['model'])
+    masks |= {'objects': way} if way else {}
     _make_masks(args, folder, masks)
-    dataset = SegmentationDataset(folder, 'trainaug', saliency=masks['model'], drop_missing=True)
-    _check_clusters(args.clusters, len(dataset), 'images with masks')
+    dataset = SegmentationDataset(folder, 'trainaug', saliency=masks['model'], drop_missing=True, instances=bool(way))
+    if not way:
+        _check_clusters(args.clusters, len(dataset), 'images with masks')
 
     # Network
     log = start_log(output / 'log_file.txt')
@@ -108,15 +117,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = _pretrain(args, env, output, dataset, masks['model'], weights)
         network = trained_settings(settings, str(output / 'checkpoint.pth.tar'))
     else:
-        network = network_settings(args.name, masks['model'], device, weights)
+        network = network_settings(args.name, masks['model'], device, weights, dataset.instances)
     with atomic_file(output / NETWORK, 'w') as file:
         file.write('# Made by own_images.py, for own_clusters.py\n')
         yaml.safe_dump({**network, 'masks': masks}, file, sort_keys=False)
 
 
 def choose_masks(model: str | None, weights: Weights) -> tuple[dict[str, str], str]:
-    """The flags of generate_masks.py that say what makes the masks, and a line that says why. model: as asked for, or None for
-    what needs no more than the weights."""
+    """The flags of generate_masks.py that choose the mask model, and a line with the reason. model: as requested, or None for
+    one that needs only the weights."""
     if model == AUTO:
         name, why = choose_model(weights.backbone, weights.source) if weights.source else (ROBUST_BACKGROUND, '')
     else:
@@ -130,32 +139,32 @@ def choose_masks(model: str | None, weights: Weights) -> tuple[dict[str, str], s
 
 
 def _make_masks(args: argparse.Namespace, folder: Path, masks: Mapping[str, str]):
-    """masks: the flags of generate_masks.py that say what makes them."""
+    """masks: the flags of generate_masks.py that choose their model."""
     flags = [part for flag, value in masks.items() for part in (f'--{flag}', value)]
     generate_masks.main(['--images', args.images, '--out', str(folder), *flags, '--device', args.device])
 
 
 def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: SegmentationDataset, model: str, weights: Weights):
-    """Train a network on the photographs, or go on with that. Returns the content of its experiment file."""
+    """Train a network on the photographs, or resume that training. Returns the content of its experiment file."""
     from utils.training.device import choose_device
     experiment, seen = output / f'{args.name}.yml', output / 'images.sha256'
     earlier, trained_on = earlier_settings(experiment, seen)
     given = args.weights not in (AUTO, NONE, IMAGENET)
     settings, reasons = training_settings(args.name, model, len(dataset), choose_device(args.device),
-                                          weights.backbone if given else None)
+                                          weights.backbone if given else None, dataset.instances)
     if weights.backbone != settings['backbone']:
         weights = choose_weights(args.weights, env.root_dir, [settings['backbone']])
     more, why = initial_settings(weights, settings, earlier if args.weights == AUTO else None)
     settings |= more
     log, images = start_log(), fingerprint(dataset)
     if (output / 'checkpoint.pth.tar').exists() and (earlier, trained_on) != (settings, images):
-        log.info('Photographs or settings are others than those of the earlier run, which is now in %s', set_aside(output))
+        log.info('Photographs or settings have changed; the earlier run is now in %s', set_aside(output))
     log = start_log(output / 'log_file.txt')
     for reason in (*reasons, why):
         log.info('%s', reason)
     with atomic_file(experiment, 'w') as file:
         file.write(f'# Made by own_images.py from {len(dataset)} images. To train with other settings, copy this file\n'
-                   '# and give the copy to main.py: what is changed here is not kept.\n')
+                   '# and pass it to main.py: changes in this file are overwritten.\n')
         yaml.safe_dump(settings, file, sort_keys=False)
     with atomic_file(seen, 'w') as file:
         file.write(images + '\n')
@@ -166,11 +175,18 @@ def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: Segment
 
 
 def _masks_of(network: Path):
-    """What made the masks of the photographs that the clusters were made from."""
+    """The mask model of the photographs from which the clusters were made."""
     try:
         return {str(flag): str(value) for flag, value in yaml.safe_load(network.read_text(encoding='utf-8'))['masks'].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f'{network} could not be read ({error}): make clusters first (make mine)') from error
+
+
+def _way(asked: str | None, network: Path):
+    """How single objects are found, or None. asked: as on the command line, None for as before."""
+    if asked:
+        return None if asked == NONE else asked
+    return _masks_of(network).get('objects') if network.exists() else None
 
 
 def _check_clusters(clusters: str | None, images: int, what: str):

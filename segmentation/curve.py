@@ -3,9 +3,9 @@
     python curve.py --config_env configs/env.yml --run ../output/VOCSegmentation_supervised_saliency_model [--follow]
 
 The start is the backbone alone with its initial weights. Results are under <run>/curve/: curve.json and curve.png, which grow
-with each checkpoint. Given again, it scores what is new.
+with each checkpoint. When run again, it scores the new checkpoints.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -23,14 +23,14 @@ POLL = 2                      # seconds between looks at a running pre-training
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
-    parser.add_argument('--run', required=True, metavar='FOLDER', help="the pre-training's folder, or its name below root_dir")
+    parser.add_argument('--run', required=True, metavar='FOLDER', help="folder of the pre-training, or its name below root_dir")
     parser.add_argument('--follow', action='store_true', help='wait for further checkpoints until the run ends')
     parser.add_argument('--resolution', type=_positive, nargs=2, default=(512, 512), metavar=('HEIGHT', 'WIDTH'),
-                        help="the network's input (default: 512 512)")
+                        help="size of the network's input (default: 512 512)")
     parser.add_argument('--database', default='trainaug', metavar='SPLIT',
-                        help='the split that retrieval looks up and the linear classifier learns from (default: trainaug)')
+                        help='split for the retrieval database and for fitting the classifier (default: trainaug)')
     parser.add_argument('--saliency', metavar='NAME',
-                        help="the data set's masks saliency_NAME as given ones (default: the objects of the labels)")
+                        help="use the masks saliency_NAME of the data set (default: the objects in the labels)")
     parser.add_argument('--num_seeds', type=_positive, default=5, help='clusterings to average over (default: 5)')
     parser.add_argument('--num_workers', type=int, default=2, help='processes that read images (default: 2)')
     add_machine_flags(parser, amp='none')
@@ -41,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
-    # Here, since PyTorch takes seconds that --help and a mistake in a flag should not cost.
+    # Imported here, so that --help and mistakes in a flag do not wait for PyTorch.
     from easydict import EasyDict
 
     from data.dataset import SegmentationDataset, dataset_folder

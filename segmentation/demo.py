@@ -1,10 +1,10 @@
-"""The demo's last step: one table of what the evaluations before it measured, and one picture of segmentations.
+"""The last step of the demo: a table of the results of the evaluations, and a picture of segmentations.
 
     make demo
 
 Reads results.json of the runs named in RUNS below <root_dir>, and the predictions of K-means with the trained network.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import json
@@ -37,7 +37,7 @@ PICTURES, COLUMNS, CELL = 24, 4, (110, 330)
 
 
 def results_of(root: str | Path, run: str, script: str) -> dict[str, Any]:
-    """The content of a run's results.json. Raises `UserError` when it is not there, or another script's."""
+    """The content of a run's results.json. Raises `UserError` if it is missing, or belongs to another script."""
     path = Path(root) / run / 'results.json'
     try:
         results = json.loads(path.read_text())
@@ -45,9 +45,9 @@ def results_of(root: str | Path, run: str, script: str) -> dict[str, Any]:
             raise ValueError
         return results
     except FileNotFoundError:
-        raise UserError(f'{path} is not there: run `make demo`, which makes it') from None
+        raise UserError(f'{path} does not exist: run `make demo`, which makes it') from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is not what {script} leaves: run `make demo`, which makes it first') from error
+        raise UserError(f'{path} was not written by {script}: run `make demo`, which makes it') from error
 
 
 def score(results: Mapping[str, Any]) -> str:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                            cv2.BORDER_CONSTANT, value=(255, 255, 255)))
     save_picture(output / 'segmentations.png', contact_sheet(pictures, COLUMNS, CELL))
     log.info('')
-    log.info('%s: validation images, their labels, and what K-means makes of them', output / 'segmentations.png')
+    log.info('%s: validation images, their labels, and the clusters of K-means', output / 'segmentations.png')
 
 
 if __name__ == '__main__':

@@ -5,9 +5,9 @@
 
 PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or the zoo:// name of a published model (see
 python -m utils.model_zoo). Results are under
-<root_dir>/<experiment file's name>/eval/<PATH's file name>/, with _crf at its end where the CRF is used.
+<root_dir>/<experiment file's name>/eval/<PATH's file name>/, with the suffix _crf if the CRF is used.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -29,7 +29,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--state-dict', required=True, help='weights of the fine-tuned network: a path, or zoo://<name>')
     parser.add_argument('--crf-postprocess', action='store_true',
                         help='refine the predictions with a fully connected CRF (default: no)')
-    parser.add_argument('--images', help="a folder of images without labels, in place of the data set's split: "
+    parser.add_argument('--images', help='a folder of images without labels, instead of the split of the data set: '
                                          'predictions and pictures, no score')
     add_pictures_flag(parser)
     return parser.parse_args(argv)
@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, EVAL)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from data.dataset import dataset_folder
     from data.image_folder import ImageFolder
     from data.label_space import VOC, label_space
@@ -60,11 +60,11 @@ def main(argv: list[str] | None = None) -> None:
     with main_first():  # which may fetch them
         weights = Path(local_file(args.state_dict, p.root_dir)).resolve()
     if not weights.is_file():
-        raise UserError(f'--state-dict names {weights}, which is {"no file" if weights.exists() else "not there"}')
+        raise UserError(f'--state-dict names {weights}, which {"is not a file" if weights.exists() else "does not exist"}')
     given = ImageFolder(args.images, without=p.root_dir, max_pixels=p.max_image_pixels) if args.images is not None else None
 
     # Data
-    only_names = given and p.val_db_name == VOC  # whose class names are known without fetching it
+    only_names = given and p.val_db_name == VOC  # whose class names are known without downloading it
     with main_first():
         folder = Path(p.db_root) / VOC if only_names else dataset_folder(p.db_root, p.val_db_name)
     dataset = given or evaluation_split(folder, p.val_db_kwargs.split, max_pixels=p.max_image_pixels)

@@ -1,4 +1,4 @@
-"""Export a network to ONNX, for programs that have no PyTorch.
+"""Export a network to ONNX, for programs without PyTorch.
 
     python export.py --weights ../output/demo_linear/best_model.pth.tar --out network.onnx --size 96 96
 
@@ -7,7 +7,7 @@ are printed: those of ImageNet for ResNets. That of a linear network gives `logi
 pre-training checkpoint `embeddings`, B x D x height x width, not normalised, and `saliency` logits, B x height x width. It is
 run and compared with the network before it is written. Needs requirements-optional.txt.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -30,14 +30,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__, default=str(TREE / 'configs' / 'env.yml'))
     parser.add_argument('--weights', required=True, metavar='PATH',
                         help='a pre-training checkpoint, a model of linear_finetune.py, or zoo://<name>')
-    parser.add_argument('--out', required=True, metavar='PATH', help='the ONNX file to write')
+    parser.add_argument('--out', required=True, metavar='PATH', help='ONNX file to write')
     parser.add_argument('--size', type=int, nargs=2, default=(512, 512), metavar=('HEIGHT', 'WIDTH'),
-                        help='of the images, in pixels (default: 512 512)')
+                        help='size of the images in pixels (default: 512 512)')
     parser.add_argument('--backbone', metavar='NAME',
-                        help='of the network (default: what the checkpoint or the config.yml beside it says, else the one that '
-                             'fits)')
+                        help='backbone of the network (default: from the checkpoint or the config.yml beside it, otherwise '
+                             'detected)')
     parser.add_argument('--output-stride', type=int, metavar='PIXELS',
-                        help="of the backbone's grid (default: the same; else the densest)")
+                        help="output stride of the backbone (default: likewise; otherwise the densest)")
     return parser.parse_args(argv)
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     if min(args.size) < 1:
         raise UserError(f'--size is {" ".join(map(str, args.size))}, but must be two positive numbers of pixels')
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from evaluation.model_loading import stored_network
     from evaluation.onnx_export import export_onnx, onnx_difference, require_packages
     from models.backbones import find_backbone
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     difference = onnx_difference(network, content, args.size)
     if not difference <= TOLERANCE:  # nor where it is NaN
         raise UserError(f'{out} is not written: its outputs would differ from those of {weights} by {difference:.1g} of the '
-                        'largest: are the weights finite? Else try another --size')
+                        'largest: check that the weights are finite, or try another --size')
     with atomic_file(out) as file:
         file.write(content)
     log.info('%s: images B x 3 x %d x %d (mean %s, deviation %s) -> %s; differs from the network by %.1g of the largest value',

@@ -3,11 +3,11 @@
     python finetune.py --config_env configs/env.yml \\
         --config_exp configs/finetune/finetune_VOCSegmentation_supervised_saliency_1_percent.yml
 
-It starts from a pre-training (`pretraining`), from the backbone's own weights (`backbone_kwargs`), or from none. The ids that
-it learns from are kept as train_ids.txt. A run whose checkpoint exists goes on from it. Results are under
-<root_dir>/<experiment file's name>/.
+It starts from a pre-training (`pretraining`), from the backbone's own weights (`backbone_kwargs`), or from none. The ids used
+for training are saved as train_ids.txt. A run whose checkpoint exists resumes from it. Results are under <root_dir>/<experiment
+file's name>/.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -32,7 +32,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, FINETUNE)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
     from data.dataset import SegmentationDataset

@@ -1,11 +1,12 @@
-"""Cluster the object masks of the validation images and score the clusters as classes (arXiv 2102.06191, section 4).
+"""Cluster the object masks of the validation images, or single objects, and score the clusters as classes (arXiv 2102.06191,
+section 4).
 
     python kmeans.py --config_env configs/env.yml --config_exp configs/kmeans/kmeans_VOCSegmentation_supervised_saliency.yml
 
 Results are under <root_dir>/<experiment file's name>/: results.json, and of the first seed predictions/, visualization/ and
-clusters.png. Without labels nothing is scored, and these are of the seed with the most compact clusters.
+clusters.png. Without labels there is no score, and these come from the seed with the most compact clusters.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -26,8 +27,8 @@ FIRST_SEED = 1234
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, amp='none')
     parser.add_argument('--num_seeds', type=int, default=5, help='number of clusterings to average over (default: 5)')
-    parser.add_argument('--n_clusters', type=int, help="clusters, background counted (default: the experiment's, else the "
-                                                       'number of classes)')
+    parser.add_argument('--n_clusters', type=int, help='number of clusters, including background (default: that of the '
+                                                       'experiment, otherwise the number of classes)')
     parser.add_argument('--metrics', action='store_true', help='also report accuracy, NMI and ARI (default: no)')
     add_pictures_flag(parser)
     return parser.parse_args(argv)
@@ -37,16 +38,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, KMEANS)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
     from data.contents import report
     from data.dataset import dataset_folder
     from data.label_space import label_space
-    from evaluation.clustering import check_clusters, cluster_all, distances, most_compact, reduced, seed_scores
+    from evaluation.clustering import (
+        check_clusters,
+        check_enough,
+        cluster_all,
+        distances,
+        most_compact,
+        reduced,
+        seed_scores,
+    )
     from evaluation.context import EvaluationContext
     from evaluation.extraction import extract_prototypes
     from evaluation.model_loading import StageNetwork, embedding_network
+    from evaluation.objects import Objects
     from evaluation.predictions import write_predictions
     from evaluation.results import write_results
     from evaluation.splits import evaluation_split
@@ -65,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     # Data
     with main_first():
         folder = dataset_folder(p.db_root, p.val_db_name)
-    dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency, p.max_image_pixels)
+    dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency, p.max_image_pixels,
+                               p.val_db_kwargs.instances)
     space = label_space(folder) if dataset.labels else None
     classes = len(space) if space else 0
     has_background = space is None or space.background is not None
@@ -91,6 +102,8 @@ def main(argv: list[str] | None = None) -> None:
     if found is None:  # all are on rank 0
         return
     report(found.contents, dataset, dataset.split, space, predicted=not dataset.masks)
+    objects = Objects(dataset, found.counts, found.masks)
+    check_enough(n_clusters, len(objects), dataset)
     seeds = range(first_seed, first_seed + args.num_seeds)
     vectors = reduced(found.prototypes, p.kmeans_kwargs.whiten, p.kmeans_kwargs.pca)
     clusterings = cluster_all(vectors, found.histograms, n_clusters, seeds, has_background)
@@ -99,11 +112,11 @@ def main(argv: list[str] | None = None) -> None:
     shown, shown_space = clusterings[chosen], space or cluster_space(n_clusters)
 
     # Report
-    predictions = (shown.prediction(index, mask.array()) for index, mask in enumerate(found.masks))
+    predictions = (shown.prediction(objects.of_image(index), mask.array()) for index, mask in enumerate(found.masks))
     write_predictions(output, dataset, progress(predictions, 'Pictures', len(dataset)), shown_space, args.num_visualizations,
                       score=False)
-    save_cluster_sheet(output / SHEET, dataset, found.masks, shown, distances(vectors, shown.clusters), shown_space)
-    clusters = dict(zip(found.ids, (shown.clusters + 1).tolist(), strict=True))
+    save_cluster_sheet(output / SHEET, objects, shown, distances(vectors, shown.clusters), shown_space)
+    clusters = dict(zip(objects.ids, (shown.clusters + 1).tolist(), strict=True))
     write_results(output, KMEANS, p.pretraining, space.names if space else (), iou, n_clusters=n_clusters, seeds=list(seeds),
                   **scores, shown_seed=seeds[chosen], clusters=clusters)
     log.info('Clusters are shown in %s', output / SHEET)

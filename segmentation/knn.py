@@ -1,11 +1,11 @@
 """Segment the validation images by the nearest neighbours of their patches among those of labelled images (Balažević et al.,
-arXiv 2306.01667): what dense features know, with nothing trained.
+arXiv 2306.01667): an evaluation of dense features without training.
 
     python knn.py --config_env configs/env.yml --config_exp configs/knn/knn_VOCSegmentation_supervised_saliency.yml
 
 Results are under <root_dir>/<experiment file's name>/: results.json, predictions/, visualization/ and contact_sheet.png.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -30,7 +30,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, KNN)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
     from data.contents import Contents, merged, report
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     most = settings.memory_size and settings.memory_size // len(database)
     if most == 0:
         raise UserError(f'{args.config_exp}: knn_kwargs.memory_size ({settings.memory_size}) must be at least the number of '
-                        f'images in the memory ({len(database)}), of each of which it holds a patch')
+                        f'images in the memory ({len(database)}), since it holds at least one patch of each')
     log.info('%s: memory of %d images (%s), %s patches of each; %d images to segment, %d classes; weights: %s', folder,
              len(database), settings.train_split, f'at most {most}' if most else 'all', len(dataset), len(space), p.pretraining)
 

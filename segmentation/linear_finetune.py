@@ -3,9 +3,9 @@
     python linear_finetune.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml
 
-A run whose checkpoint exists goes on from it. Results are under <root_dir>/<experiment file's name>/.
+A run whose checkpoint exists resumes from it. Results are under <root_dir>/<experiment file's name>/.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -30,7 +30,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, LINEAR)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
     from data.dataset import SegmentationDataset

@@ -1,13 +1,13 @@
-"""Cluster photographs of one's own: pictures with masks in the clusters' colours, and a page on which to name the clusters.
+"""Cluster your own photographs: pictures with masks in the clusters' colours, and a page for naming the clusters.
 
     python own_clusters.py --config_env configs/env.yml [--name mine] [--clusters N|auto] [--names names.yml]
 
 Comes after own_images.py in pretrain/ (`make mine` runs both), whose network.yml it reads. Results are in
 <root_dir>/<name>_clusters/: clusters.html, clusters.png, predictions/, visualization/, results.json; clusters.npz, with which
-segment.py puts other photographs into the same clusters; and <name>_clusters.yml, with which kmeans.py makes the same ones.
-Given again, only what is new goes through the network.
+segment.py assigns other photographs to the same clusters; and <name>_clusters.yml, with which kmeans.py makes the same ones.
+When run again, only new photographs go through the network.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -37,11 +37,11 @@ log = logging.getLogger('maskcontrast')
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
-    parser.add_argument('--name', default='mine', help='of the experiment of own_images.py (default: mine)')
+    parser.add_argument('--name', default='mine', help='name given to own_images.py (default: mine)')
     parser.add_argument('--clusters', type=_clusters, metavar='N',
-                        help='clusters of objects, or auto: as many as fit best, by their silhouette (default: the root of the '
-                             'number of images, 50 at most)')
-    parser.add_argument('--names', metavar='FILE', help='names.yml as clusters.html saves it (default: as before)')
+                        help='number of clusters of objects, or auto: the number with the best silhouette (default: the '
+                             'square root of the number of images, at most 50)')
+    parser.add_argument('--names', metavar='FILE', help='names.yml, as saved by clusters.html (default: as before)')
     add_machine_flags(parser, amp='none')
     return parser.parse_args(argv)
 
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     env = read_env(args.config_env)
     output = Path(env.root_dir) / f'{args.name}_clusters'
     require_own_folder(output, KMEANS, output / f'{output.name}.yml')
-    network, folder, saliency = _network(env, args.name)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    network, folder, masks = _network(env, args.name)
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import numpy as np
 
     from data.dataset import SegmentationDataset
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from evaluation.cluster_names import settle_names
     from evaluation.cluster_number import how_many
     from evaluation.cluster_report import report
-    from evaluation.mask_features import compute_missing, feature_settings, image_keys
+    from evaluation.mask_features import compute_missing, feature_settings, image_keys, object_keys
+    from evaluation.objects import Objects
     from evaluation.own_images_config import clustering_settings, clusters_for
     from evaluation.prototype_cache import PrototypeCache, file_for
     from evaluation.saved_clusters import FILE, Projection, earlier_clusters, most_compact_clusters
@@ -74,17 +75,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         be_deterministic()
     hold_folder(output)
     start_log(output / 'log_file.txt')
-    dataset = SegmentationDataset(folder, 'trainaug', saliency, drop_missing=True)
-    settings, what = clustering_settings(network, len(dataset), clusters_for(len(dataset)))
+    objects = Objects(SegmentationDataset(folder, 'trainaug', drop_missing=True, **masks))
+    if not len(objects):
+        raise UserError(f'{objects.dataset.masks}: no image of trainaug contains an object')
+    settings, what = clustering_settings(network, len(objects.dataset), clusters_for(len(objects)))
     experiment = _write_experiment(output, settings)
     p = create_config(args.config_env, experiment, KMEANS)
-    log.info('%s', what)
+    log.info('%s', f'{len(objects)} objects of {what}' if masks['instances'] else what)
 
     # Features
     begin = time.monotonic()
-    chosen, keys = feature_settings(p, choose_precision(args.amp, device)), image_keys(dataset)
+    chosen, keys = feature_settings(p, choose_precision(args.amp, device)), object_keys(image_keys(objects.dataset), objects)
     with PrototypeCache(file_for(output / 'features', chosen)) as cache:
-        new = compute_missing(cache, dataset, keys, chosen, device, p.num_workers)
+        new = compute_missing(cache, objects, keys, chosen, device, p.num_workers)
         vectors = np.stack([cache[key] for key in keys])
     embedded = time.monotonic()
 
@@ -95,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed = FIRST_SEED if args.seed is None else args.seed
     seeds, earlier = range(seed, seed + SEEDS), earlier_clusters(output / FILE)
     named = earlier if args.names or (output / NAMES).exists() else None
-    clusters = how_many(args.clusters, len(named) if named else None, points, seeds, output)
+    clusters = how_many(args.clusters, len(named) if named else None, points, seeds, output, objects.unit)
     settings['kmeans_kwargs']['n_clusters'] = clusters + 1
     _write_experiment(output, settings)
-    data = {'name': args.name, 'saliency': saliency}
+    data = {'name': args.name, **masks}
     found, best = most_compact_clusters(points, clusters, seeds, projection, chosen, keys, data)
     names = settle_names(output / NAMES, found, earlier, args.names)
     found.save(output / FILE)
@@ -106,18 +109,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Report
     write_config(output / 'config.yml', p, resolved={'device': str(device), 'precision': chosen['precision']})
-    report(output, args.name, dataset, found, found.distances(vectors), names, p.pretraining, list(seeds), best)
+    report(output, args.name, objects, found, found.distances(vectors), names, p.pretraining, list(seeds), best)
     log.info('features of %d new images %.1f s, clusters %.1f s, pictures %.1f s', new, embedded - begin, clustered - embedded,
              time.monotonic() - clustered)
-    log.info('Look at %s, and name the clusters there', output / 'clusters.html')
+    log.info('%d of %d clusters are named. Look at %s, and name the clusters there', len(names), clusters,
+             output / 'clusters.html')
 
 
 def _network(env: Any, name: str):
-    """The content of network.yml, the data set's folder, and the name of its masks."""
+    """The content of network.yml, the data set's folder, and which of its masks: `saliency` and `instances`, as of
+    `SegmentationDataset`."""
     path = Path(env.root_dir) / name / 'network.yml'
     try:
         network = yaml.safe_load(path.read_text(encoding='utf-8'))
-        return network, Path(env.db_root) / network['train_db_name'], network['train_db_kwargs']['saliency']
+        masks = {'saliency': network['train_db_kwargs']['saliency'],
+                 'instances': network['train_db_kwargs'].get('instances', False)}
+        return network, Path(env.db_root) / network['train_db_name'], masks
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f'{path} could not be read ({error}): run own_images.py --name {name} first') from error
 

@@ -1,12 +1,12 @@
-"""Run the rows of the paper's tables on PASCAL VOC, and print what was published beside what is measured.
+"""Run the rows of the paper's tables on PASCAL VOC, and print published and measured results side by side.
 
     make reproduce [ARGS="--fetch --rows kmeans_supervised"]
 
-Weights come from the model zoo or, by the zoo's names, from files of one's own. A row that was measured with the same weights
-and seeds is not run again (--again does), and one that was stopped goes on. Each row's results are under
+Weights come from the model zoo or, under the names of the zoo, from your own files. A row already measured with the same
+weights and seeds is skipped (unless --again is given), and one that was stopped resumes. Each row's results are under
 <root_dir>/reproduce_<row>/, the table's under <root_dir>/reproduce/, as results.json and table.png.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -40,11 +40,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--rows', nargs='+', metavar='ROW', default=list(ROWS), help=f'of {", ".join(ROWS)} (default: all)')
     parser.add_argument('--weights', nargs='+', metavar='NAME=PATH', default=[],
-                        help=f'files of your own for the names {", ".join((*ZOO, *UNPUBLISHED))}')
-    parser.add_argument('--fetch', action='store_true', help='fetch the weights that the zoo has (default: only those on disk)')
+                        help=f'your own files for the names {", ".join((*ZOO, *UNPUBLISHED))}')
+    parser.add_argument('--fetch', action='store_true', help='download the weights in the zoo (default: use only those on '
+                                                             'disk)')
     parser.add_argument('--seeds', type=int, default=1, metavar='N',
-                        help='trainings of each row that trains a classifier, with the seeds 0, 1, ... (default: 1)')
-    parser.add_argument('--again', action='store_true', help='run rows that were measured, too')
+                        help='number of trainings of each row that trains a classifier, with the seeds 0, 1, ... (default: 1)')
+    parser.add_argument('--again', action='store_true', help='also run rows that were already measured')
     return parser.parse_args(argv)
 
 
@@ -92,14 +93,14 @@ def _figure_text(found: Mapping[str, Any]):
 
 
 def draw_table(measured: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw what was measured beside what was published."""
+    """Draw measured and published results side by side."""
     from evaluation.visualization.published_table import table_figure
     with atomic_file(path) as file:
         table_figure(measured).savefig(file, format='png')
 
 
 def earlier_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """What earlier runs measured, of the rows that there are."""
+    """The results of earlier runs for the existing rows."""
     try:
         return {name: found for name, found in json.loads(path.read_text()).items() if name in ROWS}
     except (OSError, ValueError, AttributeError):
@@ -121,13 +122,13 @@ def own_files(pairs: Iterable[str]) -> dict[str, str]:
 
 def run(name: str, row: Row, env: EasyDict, own: Mapping[str, str], args: argparse.Namespace,
         before: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure one row, each of its seeds in a process of its own.
+    """Measure one row, each of its seeds in a separate process.
 
     Returns {'measured': mean mIoU in percent, 'spread': standard deviation over seeds or None, 'seeds': how many, 'weights':
     path}; {'missing': what it needs}; or {'error': the last line of what went wrong}. before: the same of an earlier run.
     """
     if not (Path(env.db_root) / VOC).is_dir():
-        return {'missing': f'the data set {Path(env.db_root) / VOC} (kmeans.py with a shipped file fetches it)'}
+        return {'missing': f'the data set {Path(env.db_root) / VOC} (kmeans.py with a shipped file downloads it)'}
     weights = own.get(row.weights) if row.weights else None
     if row.weights and weights is None:
         if row.weights in UNPUBLISHED:

@@ -1,12 +1,12 @@
-"""Retrieve for each validation segment its nearest neighbours in a database, and take over their class (arXiv 2102.06191,
-section 4).
+"""Retrieve for each validation segment its nearest neighbours in a database, and assign their class (arXiv 2102.06191, section
+4).
 
     python retrieval.py --config_env configs/env.yml \\
         --config_exp configs/retrieval/retrieval_VOCSegmentation_unsupervised_saliency.yml
 
 Results are under <root_dir>/<experiment file's name>/: results.json, and pictures of queries with their neighbours.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 import argparse
@@ -33,7 +33,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_early(args, RETRIEVAL)
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import numpy as np
     import torch
 

@@ -14,7 +14,7 @@ pytest.register_assert_rewrite('helpers.checks')
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """What was printed may hold file names that are no text, which can not be sent to the process that prints the report."""
+    """The output may hold undecodable file names, which cannot be sent to the process that prints the report."""
     report = yield
     report.sections = [(name, text.encode(errors='backslashreplace').decode()) for name, text in report.sections]
     return report

@@ -1,1 +1,1 @@
-"""What only a GPU can show: that everything works there, and how fast it is."""
+"""Checks and measurements that need a GPU."""

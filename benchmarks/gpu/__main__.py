@@ -1,11 +1,11 @@
-"""Everything that only a GPU can show, in ten minutes: a table to paste, and the same as JSON.
+"""All checks and measurements that need a GPU, in ten minutes: a table, and the same as JSON.
 
     make gpu                                    # or: cd benchmarks && python -m gpu
     make gpu ARGS="--only losses steps"
 
-Each section runs in a process of its own with a time limit, so that one that fails, hangs or runs out of memory doesn't end the
-others. Without a GPU it runs what a CPU can show, and says what it left out; --small tries every section on whatever is there.
-The exit code is 1 when a check has failed.
+Each section runs in its own process with a time limit, so that one that fails, hangs or runs out of memory doesn't end the
+others. Without a GPU it runs the parts for a CPU and names those it skips; --small tries every section on any device. The exit
+code is 1 if a check has failed.
 """
 import argparse
 import contextlib
@@ -27,16 +27,16 @@ OUTPUT = HERE.parents[1] / 'output' / 'gpu'
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(prog='gpu', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--device', choices=('auto', 'cuda', 'cpu'), default='auto', help='where (default: auto)')
-    parser.add_argument('--only', nargs='+', choices=[section.name for section in SECTIONS], help='these sections only')
-    parser.add_argument('--small', action='store_true', help='small sizes: to try the sections, not to measure')
-    parser.add_argument('--minutes', type=float, default=10, help='for all sections together (default: 10)')
+    parser.add_argument('--device', choices=('auto', 'cuda', 'cpu'), default='auto', help='device (default: auto)')
+    parser.add_argument('--only', nargs='+', choices=[section.name for section in SECTIONS], help='run only these sections')
+    parser.add_argument('--small', action='store_true', help='small sizes, to try the sections rather than measure')
+    parser.add_argument('--minutes', type=float, default=10, help='time for all sections together (default: 10)')
     parser.add_argument('--output', type=Path, default=OUTPUT, help=f'folder for results.json and table.md (default: {OUTPUT})')
     return parser.parse_args(argv)
 
 
 def run_section(section, flags, seconds):
-    """The rows of a section, at most those of so many seconds."""
+    """The rows of a section, within a number of seconds."""
     rows, begun = [], time.monotonic()
     with tempfile.TemporaryFile('w+') as errors:
         process = subprocess.Popen([sys.executable, '-m', 'gpu.section', section.name, *flags], cwd=HERE.parent, text=True,

@@ -1,4 +1,4 @@
-"""The whole step with fewer launches: as a CUDA graph, and with compiled networks. A gain of 5% or more would be taken up."""
+"""The whole step with fewer launches: as a CUDA graph, and with compiled networks. A gain of 5% or more would be adopted."""
 import torch
 
 from gpu.common import Meter, report_time, skip

@@ -1,4 +1,4 @@
-"""What a checkpoint after each epoch costs, written at once and in the background."""
+"""The cost of a checkpoint after each epoch, written directly and in the background."""
 import tempfile
 from pathlib import Path
 

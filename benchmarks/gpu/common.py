@@ -1,4 +1,4 @@
-"""What the sections share: their sizes, rows of their report, and a meter of time and memory."""
+"""Shared parts of the sections: sizes, rows of the report, and a meter of time and memory."""
 import gc
 import json
 import time
@@ -52,7 +52,7 @@ def skip(what, why):
 
 
 class Meter:
-    """Times calls on one device, and says what they cost at most in memory."""
+    """Measures time and peak memory of calls on one device."""
 
     def __init__(self, device, steps):
         self.device, self.steps = device, steps

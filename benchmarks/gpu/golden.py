@@ -1,4 +1,4 @@
-"""One step on weights that follow from the keys' names, against the figures of the published implementation (CPU, float32)."""
+"""One step with weights generated from the names of the keys, compared with the published implementation (CPU, float32)."""
 import math
 import zlib
 

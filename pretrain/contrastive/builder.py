@@ -23,8 +23,8 @@ LOSSES = {'fused': fused_losses, 'plain': losses, 'gathered': gathered_losses}
 class ContrastiveModel(nn.Module):
     """MaskContrast on top of momentum contrast (paper section 3.3; arXiv 1911.05722).
 
-    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K, and perhaps `loss`, a name in LOSSES)
-    and `freeze_layers`.
+    p: mapping with `backbone`, `backbone_kwargs`, `model_kwargs`, `moco_kwargs` (T, m, K, and perhaps `loss`, auto or a name in
+    LOSSES, and `contrast`, pixel or image) and `freeze_layers`. K: 0 for no queue, contrast within a process's batch only.
     State: model_q.* and model_k.*, equal at the start; queue, D x K unit columns; queue_ptr, the next column to write.
     """
 
@@ -37,7 +37,8 @@ class ContrastiveModel(nn.Module):
         super().__init__()
         moco = p['moco_kwargs']
         self.K, self.m, self.T = moco['K'], moco['m'], moco['T']
-        self.loss_form = moco.get('loss') or 'fused'
+        self.loss_form = moco.get('loss') or 'auto'
+        self.contrast = moco.get('contrast') or 'pixel'
         network = get_model(p)
         assert isinstance(network, PretrainingNetwork)  # which get_model gives for `moco_kwargs`
         self.model_q = network
@@ -56,10 +57,10 @@ class ContrastiveModel(nn.Module):
 
         im_q, im_k: B x 3 x H x W normalised float images, the query and the key view.
         sal_q, sal_k: B x H x W integer masks, nonzero = object (B x h x w without `upsample`).
-        object_pixels: how many pixels of each mask of `sal_q` are not zero, B numbers on the host, which only the losses
-        `gathered` look at; None: not known.
+        object_pixels: number of nonzero pixels in each mask of `sal_q`, B numbers on the host, used only by the losses
+        `gathered`; None: unknown.
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
-        Raises ValueError for masks of another size, and when K is no multiple of the global batch.
+        Raises ValueError for masks of another size, and if K is not a multiple of the global batch.
         """
         self.check_batch(len(im_q))
         q, saliency = self.model_q.grid(im_q)                           # B x D x h x w, B x h x w
@@ -74,7 +75,10 @@ class ContrastiveModel(nn.Module):
 
     @property
     def losses(self) -> ModuleType:
-        """The module with the losses in the form that the configuration asks for."""
+        """The module with the losses in the form that the configuration asks for, or the fastest one for the device."""
+        if self.loss_form == 'auto':
+            fast = self.queue.is_cuda and not torch.are_deterministic_algorithms_enabled()
+            return gathered_losses if fast else fused_losses
         return LOSSES[self.loss_form]
 
     def prototypes(self, k: Tensor, mask: Tensor) -> Tensor:
@@ -88,11 +92,12 @@ class ContrastiveModel(nn.Module):
 
         q: B x D x h x w. saliency: B x h x w logits, or None without a saliency head. mask: of the query views.
         object_pixels: as for `forward`."""
-        counted = {'object_pixels': object_pixels} if self.losses is gathered_losses else {}
+        pixels = self.contrast == 'pixel'
+        contrast = self.losses.contrastive_loss if pixels else self.losses.image_contrastive_loss
+        counted = {'object_pixels': object_pixels} if pixels and self.losses is gathered_losses else {}
         with torch.autocast(q.device.type, enabled=False):
             queue = self.queue.clone()                                  # D x K: it moves on before the backward pass
-            contrastive, acc1, acc5 = self.losses.contrastive_loss(_at_least_float32(q), mask, prototypes, queue, self.T,
-                                                                    **counted)
+            contrastive, acc1, acc5 = contrast(_at_least_float32(q), mask, prototypes, queue, self.T, **counted)
             balanced = (torch.zeros_like(contrastive) if saliency is None
                         else self.losses.saliency_loss(_at_least_float32(saliency), mask))
         return {'loss': contrastive + balanced, 'contrastive_loss': contrastive, 'saliency_loss': balanced,
@@ -100,15 +105,15 @@ class ContrastiveModel(nn.Module):
 
     @torch.no_grad()
     def update_key_network(self) -> None:
-        """key = m * key + (1 - m) * query for every parameter that learns; batch-norm statistics stay each one's own."""
+        """key = m * key + (1 - m) * query for every parameter that learns; each network keeps its own batch-norm statistics."""
         pairs = [(key, query) for key, query in zip(self.model_k.parameters(), self.model_q.parameters(), strict=True)
                  if query.requires_grad]
         keys, queries = map(list, zip(*pairs, strict=True))
         self._average(keys, queries, None)
 
     def _key_grid(self, images: Tensor):
-        """The key network's grid for this process's images. Of several processes it is computed on a shuffled batch; within a
-        single one the order changes nothing."""
+        """The key network's grid for this process's images. With several processes it is computed on a shuffled batch; in a
+        single process the order does not matter."""
         if ranks.world_size() == 1:
             return self.model_k.grid(images)[0]
         return on_shuffled_batch(images, lambda shuffled: self.model_k.grid(shuffled)[0])
@@ -116,19 +121,21 @@ class ContrastiveModel(nn.Module):
     @torch.no_grad()
     def enqueue(self, prototypes: Tensor) -> None:
         """Write the prototypes of all processes, in rank order, into the queue at `queue_ptr`, which moves on."""
+        if not self.K:
+            return
         keys = distributed.all_gather(prototypes)
         columns = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
         self.queue.index_copy_(1, columns, keys.t().to(self.queue.dtype))
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)
 
     def check_batch(self, images: int) -> None:
-        """images: of this process. Raises ValueError when K is no multiple of the global batch."""
+        """images: of this process. Raises ValueError if K is not a multiple of the global batch."""
         batch = images * ranks.world_size()
         if self.K % batch:
             raise ValueError(f'the queue length K = {self.K} is not a multiple of the global batch {batch}')
 
     def check_masks(self, images: Tensor, grid: Tensor, *masks: Tensor) -> None:
-        """Raises ValueError for masks that are not of the outputs' size."""
+        """Raises ValueError for masks that do not have the size of the outputs."""
         size = images.shape[-2:] if self.model_q.upsample else grid.shape[-2:]
         for mask in masks:
             if tuple(mask.shape) != (len(images), *size):

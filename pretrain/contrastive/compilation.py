@@ -1,4 +1,4 @@
-"""Functions that `torch.compile` turns into fewer kernels, where it can."""
+"""Functions that `torch.compile` turns into fewer kernels, if it can."""
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ log = logging.getLogger('maskcontrast')
 
 
 class Compiled:
-    """`function` as `torch.compile` makes it on the first call. Where that fails, for example for want of a compiler, it is
-    `function` itself from then on, and the log has one line about it.
+    """`function`, compiled by `torch.compile` on the first call. If that fails, for example without a compiler, `function`
+    itself is used from then on, and the log has one line about it.
 
-    function: of tensors, without effects. what: in words, for the log. options: of `torch.compile`.
+    function: of tensors, without side effects. what: its name in the log. options: of `torch.compile`.
     """
 
     def __init__(self, function: Callable[..., Any], what: str, **options: Any):
@@ -35,7 +35,7 @@ class Compiled:
             raise
         except Exception as error:
             reason = ' '.join(str(error).splitlines()[:2])  # the first says who failed, the second why
-            log.warning('torch.compile could not compile %s, which are computed without it (%s: %s)', self.what,
+            log.warning('torch.compile could not compile %s, so they run uncompiled (%s: %s)', self.what,
                         type(error).__name__, reason)
             self._way = self.function
             return self.function(*arguments)

@@ -5,17 +5,17 @@ from utils.parallel.network import check_url
 
 
 def add_distributed_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('several processes', 'All visible GPUs of the machine are used if nothing else is said; '
-                                                           'under torchrun none of these flags is needed.')
-    group.add_argument('--world-size', type=int, default=-1, help='number of machines with --multiprocessing-distributed, else '
-                                                                  'of processes; 1 is one process, on one GPU')
-    group.add_argument('--rank', type=int, default=-1, help='number of this machine, or process, from 0')
+    group = parser.add_argument_group('several processes', 'By default all visible GPUs of the machine are used. Under '
+                                                           'torchrun these flags are not needed.')
+    group.add_argument('--world-size', type=int, default=-1, help='number of machines with --multiprocessing-distributed, '
+                                                                  'otherwise of processes; 1 is one process, on one GPU')
+    group.add_argument('--rank', type=int, default=-1, help='index of this machine, or process, from 0')
     group.add_argument('--dist-url', type=_url, default='env://',
-                       help='where the processes meet: tcp://HOST:PORT, HOST being the machine of rank 0 (default: env://, '
-                            'MASTER_ADDR and MASTER_PORT)')
-    group.add_argument('--dist-backend', choices=('nccl', 'gloo'), help='default: nccl on GPUs, else gloo')
+                       help='address where the processes meet: tcp://HOST:PORT, where HOST is the machine of rank 0 (default: '
+                            'env://, MASTER_ADDR and MASTER_PORT)')
+    group.add_argument('--dist-backend', choices=('nccl', 'gloo'), help='default: nccl on GPUs, gloo on CPUs')
     group.add_argument('--multiprocessing-distributed', action='store_true',
-                       help='start a process for each GPU of this machine')
+                       help='start one process for each GPU of this machine')
 
 
 def _url(text: str):

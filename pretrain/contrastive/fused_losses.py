@@ -1,4 +1,4 @@
-"""The losses of `losses.py`, computed lean: the same values and gradients in less time and memory.
+"""The losses of `losses.py`, with the same values and gradients in less time and memory.
 
 Axes: B images, D embedding, h w the network's grid, H W the masks' size, N pixels of a chunk,
 I images of a group, L = B + K logit columns.
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from contrastive.losses import saliency_loss
+from contrastive.losses import contrast_images, saliency_loss
 from models.interpolation import interpolation_matrix, resize_transpose
 
-__all__ = ['contrastive_loss', 'mask_prototypes', 'saliency_loss']  # the last is the plain one: there is nothing to save
+__all__ = ['contrastive_loss', 'image_contrastive_loss', 'mask_prototypes',
+           'saliency_loss']  # the last is the plain one: there is nothing to save
 
 EPS = 1e-12                # of the L2 normalisation
 CHUNK_ELEMENTS = 1 << 19   # logits held at once on a CPU: 2 MiB, which its caches hold
@@ -33,14 +34,25 @@ def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tens
     prototypes: B x D unit rows; the target of image i's pixels is row i. queue: D x K unit columns.
     temperature: T > 0.
     Returns scalars: the loss (mean weighted with ENet class weights, arXiv 1606.02147), and the top-1 and top-5 accuracy
-    in percent. All are 0 when no pixel is an object's.
+    in percent. All are 0 if there are no object pixels.
     """
     columns = torch.cat([prototypes.t(), queue], dim=1).to(grid.dtype) / temperature
     return _ContrastiveLoss.apply(grid, mask.bool(), columns)
 
 
+def image_contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor,
+                           temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As `losses.image_contrastive_loss`: there are few logits, and the queries are computed like the prototypes here."""
+    return contrast_images(mask_embeddings(grid, mask), mask, prototypes, queue, temperature)
+
+
 @torch.no_grad()
 def mask_prototypes(grid: Tensor, mask: Tensor) -> Tensor:
+    """The prototype of each image: its `mask_embeddings`, without gradient."""
+    return mask_embeddings(grid, mask)
+
+
+def mask_embeddings(grid: Tensor, mask: Tensor) -> Tensor:
     """Mean embedding of each image's object: sum of the normalised pixel embeddings in the mask, L2-normalised.
 
     grid: B x D x h x w before upsampling and normalisation. mask: B x H x W, nonzero = object.
@@ -87,7 +99,7 @@ class _ContrastiveLoss(torch.autograd.Function):
 
 
 def target_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What each pixel of image i counts in the weighted mean: c_i / sum over pixels of c, with c_i the ENet weight.
+    """Weight of each pixel of image i in the weighted mean: c_i / sum over pixels of c, with c_i the ENet weight.
 
     All pixels of an image share their target, so class frequencies follow from the masks' areas. B, `dtype`.
     """
@@ -99,7 +111,7 @@ def target_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def _chunk(pixels: Tensor, inside: Tensor, weight: Tensor, targets: slice, columns: Tensor):
     """Loss, number of top-1 and top-5 hits, and gradient (I x N x D) of N pixels of each of I images.
 
-    pixels: I x N x D, before normalisation. inside: I x N, False for pixels that don't count. weight: I, what a pixel counts.
+    pixels: I x N x D, before normalisation. inside: I x N, False for pixels that don't count. weight: I, the weight of a pixel.
     targets: the slice of the images' own columns. columns: D x L, divided by the temperature.
     """
     norm = pixels.norm(dim=2, keepdim=True).clamp_min(EPS)

@@ -15,10 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from contrastive import fused_losses
 from contrastive.compilation import Compiled
-from contrastive.fused_losses import EPS, mask_prototypes, saliency_loss, target_weights
+from contrastive.fused_losses import EPS, image_contrastive_loss, mask_prototypes, saliency_loss, target_weights
 from models.interpolation import resize_transpose
 
-__all__ = ['contrastive_loss', 'mask_prototypes', 'saliency_loss']  # the last two have no logits: there is little to save
+__all__ = ['contrastive_loss', 'image_contrastive_loss', 'mask_prototypes',
+           'saliency_loss']  # all but the first have few logits or none: there is little to save
 
 CHUNK_ELEMENTS = 1 << 25   # logits held at once: 128 MiB
 GROUP_ELEMENTS = 1 << 26   # upsampled embedding values held at once: 256 MiB, and as much again for their gradient
@@ -26,11 +27,11 @@ GROUP_ELEMENTS = 1 << 26   # upsampled embedding values held at once: 256 MiB, a
 
 def contrastive_loss(grid: Tensor, mask: Tensor, prototypes: Tensor, queue: Tensor, temperature: float,
                      object_pixels: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """As `fused_losses.contrastive_loss`. object_pixels: how many pixels of each image's mask are not zero, B numbers on the
-    host; None: not known.
+    """As `fused_losses.contrastive_loss`. object_pixels: number of nonzero pixels in the mask of each image, B numbers on the
+    host; None: unknown.
 
-    Raises ValueError on a CPU where they are other numbers than the mask's. On a GPU that check would make the host wait, so
-    they are trusted: object pixels beyond the count are left out.
+    Raises ValueError on a CPU if they differ from the mask. On a GPU that check would make the host wait, so they are trusted:
+    object pixels beyond the count are left out.
     """
     if object_pixels is None:
         return fused_losses.contrastive_loss(grid, mask, prototypes, queue, temperature)
@@ -74,7 +75,7 @@ def _loss_and_gradient(grid: Tensor, mask: Tensor, columns: Tensor, counts: Sequ
         group = slice(start, start + images)
         upsampled = fused_losses.upsample(grid[group], *matrices)       # I x H x W x D
         flat = upsampled.flatten(0, 2)
-        flat_gradient = torch.cat([torch.zeros_like(flat), flat[:1]])   # with a row more, for what is no pixel
+        flat_gradient = torch.cat([torch.zeros_like(flat), flat[:1]])   # with one more row, for padding
         for index in gathered(mask[group].flatten(), sum(counts[group]), rows):
             inside = index >= 0
             place = index.clamp_min(0)
@@ -96,8 +97,8 @@ def gathered(inside: Tensor, count: int, rows: int) -> tuple[Tensor, ...]:
 def pixel_chunk(pixels: Tensor, target: Tensor, weight: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, top-1 hits, top-5 hits) of N pixels as a tensor of three, and the gradient of the loss, N x D.
 
-    pixels: N x D, before normalisation. target: N, the pixel's image, which is its column. weight: N, what it counts; 0: it is
-    none. columns: D x L, divided by the temperature.
+    pixels: N x D, before normalisation. target: N, the pixel's image, which is its column. weight: N, the weight of the pixel;
+    0: padding. columns: D x L, divided by the temperature.
     """
     norm = pixels.norm(dim=1, keepdim=True).clamp_min(EPS)
     unit = pixels / norm

@@ -1,4 +1,4 @@
-"""Numbered checkpoints of the query network while it trains: what a curve of scores is drawn from."""
+"""Numbered checkpoints of the query network during training, from which a curve of scores is drawn."""
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ QUERY = 'module.model_q.'  # prefix of the query network's keys, as in checkpoin
 
 class Keeper:
     """Writes the query network to `checkpoints/epoch_0005.pth.tar` and so on, in half precision: a sixth of a checkpoint or
-    less. The evaluations take such a file as `pretraining`. Nothing can go on from it: that is `checkpoint.pth.tar`'s part.
+    less. The evaluations take such a file as `pretraining`. A run can't resume from it, only from `checkpoint.pth.tar`.
 
     network: the query network. output: the run's folder. every: epochs between files, or None for no files. epochs: of the
     run, whose last is kept too, and so is the start. steps: of an epoch. extra: values that every file carries (seed,
@@ -30,7 +30,7 @@ class Keeper:
     def keep(self, epoch: int, again: bool = True) -> None:
         """Write the file of `epoch`, the number of epochs that are done, if it is one to keep. Only rank 0 writes.
 
-        again: replace a file that is there. Raises `UserError` when it can't be written.
+        again: replace a file that is there. Raises `UserError` if it can't be written.
         """
         if not self.every or not is_main() or epoch % self.every and epoch != self.epochs:
             return
@@ -45,7 +45,7 @@ class Keeper:
 
 
 def in_half_precision(value: Tensor) -> Tensor:
-    """A copy on the CPU, float16 where `value` is float and has no number beyond float16's range; else as it is."""
+    """A copy on the CPU, float16 where `value` is float and has no number beyond float16's range; otherwise as it is."""
     if not value.is_floating_point():
         return value.detach().cpu().clone()
     half = value.detach().to('cpu', torch.float16)

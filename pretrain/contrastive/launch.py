@@ -21,17 +21,17 @@ GRACE = 20  # seconds that the others get to end by themselves when one has fail
 
 
 def launch(args: argparse.Namespace, main: Callable[[list[str] | None], None], argv: list[str] | None) -> bool:
-    """Start the processes of this machine and wait for them, where there are several to start: `main(argv)` each.
+    """Start the processes of this machine, each with `main(argv)`, and wait for them, if there are several.
 
-    args: with the flags of `contrastive.flags` and --device. Returns whether it did; the caller then has nothing left to do.
-    Where this process is one of several by itself, the environment says so afterwards. Raises `SystemExit` when a process has
-    failed, with the first positive exit code in rank order, and `UserError` for flags that don't fit together.
+    args: with the flags of `contrastive.flags` and --device. Returns whether it did; then nothing is left for the caller. Where
+    this process is one of several by itself, the environment says so afterwards. Raises `SystemExit` when a process has failed,
+    with the first positive exit code in rank order, and `UserError` for flags that don't fit together.
     """
     if LAUNCHED in os.environ:  # started from here
         return False
     typed = args.world_size > 0 or args.rank >= 0 or args.multiprocessing_distributed
     if typed and TORCHRUN in os.environ:
-        raise UserError('torchrun says which process this is, and how many there are: leave out --world-size, --rank and '
+        raise UserError('torchrun sets the rank and the number of processes: omit --world-size, --rank and '
                         '--multiprocessing-distributed, or start main.py without torchrun')
     if not typed and 'LOCAL_RANK' in os.environ:  # started by torchrun or another launcher
         return False
@@ -75,7 +75,7 @@ def _check_meeting(args: argparse.Namespace):
     if not 0 <= args.rank < args.world_size:
         raise UserError(f'--world-size {args.world_size} needs a --rank from 0 to {args.world_size - 1}')
     if args.dist_url == 'env://' and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
-        raise UserError('--world-size needs --dist-url tcp://HOST:PORT, where the processes meet')
+        raise UserError('--world-size needs --dist-url tcp://HOST:PORT, the address where the processes meet')
 
 
 def _run(main: Callable[[list[str] | None], None], argv: list[str] | None, environments: list[dict[str, str]]):
@@ -115,11 +115,11 @@ def _child(local: int, main: Callable[[list[str] | None], None], argv: list[str]
 
 
 def number_of_processes(simulated: int | None, exp_file: str) -> int:
-    """How many processes this run computes as. simulated: the key `simulate_processes`, or None.
+    """The number of processes whose result this run computes. simulated: the key `simulate_processes`, or None.
 
-    Raises `UserError` when the real ones can't be so many."""
+    Raises `UserError` if this can't be divided over the real processes."""
     processes = simulated or world_size()
     if processes % world_size():
-        raise UserError(f'{exp_file}: simulate_processes is {processes}, which is no multiple of the {world_size()} processes '
-                        'there are: choose fewer GPUs with CUDA_VISIBLE_DEVICES, or one with --world-size 1')
+        raise UserError(f'{exp_file}: simulate_processes is {processes}, which is not a multiple of the {world_size()} '
+                        'processes there are: choose fewer GPUs with CUDA_VISIBLE_DEVICES, or one with --world-size 1')
     return processes

@@ -1,4 +1,4 @@
-"""Whether a folder of photographs is trained on, and with which settings, where nobody has chosen them."""
+"""Whether to train on a folder of photographs, and the settings by default."""
 from __future__ import annotations
 
 import hashlib
@@ -19,39 +19,40 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Images with masks from which on a network is trained although there are weights. High, as no training on fewer has been seen
-# to gain anything over the weights that it began with, and 241 photographs lost by it.
+# Images with masks from which on a network is trained although there are weights: clusters of its backbone's features gained
+# over the initial weights with 4,000 photographs, and lost with 400 and with 241 (docs/learning-curves.md).
 TRAIN_FROM = 4000
-MANY = 2000  # images: from here on a larger network has enough to learn from
+MANY = 2000  # images: from this number on there are enough for a larger network
 NARROW = 500  # images: below, an embedding of more channels would hold noise
-STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 10  # at least: of all, and over each image
+STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 13  # at least: of all, and over each image; the latter as with the 4,000 above
 
 
 def trains(asked: str, images: int, weights: Weights) -> tuple[bool, str]:
-    """Whether to pre-train on so many images with masks, and a line that says why.
+    """Whether to pre-train on this number of images with masks, and a line with the reason.
 
-    asked: '1', '0', or 'auto': from `TRAIN_FROM` images on, and where there are no weights that could do without.
-    Raises `UserError` where nothing would be left to tell objects apart by.
+    asked: '1', '0', or 'auto': with at least `TRAIN_FROM` images, or without weights.
+    Raises `UserError` if there is then no way to tell objects apart.
     """
     if asked == '1':
-        return True, 'a network is trained, as asked'
+        return True, 'a network is trained, as requested'
     if asked == '0' and weights.source is None:
-        raise UserError('--train 0: random weights alone tell nothing apart: give --weights, or let it train')
+        raise UserError('--train 0: random weights cannot tell objects apart: give --weights, or allow training')
     if asked == '0':
-        return False, 'no training, as asked'
+        return False, 'no training, as requested'
     if weights.source is None:
-        return True, 'a network is trained, as there are no weights'
+        return True, 'a network is trained, since there are no weights'
     if images >= TRAIN_FROM:
-        return True, f'a network is trained, as there are {TRAIN_FROM} images or more'
+        return True, f'a network is trained, since there are {TRAIN_FROM} images or more'
     return False, f'no training: these weights tell {images} images apart better without it (from {TRAIN_FROM} on, or TRAIN=1)'
 
 
-def training_settings(name: str, saliency: str, images: int, device: torch.device,
-                      backbone: str | None = None) -> tuple[dict[str, Any], list[str]]:
-    """The content of an experiment file for main.py, but for what depends on the initial weights, and lines that say why.
+def training_settings(name: str, saliency: str, images: int, device: torch.device, backbone: str | None = None,
+                      instances: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """The content of an experiment file for main.py, except for the keys that depend on the initial weights, and lines with the
+    reasons.
 
     name: the data set. saliency: its masks. images: with masks. backbone: its name; None for one that suits their number.
-    Raises `UserError` for fewer than 2 images.
+    instances: whether the masks are those of single objects. Raises `UserError` for fewer than 2 images.
     """
     if images < 2:
         raise UserError(f'{name}: {images} images with masks are too few to contrast: give more photographs')
@@ -60,7 +61,7 @@ def training_settings(name: str, saliency: str, images: int, device: torch.devic
     steps = STEPS['cpu' if on_cpu else 'other']
     epochs = max(EPOCHS, math.ceil(steps / (images // batch)))
     settings: dict[str, Any] = {
-        'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'train_batch_size': batch,
+        'train_db_name': name, 'train_db_kwargs': _masks(saliency, instances), 'train_batch_size': batch,
         'num_workers': 2 if on_cpu else 8, 'transformation_kwargs': {'crop_size': 96 if on_cpu else 224},
         'on_bad_image': 'skip',
         'backbone': backbone or ('resnet50' if images >= MANY and not on_cpu else 'resnet18'),
@@ -68,7 +69,7 @@ def training_settings(name: str, saliency: str, images: int, device: torch.devic
                          'use_classification_head': True},
         'head': 'deeplab', 'epochs': epochs, 'scheduler': 'poly', 'seed': 1,
         # An image's own prototype of the last epoch in the queue is a negative that it can't be told from: there should be
-        # few, so the queue is one batch, or up to four where that is no more than a quarter of the images.
+        # few, so the queue is one batch, or up to four where that is at most a quarter of the images.
         'moco_kwargs': {'K': batch * min(max(1, images // (4 * batch)), 4)},
     }
     crop, ndim = settings['transformation_kwargs']['crop_size'], settings['model_kwargs']['ndim']
@@ -80,14 +81,14 @@ def training_settings(name: str, saliency: str, images: int, device: torch.devic
 
 def initial_settings(weights: Weights, settings: Mapping[str, Any],
                      earlier: Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
-    """What `settings` lack: the keys that depend on the initial weights; and a line about these.
+    """The remaining keys, which depend on the initial weights, and a line about these.
 
     earlier: settings of an earlier run whose choice between these weights and random ones is kept, or None.
     """
     for one in (Weights(weights.backbone, None, ''), weights):
         more = _settings_for(one, settings)
         if earlier == {**settings, **more}:
-            return more, 'initial weights: as the run began'
+            return more, 'initial weights: those of the start of the run'
     return _settings_for(weights, settings), f'training starts from {weights.source or "random weights"}'
 
 
@@ -102,10 +103,15 @@ def _settings_for(weights: Weights, settings: Mapping[str, Any]):
             'optimizer_kwargs': sgd if given else {'lr': 0.001, 'weight_decay': 0.0001}}
 
 
-def network_settings(name: str, saliency: str, device: torch.device, weights: Weights) -> dict[str, Any]:
+def _masks(saliency: str, instances: bool):
+    return {'saliency': saliency, **({'instances': True} if instances else {})}
+
+
+def network_settings(name: str, saliency: str, device: torch.device, weights: Weights, instances: bool) -> dict[str, Any]:
     """The content of network.yml, from which own_clusters.py takes its network: weights of others, untrained."""
-    return {'train_db_name': name, 'train_db_kwargs': {'saliency': saliency}, 'num_workers': 2 if device.type == 'cpu' else 8,
-            'backbone': weights.backbone, 'head': 'none', 'pretraining': weights.source and path_text(weights.source)}
+    return {'train_db_name': name, 'train_db_kwargs': _masks(saliency, instances),
+            'num_workers': 2 if device.type == 'cpu' else 8, 'backbone': weights.backbone, 'head': 'none',
+            'pretraining': weights.source and path_text(weights.source)}
 
 
 def trained_settings(settings: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def earlier_settings(experiment: str | Path, seen: str | Path) -> tuple[dict[str
 
 
 def fingerprint(dataset: SegmentationDataset) -> str:
-    """A hash of which images a data set has, and what their masks are: others would not be the same training."""
+    """A hash of the images of a data set and their masks, which identifies the training."""
     assert dataset.masks is not None
     digest = hashlib.sha256()
     for name in dataset.ids:

@@ -1,4 +1,4 @@
-"""Which weights a folder of photographs is begun with: those that were asked for, or the best that can be had."""
+"""The initial weights for a folder of photographs: those requested, or the best available."""
 from __future__ import annotations
 
 import socket
@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.model_zoo.zoo import is_zoo, local_file
 
 AUTO, NONE, IMAGENET = 'auto', 'none', 'imagenet_classification'
-BACKBONES = ('resnet18', 'resnet50')  # whose weights `auto` takes: the first on disk, else the first to be fetched
+BACKBONES = ('resnet18', 'resnet50')  # whose weights `auto` takes: the first on disk, otherwise the first to be fetched
 RANDOM = 'resnet18'  # the backbone where there are no weights
 PACKAGED, PACKAGED_BACKBONE = 'zoo://efficientnet_lite0', 'timm/tf_efficientnet_lite0'  # from the Python package index
 TIMM = 'timm://'  # timm://<model name>: the backbone timm/<model name> with the weights that timm has of it
@@ -49,22 +49,22 @@ def choose_weights(asked: str, root_dir: str | Path, backbones: Sequence[str] = 
     there must be some), the name of published weights (`timm://...`, `torchvision://...`, `zoo://...`), or a file with a state
     dict or a MoCo v2 checkpoint. root_dir: for the zoo. backbones: which ones 'auto' may take, in order.
 
-    The weights are read, and fetched if need be. Raises `UserError` where what was asked for can't be had.
+    The weights are read, and downloaded if needed. Raises `UserError` if the requested weights are not available.
     """
     if asked == NONE:
-        return Weights(backbones[0] if len(backbones) == 1 else RANDOM, None, 'weights: random ones, as asked')
+        return Weights(backbones[0] if len(backbones) == 1 else RANDOM, None, 'weights: random, as requested')
     if asked in (AUTO, IMAGENET):
         found = _at_hand(backbones) or (_packaged(root_dir) if asked == AUTO and backbones == BACKBONES else None)
         if found is None and asked == IMAGENET:
-            raise UserError(f'--weights {IMAGENET}: those of {" and ".join(backbones)} are neither on disk nor can they be '
-                            'fetched: give a file')
+            raise UserError(f'--weights {IMAGENET}: those of {" and ".join(backbones)} are neither on disk nor available for '
+                            'download: give a file')
         return found or Weights(backbones[0] if len(backbones) == 1 else RANDOM, None,
-                                f'weights: random ones, which find less, as those of ImageNet ({" or ".join(backbones)}) are '
-                                'neither on disk nor can they be fetched; give others as --weights (make: WEIGHTS=)')
+                                f'weights: random, which find less, since those of ImageNet ({" or ".join(backbones)}) are '
+                                'neither on disk nor available for download; give others as --weights (make: WEIGHTS=)')
     if '://' in asked and not is_zoo(asked):
         return _published(asked)
     if asked == PACKAGED:
-        return Weights(PACKAGED_BACKBONE, local_file(asked, root_dir), f'weights: {asked}, as asked')
+        return Weights(PACKAGED_BACKBONE, local_file(asked, root_dir), f'weights: {asked}, as requested')
     return _from_file(local_file(asked, root_dir), asked)
 
 
@@ -72,21 +72,21 @@ def _at_hand(backbones: Sequence[str]):
     """ImageNet weights of the first of `backbones` that has them on disk, or else of the first that gets them; or None."""
     for name in backbones:
         if _on_disk(name) and _can_have(name):
-            return Weights(name, find_backbone(name).imagenet, f'weights: {name} of ImageNet, which was on disk')
+            return Weights(name, find_backbone(name).imagenet, f'weights: {name} of ImageNet, found on disk')
     for name in backbones:
         if find_backbone(name).imagenet and _can_have(name):
-            return Weights(name, find_backbone(name).imagenet, f'weights: {name} of ImageNet, which was fetched')
+            return Weights(name, find_backbone(name).imagenet, f'weights: {name} of ImageNet, downloaded now')
     return None
 
 
 def _packaged(root_dir: str | Path):
-    """ImageNet weights that a Python package holds, or None where it isn't installed."""
+    """ImageNet weights in a Python package, or None if it isn't installed."""
     try:
         path = local_file(PACKAGED, root_dir)
     except UserError:
         return None
-    return Weights(PACKAGED_BACKBONE, path, f'weights: {PACKAGED}, as those of {" and ".join(BACKBONES)} are neither on '
-                                            'disk nor can they be fetched')
+    return Weights(PACKAGED_BACKBONE, path, f'weights: {PACKAGED}, since those of {" and ".join(BACKBONES)} are neither on '
+                                            'disk nor available for download')
 
 
 def _on_disk(backbone: str):
@@ -101,7 +101,7 @@ def _on_disk(backbone: str):
 
 
 def _can_have(backbone: str):
-    """Whether ImageNet weights can be read, and fetched if need be, which is then done."""
+    """Whether ImageNet weights can be read, and downloaded if needed, which is then done."""
     source = find_backbone(backbone).imagenet
     assert source is not None  # the callers ask for backbones that have some
     try:
@@ -129,11 +129,11 @@ def _published(source: str):
         _read(source, backbone)
     except UserError as error:
         raise UserError(f'--weights {source}: {error}') from error
-    return Weights(backbone, source, f'weights: {source}, as asked')
+    return Weights(backbone, source, f'weights: {source}, as requested')
 
 
 def _from_file(path: str, asked: str):
-    """Weights in a file, whose backbone is recognised by their names and shapes."""
+    """Weights in a file, whose backbone is detected from names and shapes."""
     import torch
 
     from utils.checkpoint import load_file
@@ -144,8 +144,8 @@ def _from_file(path: str, asked: str):
     state = _read(path, RANDOM)
     names = matching_backbones({key: tuple(value.shape) for key, value in state.items() if torch.is_tensor(value)})
     if not names:
-        raise UserError(f'--weights {asked}: the names and shapes in this file are those of none of the backbones that are '
-                        'known by them (resnet18, resnet50); of others give published weights, timm://<name>')
+        raise UserError(f'--weights {asked}: the names and shapes in this file match neither resnet18 nor resnet50; for other '
+                        'backbones give published weights, timm://<name>')
     content = load_file(path)
     moco = isinstance(content.get('state_dict'), dict)
-    return Weights(names[0], path, f'weights: {names[0]} from {path}, as asked', moco)
+    return Weights(names[0], path, f'weights: {names[0]} from {path}, as requested', moco)

@@ -1,4 +1,4 @@
-"""One process that computes what several would: `simulate_processes`.
+"""One process that computes the result of several: `simulate_processes`.
 
 The published runs had 2 processes, each with its own batch-norm statistics, in-batch prototypes and weights of the losses.
 """
@@ -29,7 +29,7 @@ class SimulatedProcesses(nn.Module):
         it."""
         model, count = self.model, self.processes
         if len(im_q) % count:
-            raise ValueError(f'{len(im_q)} images can not be divided over {count} simulated processes')
+            raise ValueError(f'{len(im_q)} images cannot be divided over {count} simulated processes')
         model.check_batch(len(im_q))
         queries = self._grids(model.model_q, im_q)                      # P times (B/P x D x h x w, B/P x h x w)
         model.check_masks(im_q, queries[0][0], sal_q, sal_k)

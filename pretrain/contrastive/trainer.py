@@ -57,7 +57,7 @@ class ContrastiveTrainer(Trainer):
 
 
 def train(trainer: ContrastiveTrainer, p: EasyDict, output: Path) -> None:
-    """The epochs that are left. p: configuration with the schedule. output: folder for metrics.jsonl, tensorboard and what
+    """The remaining epochs. p: configuration with the schedule. output: folder for metrics.jsonl, tensorboard and what
     `keep_every` asks for."""
     keeper = Keeper(trainer.model.model_q, output, p.keep_every, p.epochs, len(trainer.loader), trainer.extra)
     if trainer.step == 0:

@@ -1,4 +1,4 @@
-"""What a run saw of its data, in one line, and what is odd about it: empty masks, absent classes, nothing but void."""
+"""A summary of the data that a run read, and warnings: empty masks, absent classes, labels that are all void."""
 from __future__ import annotations
 
 import logging
@@ -22,7 +22,7 @@ SHOWN = 12  # values, and names of classes, at most
 
 @dataclass
 class Contents:
-    """What was seen of some items of a data set. Sets of ids: `images`; `masks`, and those of them that are `empty`, that were
+    """Summary of some items of a data set. Sets of ids: `images`; `masks`, and those of them that are `empty`, that were
     `thresholded` as JPEGs, and that are `lossy`, holding other values besides. labels: 256 int64, pixels of each class index
     and of VOID, or None without labels."""
     images: set[str] = field(default_factory=set)
@@ -85,17 +85,17 @@ def merged(parts: Iterable[Contents | None]) -> Contents:
 
 def report(seen: Contents, dataset: SegmentationDataset, name: str, space: LabelSpace | None = None, predicted: bool = False,
            ignored: Iterable[int] = ()) -> None:
-    """Log what was seen of a split, and warn of what is odd about it. name: what the log calls the split. predicted: whether
-    the masks are the network's. ignored: classes that were made void.
+    """Log the summary of a split, and warn of anything unusual. name: what the log calls the split. predicted: whether the
+    masks are the network's. ignored: classes that were made void.
 
-    Raises `UserError` where all masks are empty, and where labels leave no pixel that counts.
+    Raises `UserError` if all masks are empty, or all pixels of the labels are void.
     """
     log.info('%s: %s', name, seen.line(predicted))
     if seen.thresholded:
-        log.warning('%s: %d masks are JPEGs, which are not exact: values from %d on count as object', dataset.masks,
+        log.warning('%s: %d masks are JPEGs, which are not lossless: values of %d or more count as object', dataset.masks,
                     len(seen.thresholded), HALF)
     if seen.lossy:
-        log.warning('%s: %d masks, of %s, say, hold values that are neither background (0) nor object (255), and count as '
+        log.warning('%s: %d masks, for example of %s, hold values other than 0 (background) and 255 (object), which count as '
                     'background', dataset.masks, len(seen.lossy), min(seen.lossy))
     if seen.masks and seen.empty == seen.masks:
         raise UserError(all_empty(dataset, seen.masks, predicted))
@@ -105,23 +105,25 @@ def report(seen: Contents, dataset: SegmentationDataset, name: str, space: Label
         absent = absent_classes(seen.labels, space, ignored)
         if absent:
             shown = ', '.join(absent[:SHOWN]) + (f' and {len(absent) - SHOWN} others' if len(absent) > SHOWN else '')
-            log.warning('%s: no pixel in the labels of %s is of the class %s', dataset.labels, dataset.split, shown)
+            log.warning('%s: no pixel in the labels of %s has the class %s', dataset.labels, dataset.split, shown)
 
 
 def all_empty(dataset: SegmentationDataset, names: Iterable[str], predicted: bool) -> str:
-    """The message where no mask of a split has an object. names: ids of these masks. predicted: as for `report`."""
+    """The message if all masks of a split are empty. names: ids of these masks. predicted: as for `report`."""
     if predicted:
-        return (f'{dataset.split_file}: the network predicts no object in any of the images of {dataset.split}, so there is '
-                'nothing to cluster or to retrieve: these weights have not learnt masks (train longer, look at the saliency '
-                "loss in metrics.jsonl), or name the data set's masks as saliency in the experiment file")
+        return (f'{dataset.split_file}: the network predicts no object in any image of {dataset.split}, so there is '
+                'nothing to cluster or to retrieve: these weights have not learnt masks: train longer and check the '
+                'saliency loss in metrics.jsonl, or name masks of the data set as saliency in the experiment file')
     assert dataset.masks is not None
+    if dataset.instances:
+        return f'{dataset.masks}: no file of {dataset.split} has any object: these must be numbered from 1'
     return f'{dataset.masks}: no mask of {dataset.split} has any object: {files.empty_masks(dataset.masks, sorted(names))}'
 
 
 def no_label(dataset: SegmentationDataset) -> str:
-    """The message where all labels of a split are void."""
-    return (f'{dataset.labels}: no labelled pixel in {dataset.split}: every pixel of its labels is void, so nothing can be '
-            'learnt from them or scored: correct the files, or say in dataset.yml what they mean')
+    """The message if all labels of a split are void."""
+    return (f'{dataset.labels}: no labelled pixel in {dataset.split}: every pixel of its labels is void, so there is nothing '
+            'to train on or score: correct the files, or describe the labels in dataset.yml')
 
 
 def absent_classes(labels: np.ndarray, space: LabelSpace, ignored: Iterable[int] = ()) -> list[str]:

@@ -1,4 +1,4 @@
-"""Images, masks and labels from files. A file that can't be read whole is an error that names it."""
+"""Images, masks and labels from files. A file that can't be read completely is an error that names it."""
 import io
 import struct
 import sys
@@ -12,9 +12,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from data.label_colours import VOC_TABLE, ColourTable
 from utils.errors import UserError
 
-MAX_PIXELS = 178_956_970  # of one image, where nothing else is said: Pillow's own limit
+MAX_PIXELS = 178_956_970  # of one image, by default: Pillow's own limit
 OBJECT = 255  # in masks as stored
-THRESHOLDED, LOSSY = 2, 4  # bits of `read_mask`, in every pixel: what is odd about the file
+THRESHOLDED, LOSSY = 2, 4  # bits of `read_mask`, in every pixel: properties of the file
 HALF = 128  # of JPEG's masks, from which on a pixel is an object's
 JPEGS = ('JPEG', 'MPO')  # of Pillow's formats
 JPEG_START, JPEG_END, PNG_START, PNG_END = b'\xff\xd8', b'\xff\xd9', b'\x89PNG', b'IEND\xaeB`\x82'
@@ -26,7 +26,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 def read_image(path: str | Path, limit: int = MAX_PIXELS) -> np.ndarray:
     """H x W x 3 uint8, RGB. An EXIF orientation is not applied, as labels and masks are drawn on the stored pixels.
 
-    Raises `UserError` when the file is missing, truncated, no image, or of more than `limit` pixels.
+    Raises `UserError` if the file is missing, truncated, not an image, or of more than `limit` pixels.
     """
     data = _bytes(path)
     if _ends_whole(data) and _check_pixels(path, _stored_size(data), limit):
@@ -43,7 +43,7 @@ def read_photograph(path: str | Path, limit: int = MAX_PIXELS) -> np.ndarray:
     """H x W x 3 uint8, RGB, as a viewer shows the file: turned by its EXIF orientation, transparent pixels over white, 16-bit
     values scaled to 8 bit. For images that have neither labels nor masks yet.
 
-    Raises `UserError` when the file is missing, truncated, no image, or of more than `limit` pixels.
+    Raises `UserError` if the file is missing, truncated, not an image, or of more than `limit` pixels.
     """
     if is_plain_jpeg(path):
         return read_image(path, limit)
@@ -93,7 +93,7 @@ def read_mask(path: str | Path, object_values: Sequence[int] | None = None, limi
 
     JPEG changes values: there object is what is at least half of 255, and all pixels have the bit THRESHOLDED. Other files with
     values that are neither 0 nor object have the bit LOSSY in all pixels.
-    Raises `UserError` when the file is missing, truncated, no image, not 8-bit, or of more than `limit` pixels.
+    Raises `UserError` if the file is missing, truncated, not an image, not 8-bit, or of more than `limit` pixels.
     """
     image = _open(path, _bytes(path), limit)
     values = _channel(path, image, object_values is not None)
@@ -109,8 +109,8 @@ def read_labels(path: str | Path, colours: ColourTable = VOC_TABLE, limit: int =
     """H x W uint8, the stored values of a palette or grayscale PNG of 1 to 16 bits; `data.label_space` says what they mean.
     65535 of 16 bits is read as 255. An RGB file has the values that `colours` gives to its colours.
 
-    Raises `UserError` when the file is missing, truncated, lossy, of more than `limit` pixels, or holds colours that are not
-    known, values above 255, or what may be understood in two ways.
+    Raises `UserError` if the file is missing, truncated, lossy, of more than `limit` pixels, or holds unknown colours, values
+    above 255, or is ambiguous.
     """
     data = _bytes(path)
     image = _open(path, data, limit)
@@ -126,7 +126,7 @@ def read_labels(path: str | Path, colours: ColourTable = VOC_TABLE, limit: int =
         return _eight_bit(path, np.array(image))
     channels = np.array(image)
     if image.mode in ('RGBA', 'LA') and (channels[..., -1] != 255).any():
-        raise UserError(f'{path}: labels must be without transparent pixels, as these have no class (mode {image.mode})')
+        raise UserError(f'{path}: labels must not have transparent pixels, since these have no class (mode {image.mode})')
     if image.mode == 'LA':
         return np.ascontiguousarray(channels[..., 0])
     if image.mode not in ('RGB', 'RGBA'):
@@ -137,13 +137,19 @@ def read_labels(path: str | Path, colours: ColourTable = VOC_TABLE, limit: int =
 def read_gray(path: str | Path) -> np.ndarray:
     """H x W: the stored values of an 8- or 16-bit image of any size, of its first channel if there are several.
 
-    Raises `UserError` when the file is missing, truncated, or no such image.
+    Raises `UserError` if the file is missing, truncated, or not such an image.
     """
     return _channel(path, _open(path, _bytes(path), sys.maxsize), True)
 
 
+def open_whole(path: str | Path, limit: int = MAX_PIXELS) -> Image.Image:
+    """An image file with its pixels, as Pillow has it. Raises `UserError` if the file is missing, truncated, not an image, or
+    of more than `limit` pixels."""
+    return _open(path, _bytes(path), limit)
+
+
 def palette_index(path: str | Path) -> tuple[int, str] | None:
-    """Of a palette image: its largest index in use and that one's colour, #rrggbb; else None."""
+    """Of a palette image: its largest index in use and that one's colour, #rrggbb; otherwise None."""
     image = _open(path, _bytes(path), sys.maxsize)
     if image.mode != 'P':
         return None
@@ -167,7 +173,7 @@ def _channel(path: str | Path, image: Image.Image, wide: bool):
         if wide:
             return values
         raise UserError(f'{path}: masks must be 8-bit images (255 = object), not of mode {image.mode} with values up to '
-                        f'{held[-1]}: if these are numbers of objects, say `object: nonzero` in dataset.yml')
+                        f'{held[-1]}: if these are numbers of objects, set `object: nonzero` in dataset.yml')
     if values.dtype != np.uint8:
         raise UserError(f'{path}: masks must be 8-bit images (255 = object), not of mode {image.mode}')
     return values[..., 0] if values.ndim == 3 else values
@@ -178,7 +184,7 @@ def _eight_bit(path: str | Path, values: np.ndarray):
     wrong = values[((values > 255) & ~void) | (values < 0)]
     if wrong.size:
         raise UserError(f'{path}: label {wrong.min()} in its labels: 16 bits may hold classes up to 254, and 255 or '
-                        '65535 for void; numbers of objects are no classes')
+                        '65535 for void; numbers of objects are not classes')
     return np.where(void, 255, values).astype(np.uint8)
 
 
@@ -231,21 +237,21 @@ def _opened(source: str | Path | io.BytesIO):
 def _check_pixels(path: str | Path, size: tuple[int, int] | None, limit: int):
     """Raise a `UserError` for a size above the limit. Returns whether the size is known."""
     if size and size[0] * size[1] > limit:
-        raise UserError(f'{path} is {size[0]} x {size[1]}, more pixels than max_image_pixels ({limit}): shrink it, or, where '
-                        'there is memory for it, set max_image_pixels higher in the experiment file')
+        raise UserError(f'{path} is {size[0]} x {size[1]}, more pixels than max_image_pixels ({limit}): shrink it, or, if '
+                        'memory suffices, raise max_image_pixels in the experiment file')
     return size is not None
 
 
 def _open(path: str | Path, data: bytes, limit: int):
     if not data:
-        raise UserError(f'{path} is not a whole image (it is empty, 0 bytes): replace it, or leave it out')
+        raise UserError(f'{path} is not a complete image (it is empty, 0 bytes): replace or remove it')
     try:
         image = _opened(io.BytesIO(data))
         _check_pixels(path, image.size, limit)
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        reason = 'of no known format' if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f'{path} is not a whole image ({reason}): replace it, or leave it out') from error
+        reason = 'of unknown format' if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f'{path} is not a complete image ({reason}): replace or remove it') from error
     except MemoryError as error:
-        raise UserError(f'{path} is {image.width} x {image.height}, for which there is not enough memory: shrink it') from error
+        raise UserError(f'{path} is {image.width} x {image.height}, too large for the memory: shrink it') from error
     return image

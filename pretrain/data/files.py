@@ -1,6 +1,6 @@
-"""What a file in a data set is: where it is looked for, whether it is there, its size, and what each fault is called.
+"""Files of a data set: where they are, whether they exist, their sizes, and messages about faults.
 
-Training, evaluations and `data.check` all ask here. What the reader can open exists: links are followed.
+Training, evaluations and `data.check` all use this module. A file exists if the reader can open it: links are followed.
 """
 import functools
 import itertools
@@ -20,14 +20,14 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 LABEL_FOLDERS = ('SegmentationClass', 'SegmentationClassAug')  # neither stands in for the other
 KNOWN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.gif')
 LISTED = 200_000  # names that a search for the nearest looks at, at most
-CONVERT = ('this is how PASCAL VOC is unpacked: convert_voc.py, in pretrain/, makes the layout that is read '
+CONVERT = ('this is the layout of the official PASCAL VOC archive: convert it with convert_voc.py in pretrain/ '
            '(docs/data-sets.md)')
 VOC_FOLDERS = ('JPEGImages', 'ImageSets')
 MASKS_READ = 500  # at most, for a message
 
 
 class Fault(UserError):
-    """A file that can not be used. The message begins with its path. kind: what `data.check` calls it."""
+    """An unusable file. The message begins with its path. kind: its category in `data.check`."""
 
     def __init__(self, message: str, kind: str = '', path: str | Path = ''):  # a DataLoader passes the message alone
         super().__init__(message)
@@ -38,8 +38,8 @@ class Fault(UserError):
 
 
 def read_ids(split_file: Path) -> list[str]:
-    """The ids that a split lists, a line each, without `./` and doubled or leading slashes. Raises `UserError` that names what
-    there is where the file is missing, and `Fault` for an id that leads out of the data set."""
+    """The ids that a split lists, a line each, without `./` and doubled or leading slashes. Raises `UserError` with the
+    existing files if the list is missing, and `Fault` for an id that leads out of the data set."""
     try:
         lines = read_text(split_file).split('\n')
     except UserError as error:
@@ -61,15 +61,16 @@ def is_there(path: str | Path) -> bool:
 
 
 def find(folder: Path, name: str, part: str) -> Path:
-    """The file of an id: the first that is there of those that it may have, else the usual one. part: IMAGE, MASK or LABEL."""
-    usual, *others = (folder / f'{name}{suffix}' for suffix in SUFFIXES[part])
-    if not others or is_there(usual):
+    """The file of an id: the first existing one of its possible files, otherwise the usual one. part: IMAGE, MASK or LABEL."""
+    first, *others = SUFFIXES[part]
+    usual = folder / f'{name}{first}'
+    if not others or is_there(usual):  # no other path is made for it: this runs for each item
         return usual
-    return next((path for path in others if is_there(path)), usual)
+    return next((path for path in (folder / f'{name}{suffix}' for suffix in others) if is_there(path)), usual)
 
 
 def present(folder: Path, names: Iterable[str], part: str) -> set[str]:
-    """Those of the ids that have a file, by one listing of the folder, as a look at each takes long on a network's disk."""
+    """The ids that have a file, by one listing of the folder, since checking each takes long on a network disk."""
     listed = set(_listed(folder))
     return {name for name in names
             if any(name + suffix in listed for suffix in SUFFIXES[part]) or is_there(find(folder, name, part))}
@@ -112,8 +113,8 @@ def check_size(part: str, path: Path, values: np.ndarray, image_path: Path, imag
     sizes = f'{path} is {size_text(values)}, but its image is {size_text(image)}'
     turn = exif_turn(image_path) if _is_sideways(values.shape, image.shape) else 1
     if turn in SIDEWAYS:
-        raise Fault(f'{sizes}, and {image_path} has EXIF orientation {turn}: viewers turn it, but images are read as they are '
-                    f'stored. Turn the pixels of the images and leave out the EXIF tag (mogrify -auto-orient), or turn the '
+        raise Fault(f'{sizes}, and {image_path} has EXIF orientation {turn}: viewers turn it, but images are read as stored. '
+                    'Turn the pixels of the images and remove the EXIF tag (mogrify -auto-orient), or turn the '
                     f'{part}s back', f'{part} of a turned image', path)
     if part == MASK:
         raise Fault(f'{sizes}: make the mask again at the size of the image', 'mask of another size', path)
@@ -135,10 +136,10 @@ def size_text(array: np.ndarray) -> str:
 
 
 def no_image(split_file: Path, ids: list[str], images: Path, masks: Path | None) -> Fault:
-    """The error for a split none of whose ids can be used."""
+    """The error for a split without any usable id."""
     text = f'{split_file}: none of its {len(ids)} ids has an image in {images}' + (f' and a mask in {masks}' if masks else '')
     if not ids:
-        text += ': the split is empty. Write the ids of its images into it, one a line'
+        text += ': the split is empty. Write the ids of its images into it, one per line'
         return Fault(text, 'unusable split', split_file)
     looked_for = [(folder, find(folder, ids[0], part)) for folder, part in ((images, IMAGE), (masks, MASK)) if folder]
     absent = [f': {path} is not there{nearest(path, folder, guess=True)}' for folder, path in looked_for if not is_there(path)]
@@ -160,12 +161,15 @@ def missing_folder(folder: Path) -> UserError:
     kind = folder.name.partition('_')[0] + '_'
     names = [place.name for place in _folders(data_set)]
     alike = [name for name in names if name.startswith(kind)] if folder.name.startswith(kind) else []
+    if kind == 'instances_' and not alike:
+        return UserError(f'{text}: generate_masks.py --objects makes the files of single objects')
     near = ', '.join(sorted(alike)) or nearest_name(folder.name, [name for name in names if name not in LABEL_FOLDERS])
     return UserError(f'{text} (there is {near})' if near else text)
 
 
 def nearest(path: Path, folder: Path, guess: bool = False) -> str:
-    """What is nearest to a missing file below `folder`, in words that go on a message, or ''. guess: also by a similar name."""
+    """The file nearest to a missing one below `folder`, as words that continue a message, or ''. guess: also by a similar
+    name."""
     try:
         found = _names(str(folder), os.stat(folder).st_mtime_ns)
         wanted = os.path.relpath(path, folder)
@@ -188,7 +192,7 @@ def nearest(path: Path, folder: Path, guess: bool = False) -> str:
 
 def _advice(near: str, wanted: str, suffix: str):
     if near == wanted:
-        return f': {near} is a link to what is not there'
+        return f': {near} is a broken link'
     name, found_suffix = os.path.splitext(near)
     if found_suffix == suffix:
         return f', but {near} is there: ids are paths below this folder without suffix, here {name}'
@@ -228,7 +232,7 @@ def _folders(folder: Path):
 
 
 def empty_masks(masks: Path, names: Iterable[str]) -> str:
-    """Why masks may have no object, in words: their largest value, and what to do. masks: the folder. names: ids."""
+    """Why masks may be empty, in words: their largest value, and what to do. masks: the folder. names: ids."""
     largest, palette, given = 0, None, object_values(masks.parent)
     for name in list(names)[:MASKS_READ]:
         path = find(masks, name, MASK)
@@ -241,4 +245,4 @@ def empty_masks(masks: Path, names: Iterable[str]) -> str:
     text += '255'
     if palette and 0 < palette[0] != 255:
         text += f', and palette images count by index: index {palette[0]} is not 255, though its colour is {palette[1]}'
-    return text + (f'. Save them with 0 and 255, or say `object: {largest}` in dataset.yml' if 0 < largest != 255 else '')
+    return text + (f'. Save them with 0 and 255, or set `object: {largest}` in dataset.yml' if 0 < largest != 255 else '')

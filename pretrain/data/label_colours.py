@@ -1,4 +1,4 @@
-"""Labels that are stored as colours: which value each colour stands for."""
+"""Labels that are stored as colours: the value of each colour."""
 from __future__ import annotations
 
 import functools
@@ -10,14 +10,14 @@ import numpy as np
 from data.palette import VOC_COLOURS
 from utils.errors import UserError
 
-VOC_CLASSES_COLOURED = 21  # the others of its palette are no classes' colours
+VOC_CLASSES_COLOURED = 21  # the other entries of its palette are not colours of classes
 INDICES, COLOURS = 'indices', 'colours'  # what a data set may say that its labels are
 Colour = tuple[int, int, int]
 
 
 class ColourTable:
     """values: the stored value that each RGB colour stands for. read_as: INDICES or COLOURS where the data set says what its
-    labels are; None: what can be understood in two ways is an error. source: what knows the colours, for messages."""
+    labels are; None: ambiguous files are an error. source: the origin of the colours, for messages."""
 
     def __init__(self, values: Mapping[Colour, int], read_as: str | None = None, source: str = "PASCAL VOC's colours"):
         self.values, self.read_as, self.source = dict(values), read_as, source
@@ -39,15 +39,15 @@ class ColourTable:
         if known.all():
             return result
         unknown = f'#{packed[~known].min():06x}'
-        hint = '; where its gray values are indices, say `labels: indices` in dataset.yml' if gray else ''
-        raise UserError(f'{path}: labels must be indices, or colours that are known, and {unknown} is none of {self.source}: '
-                        f'write each class with its colour into classes.txt (`name {unknown}`){hint}; otherwise labels must be '
-                        f'a palette or 8-bit grayscale image, not one of mode {mode}')
+        hint = '; if its gray values are indices, set `labels: indices` in dataset.yml' if gray else ''
+        raise UserError(f'{path}: labels must be indices or known colours, and {unknown} is none of {self.source}: '
+                        f'write each class with its colour into classes.txt (`name {unknown}`){hint}; otherwise labels must '
+                        f'be a palette or 8-bit grayscale image, not an image of mode {mode}')
 
     def of_palette(self, path: str | Path, indices: np.ndarray, palette: bytes) -> np.ndarray:
         """H x W uint8 indices -> stored values, which are the indices themselves unless the data set's labels are COLOURS.
 
-        Raises `UserError` where the palette has the colours of the classes in another order than that of the indices."""
+        Raises `UserError` if the palette has the colours of the classes in another order than that of the indices."""
         values, suspect = _palette_values(self, palette)
         if self.read_as == COLOURS:
             result = values[indices]
@@ -62,7 +62,7 @@ class ColourTable:
             meant = values[used]
             if (meant >= 0).all() and len(set(meant.tolist())) == len(used) and (meant != used)[meant > 0].any():
                 raise UserError(f'{path}: its palette has {self.source} in another order than its indices, so these may not '
-                                'be the classes: say in dataset.yml what counts, `labels: indices` or `labels: colours`')
+                                'be the classes: choose one in dataset.yml, `labels: indices` or `labels: colours`')
         return indices
 
 

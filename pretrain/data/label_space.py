@@ -1,14 +1,14 @@
-"""What the labels of a data set mean: its classes, which of them is background, what is void, and their colours.
+"""The meaning of the labels of a data set: classes, background, void, and colours.
 
-All of it is said in the data set's folder: by classes.txt (a class a line, background first; with `name #rrggbb` or
-`name r g b` in all lines the colours of the labels too), or by dataset.yml, whose keys, all optional, are
+It is defined in the folder of the data set: by classes.txt (a class per line, background first; with `name #rrggbb` or `name r
+g b` in all lines the colours of the labels too), or by dataset.yml, whose keys, all optional, are
 
     classes: [road, car, tree]   # instead of classes.txt
     background: null             # the name of the background class (default: the first); null: there is none
     void: [0, 255]               # stored values that count as void (default: 255)
     reduce_zero_label: True      # stored labels begin at 1, and 0 is void
     colours: {road: [128, 64, 128]}    # RGB, of labels, pictures and predictions (default: PASCAL VOC's)
-    labels: indices              # or colours: what counts where a file could be read as either
+    labels: indices              # or colours: how to read files that could be either
     object: 255                  # stored values of masks that are object; `nonzero`: all but 0
 """
 from __future__ import annotations
@@ -41,9 +41,9 @@ HEX = re.compile(r'(?P<name>.*?\S)[\s,:=]+#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """names: of the classes, in the order of their indices. background: the index of the class of what is no object, or None.
-    lookup: 256 uint8, the class index of each stored value, VOID for void; values that are no class stay as they are.
-    colours: 256 x 3 uint8, RGB, of each index. source: the name of the file that says so."""
+    """names: of the classes, in the order of their indices. background: the index of the background class, or None. lookup: 256
+    uint8, the class index of each stored value, VOID for void; values that are not a class stay as they are. colours: 256 x 3
+    uint8, RGB, of each index. source: the name of the file with these settings."""
     names: tuple[str, ...]
     background: int | None = 0
     source: str = CLASSES
@@ -55,7 +55,7 @@ class LabelSpace:
 
     @property
     def outside(self) -> int:
-        """What a pixel that belongs to no object counts as: background, or void where there is no such class."""
+        """The class of a pixel outside all objects: background, or void if there is no such class."""
         return VOID if self.background is None else self.background
 
     @property
@@ -65,7 +65,7 @@ class LabelSpace:
 
     @property
     def n_clusters(self) -> int:
-        """How many clusters a clustering has for one a class: one is what is outside all masks."""
+        """The number of clusters for one per class, including the one outside all masks."""
         return len(self.names) + (1 if self.background is None else 0)
 
     def values_text(self) -> str:
@@ -81,20 +81,20 @@ class LabelSpace:
 
 
 def is_described(folder: str | Path) -> bool:
-    """Whether the data set in `folder` says what its labels mean."""
+    """Whether the data set in `folder` defines its labels."""
     folder = Path(folder)
     return folder.name == VOC or any((folder / name).is_file() for name in (DESCRIPTION, CLASSES))
 
 
 def label_space(folder: str | Path) -> LabelSpace:
-    """What the data set in `folder` says: its dataset.yml, its classes.txt, or PASCAL VOC's where it has neither.
+    """The label space of the data set in `folder`: from its dataset.yml or classes.txt, or PASCAL VOC's without either.
 
-    Raises `UserError` for a file that is missing, unreadable, or says something impossible.
+    Raises `UserError` for a file that is missing, unreadable, or invalid.
     """
     folder = Path(folder)
     described, names, coloured, file = _described(folder)
     if len(names) < 2 or len(set(names)) < len(names) or len(names) > VOID:
-        raise UserError(f'{file} must name 2 to {VOID} different classes, one a line, background first')
+        raise UserError(f'{file} must name 2 to {VOID} different classes, one per line, background first')
     colours = VOC_COLOURS.copy()
     for name, colour in coloured.items():
         if name in names:
@@ -105,7 +105,8 @@ def label_space(folder: str | Path) -> LabelSpace:
 
 def colour_table(folder: str | Path) -> ColourTable:
     """The stored value of each colour that labels of the data set in `folder` may have: of its classes and `void` where it says
-    colours, else PASCAL VOC's of as many classes. Raises as `label_space` does; a data set that names no classes has VOC's."""
+    colours, otherwise PASCAL VOC's of as many classes. Raises as `label_space` does; a data set that names no classes has
+    VOC's."""
     folder = Path(folder)
     if not is_described(folder):
         return ColourTable(voc_values())
@@ -117,7 +118,7 @@ def colour_table(folder: str | Path) -> ColourTable:
                  for name, colour in coloured.items()}
         source = f'the colours in {file.name}'
         if len(given) < len(coloured):
-            raise UserError(f'{file}: two classes have the same colour, which tells no labels apart')
+            raise UserError(f'{file}: two classes have the same colour, so labels cannot be told apart')
     lookup = _lookup(described, folder / DESCRIPTION)
     stored = {int(index): value for value, index in reversed(list(enumerate(lookup)))}
     return ColourTable({colour: stored[index] for colour, index in given.items() if index in stored}, described.get('labels'),
@@ -147,7 +148,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str,
         elif folder.name == VOC:
             names = VOC_CLASSES
         else:
-            raise UserError(f'{file} is missing: name the classes, one a line, background first')
+            raise UserError(f'{file} is missing: name the classes, one per line, background first')
     names = tuple(map(str, names))
     return described, names, coloured | _colours(described, names, folder / DESCRIPTION), file
 
@@ -161,7 +162,7 @@ def _class_lines(file: Path) -> tuple[list[str], dict[str, Colour]]:
             break
     else:
         if any(HEX.fullmatch(line) for line in lines):
-            raise UserError(f'{file}: some lines have a colour and some have none: give one to all, or to none')
+            raise UserError(f'{file}: only some lines have a colour: give a colour to all lines, or to none')
         return lines, {}
     base = 16 if pattern is HEX else 10
     coloured: dict[str, Colour] = {}

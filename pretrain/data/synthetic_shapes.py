@@ -1,7 +1,7 @@
 """Shapes: a small synthetic data set in the layout of PASCAL VOC, drawn from a seed in seconds.
 
-It stands in for photographs where none are at hand: objects of eight classes on textured backgrounds, with labels and
-with two sets of imperfect saliency masks. A class is a shape filled with a texture of its own. All classes share
+It replaces photographs where none are available: objects of eight classes on textured backgrounds, with labels and with two
+sets of imperfect saliency masks. A class is a shape filled with a texture of its own. All classes share
 their colours, so that nothing can be learnt from these, and every texture survives a horizontal flip, rescaling and
 grayscale conversion.
 
@@ -31,7 +31,7 @@ SMALLEST_SIZE = 48  # below this the textures have less than a few pixels to a p
 
 
 def draw_shapes(folder: str | Path, seed: int = 0, train: int = 240, val: int = 60, size: int = 128) -> None:
-    """Draw the data set into `folder`, which appears only when it is whole.
+    """Draw the data set into `folder`, which appears only when it is complete.
 
     folder: `<db_root>/Shapes`; must not exist. seed: integer >= 0; the same seed gives the same bytes, and image i of a
     split is the same whatever the numbers of images. train, val: numbers of images. size: mean height and width in
@@ -41,10 +41,10 @@ def draw_shapes(folder: str | Path, seed: int = 0, train: int = 240, val: int = 
     `SegmentationClass/<id>.png` for train (the first half of trainaug) and val: palette PNGs, index 0 background,
     1..8 the classes in the order of `CLASSES`, 255 void on a band of two pixels along the edge of each object;
     `saliency_supervised_model/<id>.png` and the rougher `saliency_unsupervised_model/<id>.png`: 8-bit grayscale,
-    255 object, 0 background; `sets/{trainaug,train,val}.txt`: one id a line; `classes.txt`: one name a line.
+    255 object, 0 background; `sets/{trainaug,train,val}.txt`: one id per line; `classes.txt`: one name per line.
 
-    Raises `UserError` when `folder` exists or can't be written, ValueError for a size below 48 or a negative seed; then
-    nothing is left behind.
+    Raises `UserError` if `folder` exists or can't be written, ValueError for a size below 48 or a negative seed; then nothing
+    is left behind.
     """
     folder = Path(folder)
     if size < SMALLEST_SIZE:

@@ -47,7 +47,7 @@ SBD = Release('--sbd', 'benchmark.tgz',
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header. A broken one or part of one is an error, where tarfile takes it for the end of the archive."""
+    """A tar header. A broken or partial header is an error, while tarfile takes it for the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -65,8 +65,8 @@ def open_archives(voc: str | Path, sbd: str | Path, out: str | Path) -> Iterator
     voc, sbd: a folder or an archive each. out: the result's path; archives are unpacked to a temporary folder beside it,
     which vanishes with the block. Of SBD's images only those come that VOC lacks.
     A `UserError` of the block that names a file unpacked here names the archive and its member instead.
-    Raises `UserError` for a missing path, a folder or archive of something else, an archive that is cut off or broken or has
-    a member that leads outside, or when there is no room at `out`.
+    Raises `UserError` for a missing path, a folder or archive of something else, an archive that is truncated, broken or has a
+    member that leads outside, and if there is no room at `out`.
     """
     out = Path(out)
     for path, release in ((voc, VOC), (sbd, SBD)):
@@ -112,7 +112,7 @@ def _place(folder: Path, release: Release, given: str | Path):
 
 
 def _what_to_give(release: Release):
-    return f'give {release.archive} ({release.url}) or the folder it unpacks to'
+    return f'give {release.archive} ({release.url}) or the folder to which it unpacks'
 
 
 def _unpack(archive: str | Path, folder: Path, release: Release, wanted: Callable[[str], bool]):
@@ -135,10 +135,11 @@ def _unpack(archive: str | Path, folder: Path, release: Release, wanted: Callabl
             while stream.read(CHUNK):  # tar stops at its own end mark; gzip's checksum comes after it
                 pass
     except tarfile.FilterError as error:
-        raise UserError(f'{archive} is not the official archive, nothing of it is kept ({error}): '
+        raise UserError(f'{archive} is not the official archive, and was not unpacked ({error}): '
                         f'{_what_to_give(release)}') from error
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f'{archive} is cut off, broken or no tar archive ({error}): fetch it again ({release.url})') from error
+        raise UserError(f'{archive} is truncated, damaged or not a tar archive ({error}): download it again '
+                        f'({release.url})') from error
     except OSError as error:
         raise UserError(f'{archive} could not be unpacked to {folder.parent.parent} ({error.strerror or error}): '
                         'make room there or choose another --out') from error

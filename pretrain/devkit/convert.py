@@ -2,13 +2,11 @@
 
 Axis legend: H W space.
 """
-import contextlib
 import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,7 @@ from data.label_space import VOC_CLASSES, VOID
 from data.palette import save_labels
 from utils.cli.progress import progress
 from utils.errors import UserError
-from utils.parallel.workers import cores
-from utils.storage.atomic import atomic_folder
+from utils.parallel.threads import in_threads
 
 OFFICIAL = {'trainaug': 10582, 'train': 1464, 'val': 1449}  # images
 ID = re.compile(r'\w[\w.-]*')  # a file name's stem, so that no id leads out of a folder
@@ -32,7 +29,7 @@ def read_splits(voc: Path, sbd: Path) -> dict[str, list[str]]:
 
     trainaug is the union of SBD's two lists and VOC's train, without VOC's val (10,582 images; the usual training set since
     Hariharan et al., ICCV 2011, and DeepLab). voc, sbd: folders as of `open_archives`.
-    Raises `UserError` when a list can't be read, is empty, names an id twice or none, or VOC's two share one.
+    Raises `UserError` if a list can't be read, is empty, names an id twice or none, or VOC's two share one.
     """
     voc_lists = voc / 'ImageSets' / 'Segmentation'
     train, val = _ids(voc_lists / 'train.txt'), _ids(voc_lists / 'val.txt')
@@ -44,20 +41,9 @@ def read_splits(voc: Path, sbd: Path) -> dict[str, list[str]]:
 
 
 def count_warnings(splits: Mapping[str, list[str]]) -> list[str]:
-    """A line for each split that has not as many images as the official one."""
+    """A line for each split whose number of images differs from the official one."""
     return [f'{name} has {len(splits[name]):,} images, the official split {count:,}'
             for name, count in OFFICIAL.items() if len(splits[name]) != count]
-
-
-@contextlib.contextmanager
-def new_data_set(out: str | Path) -> Iterator[Path]:
-    """`atomic_folder`, with an error that names --out when the block can't write."""
-    with atomic_folder(out) as root:
-        try:
-            yield root
-        except OSError as error:
-            raise UserError(f'{out} could not be written ({error.strerror or error}): '
-                            'make room or choose another --out') from error
 
 
 def convert(voc: Path, sbd: Path, splits: Mapping[str, list[str]], root: Path) -> tuple[dict[str, int], list[Path]]:
@@ -65,7 +51,7 @@ def convert(voc: Path, sbd: Path, splits: Mapping[str, list[str]], root: Path) -
 
     voc, sbd: folders as of `open_archives`. splits: as of `read_splits`. Images are copies; labels are palette PNGs, H x W
     uint8, 0 background, 1 to 20 classes, 255 void: VOC's in SegmentationClass/ (train and val), and in
-    SegmentationClassAug/ (trainaug) VOC's where it has some, else SBD's, which have no void.
+    SegmentationClassAug/ (trainaug) VOC's where it has some, otherwise SBD's, which have no void.
     Returns a dict of counts, and the paths of labels whose size is not their image's (they are resized when they are read).
     Raises `UserError` for the first image, in the order of the ids, whose image or labels are missing or broken, or hold
     another label.
@@ -96,11 +82,7 @@ def convert(voc: Path, sbd: Path, splits: Mapping[str, list[str]], root: Path) -
         return image_path == sbd_image, None if labels.shape == size else label_path
 
     ids = sorted(annotated | trainaug)
-    pool = ThreadPoolExecutor(cores())
-    try:
-        results = list(progress(pool.map(convert_image, ids), 'Images', len(ids)))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    results = list(progress(in_threads(convert_image, ids), 'Images', len(ids)))
     counts = {**{name: len(ids) for name, ids in splits.items()}, 'images': len(ids),
               'images_from_sbd': sum(from_sbd for from_sbd, _ in results),
               'labels_from_voc': len(annotated), 'labels_from_sbd': len(trainaug - annotated)}
@@ -110,19 +92,19 @@ def convert(voc: Path, sbd: Path, splits: Mapping[str, list[str]], root: Path) -
 def checked_labels(labels: np.ndarray, path: str | Path) -> np.ndarray:
     """`labels` (H x W, integers of any type) as uint8. path: for the message.
 
-    Raises `UserError` when a label is none of 0 to 20 and 255.
+    Raises `UserError` if a label is not one of 0 to 20 and 255.
     """
     last = len(VOC_CLASSES) - 1
     others = labels[(labels < 0) | (labels > last) & (labels != VOID)]
     if others.size:
-        raise UserError(f'{path} holds the label {others[0]}, which is none of 0 to {last} and {VOID}: {WHAT_TO_DO}')
+        raise UserError(f'{path} holds the label {others[0]}, which is not one of 0 to {last} and {VOID}: {WHAT_TO_DO}')
     return labels.astype(np.uint8)
 
 
 def read_sbd_labels(path: Path) -> np.ndarray:
     """H x W integers from one of SBD's .mat files, where they are GTcls.Segmentation.
 
-    Raises `UserError` when the file can't be read or has anything else there.
+    Raises `UserError` if the file can't be read or has anything else there.
     """
     try:
         data = path.read_bytes()
@@ -131,7 +113,7 @@ def read_sbd_labels(path: Path) -> np.ndarray:
     try:
         labels = loadmat(io.BytesIO(data), variable_names=['GTcls'])['GTcls']['Segmentation'].item()
     except Exception as error:  # whatever comes to scipy's reader in a broken file
-        raise UserError(f'{path} is not a whole .mat file with GTcls.Segmentation ({type(error).__name__}: {error}): '
+        raise UserError(f'{path} is not a complete .mat file with GTcls.Segmentation ({type(error).__name__}: {error}): '
                         f'{WHAT_TO_DO}') from error
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in 'iu':
         what = f'{labels.ndim}-d {labels.dtype}' if isinstance(labels, np.ndarray) else type(labels).__name__

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from models.backbones import TIMM_WEIGHTS, find_backbone
 from utils.checkpoint import load_exactly, load_file, unwrapped
 from utils.errors import UserError
@@ -13,13 +15,13 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     from models.base import Backbone
 
-# Prefixes of networks in the files of others, without those of wrapped modules, which `unwrapped` takes away
+# Prefixes of networks in other projects' files, without those of wrapped modules, which `unwrapped` removes
 MOCO_PREFIXES = ('encoder_q.', 'base_encoder.')    # of MoCo v1 and v2, and of v3
 DINO_NETWORKS = ('teacher', 'student')             # the first is what its authors evaluate
 DINO_PREFIX = 'backbone.'
 MAE_DECODER = ('decoder_', 'mask_token')           # what only its pre-training needs
-OUR_QUERY = 'model_q.'                             # of this project's pre-training checkpoints. Its other files have both:
-OUR_BACKBONE, OUR_HEADS = 'backbone.', ('decoder.', 'linear.', 'classification_head.')
+OUR_QUERY, OUR_BACKBONE = 'model_q.', 'backbone.'  # of this project's checkpoints, the first of pre-training alone, which
+OUR_HEADS = ('decoder.', 'linear.', 'head.', 'classification_head.')  # have at least one of these besides
 
 log = logging.getLogger('maskcontrast')
 
@@ -30,7 +32,7 @@ def load_initial_weights(backbone: Backbone, name: str, pretraining: str | None 
 
     pretraining: 'imagenet_classification' (what its entry says, or `state_dict`), 'imagenet_moco' (the MoCo checkpoint
     `moco_state_dict`) or None (random, or `state_dict`). state_dict: what `backbone_weights` takes.
-    Raises `UserError` when a file is absent or unreadable, or when its keys, those of classifiers aside, are not exactly the
+    Raises `UserError` if a file is absent or unreadable, or when its keys, those of classifiers aside, are not exactly the
     backbone's; the message lists them.
     """
     if pretraining == 'imagenet_moco':
@@ -39,8 +41,7 @@ def load_initial_weights(backbone: Backbone, name: str, pretraining: str | None 
         source = str(moco_state_dict)
         weights = find_backbone(name).own_names(_moco(load_file(moco_state_dict), moco_state_dict))
     elif state_dict:
-        found, source = _read(state_dict, name)
-        weights = find_backbone(name).own_names(found)
+        weights, source = _read(state_dict, name)
     elif pretraining == 'imagenet_classification':
         found, source = _published(find_backbone(name).imagenet, name)
         weights = find_backbone(name).own_names(found)
@@ -61,12 +62,13 @@ def log_weights(backbone: Backbone, weights: Mapping[str, Any], source: str | Pa
 def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
     """State dict, under its own names and without classifiers, of the backbone called `name`.
 
-    source: a file of torch.save or safetensors with a plain state dict, a checkpoint of MoCo (v1 to v3), DINO or MAE; or
-    the name of published weights: `torchvision://resnet50-IMAGENET1K_V1`, `timm://vit_small_patch16_224.dino`, or `timm://` for
-    what the backbone's own name says.
+    source: a file of torch.save or safetensors with a plain state dict, a checkpoint of this project (of pre-training the
+    query's backbone), of MoCo (v1 to v3), DINO or MAE; or the name of published weights:
+    `torchvision://resnet50-IMAGENET1K_V1`, `timm://vit_small_patch16_224.dino`, or `timm://` for what the backbone's own name
+    says.
     Raises `UserError` as `load_initial_weights` does.
     """
-    return find_backbone(name).own_names(_read(source, name)[0])
+    return _read(source, name)[0]
 
 
 def published_weights(name: str) -> dict[str, Any]:
@@ -77,8 +79,25 @@ def published_weights(name: str) -> dict[str, Any]:
 
 
 def _read(source: str | Path, name: str) -> tuple[dict[str, Any], str]:
-    """State dict of a file or of published weights, under the names of its authors, and where it came from."""
-    return _published(str(source), name) if '://' in str(source) else (_encoder(load_file(source), source), str(source))
+    """State dict of a file or of published weights, under the backbone's own names, and where it came from."""
+    if '://' in str(source):
+        weights, found = _published(str(source), name)
+        return find_backbone(name).own_names(weights), found
+    content = load_file(source)
+    weights = _our_backbone(content, source) or find_backbone(name).own_names(_encoder(content, source))
+    return weights, str(source)
+
+
+def _our_backbone(content: Any, path: str | Path) -> dict[str, Any]:
+    """The backbone's state dict, float32, in the content of a checkpoint of this project; empty for other files."""
+    if not isinstance(content, dict) or any(isinstance(content.get(network), dict) for network in DINO_NETWORKS):
+        return {}
+    weights = unwrapped(content, path)
+    network = _with_prefix(weights, (OUR_QUERY,)) or weights
+    if not any(key.startswith(OUR_HEADS) for key in network):
+        return {}
+    return {key: value.float() if getattr(value, 'dtype', None) == torch.float16 else value
+            for key, value in _with_prefix(network, (OUR_BACKBONE,)).items()}
 
 
 def _encoder(content: Any, path: str | Path) -> dict[str, Any]:
@@ -92,17 +111,9 @@ def _encoder(content: Any, path: str | Path) -> dict[str, Any]:
                 raise UserError(f"{path}: not a DINO checkpoint: no key of its {network} starts with '{DINO_PREFIX}'")
             return weights
     weights = unwrapped(content, path)
-    if _is_ours(weights):
-        raise UserError(f'{path}: a checkpoint of this project, which pretraining with head: deeplab or head: linear reads; '
-                        'weights of a backbone alone are needed here')
     decoder = MAE_DECODER if any(key.startswith(MAE_DECODER[0]) for key in weights) else ()  # DINOv2 has a mask token, too
     return _with_prefix(weights, MOCO_PREFIXES) or {
         key: value for key, value in weights.items() if not key.startswith(decoder)}
-
-
-def _is_ours(weights: Mapping[str, Any]):
-    starts = {prefix for prefix in (OUR_QUERY, OUR_BACKBONE, *OUR_HEADS) if any(key.startswith(prefix) for key in weights)}
-    return OUR_QUERY in starts or OUR_BACKBONE in starts and not starts.isdisjoint(OUR_HEADS)
 
 
 def _moco(content: Any, path: str | Path) -> dict[str, Any]:
@@ -116,7 +127,7 @@ def _moco(content: Any, path: str | Path) -> dict[str, Any]:
 
 
 def _with_prefix(state: Mapping[str, Any], prefixes: tuple[str, ...]):
-    """What starts with the first of the prefixes that any key has, without it."""
+    """The entries that start with the first matching prefix, without it."""
     prefix = next((prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)), None)
     return {key.removeprefix(prefix): value for key, value in state.items() if prefix and key.startswith(prefix)}
 
@@ -126,7 +137,7 @@ def _published(source: str | None, name: str) -> tuple[dict[str, Any], str]:
     sources = find_backbone(name).published()
     if source is None:
         raise UserError(f'there are no ImageNet weights for backbone: {name} by this name: set backbone_kwargs.state_dict to a '
-                        f'file{f" or to {TIMM_WEIGHTS}" if TIMM_WEIGHTS in sources else ""} in its place')
+                        f'file{f" or to {TIMM_WEIGHTS}" if TIMM_WEIGHTS in sources else ""} instead')
     if source not in sources:
         raise UserError(f"{source}: for backbone: {name} there are {', '.join(sources) or 'no published weights'}")
     return sources[source]()

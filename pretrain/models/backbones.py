@@ -1,7 +1,7 @@
-"""The registry of backbones: all that is known of one stands in its entry, and everybody else asks here.
+"""The registry of backbones: its entry holds everything about a backbone, and all other code uses it.
 
-Nothing here loads PyTorch, but for `timm/` names: the table of configuration keys asks for names. To add a backbone, write a
-subclass of `models.base.Backbone` and `register` an entry; entries of timm's networks are made when they are asked for.
+Nothing here loads PyTorch, except for `timm/` names, since the table of configuration keys needs the names. To add a backbone,
+write a subclass of `models.base.Backbone` and `register` an entry; entries of timm's networks are made when they are asked for.
 """
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def register(spec: BackboneSpec) -> None:
 
 
 def backbone_names() -> tuple[str, ...]:
-    """All names that the key `backbone` may have, but for those of timm."""
+    """All values of the key `backbone`, except for those of timm."""
     return tuple(_registry)
 
 
@@ -108,8 +108,8 @@ def output_stride(name: str, kwargs: Mapping[str, Any]) -> int:
 
 
 def check_strides(name: str, kwargs: Mapping[str, Any]) -> None:
-    """Raise `UserError` where `dilated` and `output_stride` in `kwargs` contradict each other: a dilated grid is denser than
-    the coarsest one. kwargs: as given, without defaults."""
+    """Raise `UserError` if `dilated` and `output_stride` in `kwargs` contradict each other: a dilated grid is denser than the
+    coarsest one. kwargs: as given, without defaults."""
     asked, dilated, coarsest = kwargs.get('output_stride'), kwargs.get('dilated'), max(find_backbone(name).output_strides)
     if asked and dilated is not None and dilated == (asked == coarsest) and len(find_backbone(name).output_strides) > 1:
         raise UserError(f'backbone_kwargs.dilated: {dilated} and backbone_kwargs.output_stride: {asked} contradict each other: '
@@ -117,7 +117,7 @@ def check_strides(name: str, kwargs: Mapping[str, Any]) -> None:
 
 
 def grid_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `backbone_kwargs` decides about the grid: not the initial weights, which evaluations don't read."""
+    """The part of `backbone_kwargs` that determines the grid, without the initial weights, which evaluations don't read."""
     return {key: kwargs[key] for key in ('dilated', 'output_stride') if kwargs.get(key) is not None}
 
 

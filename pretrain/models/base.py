@@ -1,4 +1,4 @@
-"""What every backbone is to the rest of the program: a network from images to a grid of features, and its stages."""
+"""The interface of all backbones: a network from images to a grid of features, and its stages."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def grids(self, x: Tensor, stages: Sequence[str]) -> list[Tensor]:
-        """The grids of several stages. A subclass may have a faster way than one after the other."""
+        """The grids of several stages. A subclass may compute them faster than one after the other."""
         return [self.grid(x, stage) for stage in stages]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Backbone(nn.Module):
         return stage
 
     def freeze(self, layers: bool | int | str = True) -> Self:
-        """No gradient for leading layers, which stay in eval mode: no graph is built below the first that learns.
+        """No gradient for leading layers, which stay in eval mode: no graph is built below the first trained layer.
 
         layers: True for the entry's frozen parts (without any: the first half of the stages), a number of leading stages with
         all that is before them, 'all', or False."""

@@ -12,15 +12,15 @@ def get_model(p: Mapping[str, Any]) -> PretrainingNetwork | BackboneNetwork | Li
     """The network that the configuration `p` describes, with its initial backbone weights.
 
     The pre-training network where `kmeans_eval` is True or, without that key, `model_kwargs` or `moco_kwargs` are given;
-    else the linear network with `num_classes` (20, without background) + `has_bg` (True) outputs. With `head: linear` both
-    have linear layers on the backbone's grid in the decoder's place, with `head: none` the backbone alone (baselines).
-    Raises `UserError` for an unknown backbone and for unreadable or unfitting weights.
+    otherwise the linear network with `num_classes` (20, without background) + `has_bg` (True) outputs. With `head: linear` both
+    have linear layers on the backbone's grid in the decoder's place, with `head: none` the backbone alone (baselines). Raises
+    `UserError` for an unknown backbone and for unreadable or unfitting weights.
     """
     kwargs = p.get('backbone_kwargs') or {}
     backbone = build_backbone(p['backbone'], kwargs)
     moco = kwargs.get('moco_state_dict')
     if kwargs.get('pretraining') == 'imagenet_moco' and moco and 'root_dir' in p:
-        moco = local_file(moco, p['root_dir'])  # for who calls this without main.py
+        moco = local_file(moco, p['root_dir'])  # for callers other than main.py
     load_initial_weights(backbone, p['backbone'], kwargs.get('pretraining'), moco, kwargs.get('state_dict'))
     kind = p.get('head', 'deeplab')
     decoder = kind == 'deeplab'

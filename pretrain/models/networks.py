@@ -21,7 +21,7 @@ ATROUS_RATES = (12, 24, 36)  # DeepLabv3's for output stride 8; torchvision's Re
 class PretrainingNetwork(nn.Module):
     """Backbone and DeepLab decoder with a D-channel embedding head and a one-channel saliency head.
 
-    ndim: D. upsample: outputs at the input's size, else at the backbone's grid. use_classification_head: without it
+    ndim: D. upsample: outputs at the input's size, otherwise at the backbone's grid. use_classification_head: without it
     there is no saliency output (None in its place). decoder: without it the heads are on the backbone's grid (`head: linear`).
     """
 
@@ -69,7 +69,7 @@ class PretrainingNetwork(nn.Module):
 
 
 def fresh_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """What no initial weights of a backbone fill: decoder and heads of a network."""
+    """The parts that a backbone's initial weights do not fill: decoder and heads of a network."""
     return [parameter for name, parameter in network.named_parameters() if not name.startswith('backbone.')]
 
 
@@ -112,7 +112,7 @@ class LinearNetwork(nn.Module):
         return last
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier sees: B x 3 x H x W normalised images -> B x 256 (without decoder: channels) x h x w."""
+        """The input of the classifier: B x 3 x H x W normalised images -> B x 256 (without decoder: channels) x h x w."""
         features = self.backbone(images)
         for part in list(self.decoder)[:-1] if hasattr(self, 'decoder') else ():
             features = part(features)
@@ -123,7 +123,7 @@ class LinearNetwork(nn.Module):
         return resize(self.classifier(self.features(images)), images.shape[-2:])
 
     def freeze(self, batchnorm: str = 'all') -> Self:
-        """No gradient but the classifier's. batchnorm: what stays in eval mode, with running statistics and without
+        """No gradient but the classifier's. batchnorm: the part that stays in eval mode, with running statistics and without
         dropout: 'all' of the network, its 'backbone', or 'none'."""
         self.requires_grad_(False)
         self.classifier.requires_grad_(True)
@@ -138,7 +138,7 @@ class LinearNetwork(nn.Module):
 
 
 class _ImagePooling(ASPPPooling):
-    """torchvision's image pooling branch, which also trains on a batch of one image.
+    """torchvision's image pooling branch, which can also train on a batch of one image.
 
     Its batch norm sees one value per image and channel, so one image has no batch variance: then the running statistics
     normalise, as they do at evaluation, and stay as they are. That all stays in channels_last spares 4 to 6% of a step

@@ -42,7 +42,7 @@ class ResNet(Backbone):
                 found[name] = x
             if len(found) == len(stages):
                 return [found[stage] for stage in stages]
-        raise ValueError(f'no stage is called {" or ".join(stages)}')
+        raise ValueError(f'there is no stage called {" or ".join(stages)}')
 
 
 def _dilate(layer: nn.Module, first: int, others: int):
@@ -69,5 +69,5 @@ def _load(weights: Any) -> tuple[dict[str, Any], str]:
     try:
         return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True), weights.url
     except (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:
-        raise UserError(f'{weights.url} could not be fetched or read ({error}): download it by hand and name the file in the '
-                        'experiment (backbone_kwargs.state_dict in pre-training, pretraining in evaluations)') from error
+        raise UserError(f'{weights.url} could not be downloaded or read ({error}): download it by hand and name the file in '
+                        'the experiment (backbone_kwargs.state_dict in pre-training, pretraining in evaluations)') from error

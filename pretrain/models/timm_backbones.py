@@ -1,6 +1,6 @@
 """timm's networks as backbones, by the name `timm/<timm's name>` (https://github.com/huggingface/pytorch-image-models).
 
-Stages, channels, stride, mean and deviation are asked of timm. Names of weights are timm's own, after `model.`.
+Stages, channels, stride, mean and standard deviation come from timm. Names of weights are timm's own, after `model.`.
 Axes: B batch, C channels, N tokens of patches, P class and register tokens before them, h w the grid.
 """
 from __future__ import annotations
@@ -30,8 +30,8 @@ OPTIONS: tuple[dict[str, Any], ...] = ({'dynamic_img_size': True}, {'strict_img_
 
 @dataclass(frozen=True)
 class _Plan:
-    """What timm says of a network. options: of its constructor. stages: names of its modules whose outputs are grids, in order.
-    norm: whether its last norm belongs to the last grid. patches: whether it is a transformer on one grid of patches.
+    """timm's description of a network. options: of its constructor. stages: names of its modules whose outputs are grids, in
+    order. norm: whether its last norm belongs to the last grid. patches: whether it is a transformer on one grid of patches.
     strides: that it can have, of its grid. mean, std: of its input."""
     name: str
     options: dict[str, Any]
@@ -124,7 +124,7 @@ def _plan(name: str) -> _Plan:
             stride for stride in STRIDES if stride == reductions[-1] or _has_stride(own, options, stride)) or (reductions[-1],)
         norm, channels = _last_grid(own, options, model.pretrained_cfg['input_size'])
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError, StopIteration) as error:
-        raise UserError(f'backbone: {name}: this network of timm gives no grid of features ({one_line(error)}): '
+        raise UserError(f'backbone: {name}: this network of timm has no grid of features ({one_line(error)}): '
                         'name another') from error
     return _Plan(own, options, tuple(str(info['module']) for info in infos), channels, norm, patches, strides,
                  *(tuple(model.pretrained_cfg[key]) for key in ('mean', 'std')))
@@ -136,7 +136,7 @@ def _create(name: str, options: Mapping[str, Any], stride: int | None = None, **
 
 @functools.cache
 def _meta_model(name: str, options: tuple[tuple[str, Any], ...], stride: int | None = None):
-    """The network without memory for its weights. Not to be changed."""
+    """The network without memory for its weights. Do not modify it."""
     with torch.device('meta'):
         return _create(name, dict(options), stride)
 
@@ -154,7 +154,7 @@ def _takes(name: str, options: dict[str, Any]):
 def _has_stride(name: str, options: dict[str, Any], stride: int):
     try:
         model = _meta_model(name, tuple(options.items()), stride)
-    except (TypeError, ValueError, AssertionError, NotImplementedError):  # each network's own way to say no
+    except (TypeError, ValueError, AssertionError, NotImplementedError):  # each network fails in its own way
         return False
     return getattr(model.feature_info, 'info', model.feature_info)[-1]['reduction'] == stride
 
@@ -188,7 +188,7 @@ def _last_grid(name: str, options: dict[str, Any], size: Sequence[int]):
         unused = [key for key, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
         if not unused:
             return norm, grid.shape[1]
-    raise ValueError(f'{unused[0]} has no part in it')
+    raise ValueError(f'{unused[0]} does not contribute to it')
 
 
 def _has_keys(model: nn.Module):
@@ -211,7 +211,7 @@ def _size_error(name: str, stride: int, height: int, width: int) -> str | None:
                                                intermediates_only=True)[0]
     except (RuntimeError, AssertionError, ValueError) as error:
         own = ' x '.join(map(str, model.pretrained_cfg['input_size'][1:]))
-        return f'are not what backbone: {name} takes ({one_line(error)}): its own size is {own}'
+        return f'do not suit backbone: {name} takes ({one_line(error)}): its own size is {own}'
     if tuple(grid.shape[2:]) != (-(-height // stride), -(-width // stride)):
         return f'must be multiples of {stride}, or the grid of backbone: {name} would not cover them (nearest: {nearest})'
     return None
@@ -227,7 +227,7 @@ def _published(own: str) -> Mapping[str, Callable[[], tuple[dict[str, Any], str]
 def _fetch(own: str, name: str) -> tuple[dict[str, Any], str]:
     wanted, given = (timm.get_pretrained_cfg(each) for each in (own, name))
     if given is None or not given.has_weights:
-        raise UserError(f'{TIMM_WEIGHTS}{name}: timm has no weights of this network: name a file ({KEYS_OF_FILES})')
+        raise UserError(f'{TIMM_WEIGHTS}{name}: timm has no weights for this network: name a file ({KEYS_OF_FILES})')
     if wanted is not None and (wanted.mean, wanted.std) != (given.mean, given.std):
         raise UserError(f'{TIMM_WEIGHTS}{name}: these weights are for images of mean {given.mean} and deviation {given.std}, '
                         f'those of backbone: {TIMM}{own} for {wanted.mean} and {wanted.std}: name backbone: {TIMM}{name}')
@@ -235,8 +235,8 @@ def _fetch(own: str, name: str) -> tuple[dict[str, Any], str]:
         return timm.create_model(name, pretrained=True).state_dict(), f'{TIMM_WEIGHTS}{name}'
     except Exception as error:  # the hub's client, its HTTP library and timm have a family of exceptions each
         file = f'model.safetensors of https://huggingface.co/{given.hf_hub_id}' if given.hf_hub_id else 'its state dict'
-        raise UserError(f'{TIMM_WEIGHTS}{name} could not be fetched ({one_line(error)}): run again, or fetch {file} by hand '
-                        f'and name that file ({KEYS_OF_FILES})') from error
+        raise UserError(f'{TIMM_WEIGHTS}{name} could not be downloaded ({one_line(error)}): run again, or download {file} by '
+                        f'hand and name that file ({KEYS_OF_FILES})') from error
 
 
 def _own_names(name: str, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The saliency models by name. An estimator takes an image, H x W x 3 uint8 RGB, and gives H x W float32 in [0, 1], the
-probability that a pixel is a salient object's."""
+"""The saliency models by name. An estimator takes an image, H x W x 3 uint8 RGB, and returns H x W float32 in [0, 1], the
+probability that a pixel belongs to a salient object."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     import torch
 
 Estimator = Callable[[np.ndarray], np.ndarray]
+ObjectFinder = Callable[[np.ndarray], np.ndarray]  # an image -> H x W int32, 0 background, 1 to n the objects
 
 ROBUST_BACKGROUND, FEATURE_CUES, TOKENCUT = 'robust_background', 'feature_cues', 'tokencut'
 REMBG = ('u2net', 'isnet-general-use', 'birefnet-general')
 MODELS = (ROBUST_BACKGROUND, FEATURE_CUES, TOKENCUT, *REMBG)
-VIT = 'vit_small_patch16_224.dino'  # of TokenCut, if nothing else is said
-BACKBONE = 'resnet18'  # of the feature cues, if nothing else is said
+PARTS, CUTS = 'parts', 'cuts'  # ways to single objects, see `saliency.objects`
+WAYS = (PARTS, CUTS)
+VIT = 'vit_small_patch16_224.dino'  # default of TokenCut
+BACKBONE = 'resnet18'  # default of the feature cues
 
 
 def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat | None = None, vit: str = VIT,
@@ -29,7 +32,7 @@ def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat |
     """The estimator called `model`, loaded; with `onnx`, a path, that network, whatever it is called.
 
     form: of the ONNX network's input and output. vit: of TokenCut. backbone: of the feature cues. weights: of either.
-    device: of networks. Raises `UserError` for an unknown name, a missing package, and weights that can't be had.
+    device: of networks. Raises `UserError` for an unknown name, a missing package, and unavailable weights.
     """
     # Here, because each brings packages along that the others don't need.
     if onnx is not None:
@@ -49,5 +52,12 @@ def get_estimator(model: str, onnx: str | Path | None = None, form: OnnxFormat |
         from saliency.rembg_models import RembgSaliency
         return RembgSaliency(model)
     near = nearest_name(model, MODELS, cutoff=0)
-    raise UserError(f"--model {model}: there is no such saliency model (nearest: '{near}'; one of {', '.join(MODELS)}, or any "
+    raise UserError(f"--model {model}: unknown saliency model (nearest: '{near}'; one of {', '.join(MODELS)}, or any "
                     'name with --onnx)')
+
+
+def check_way(way: str | None, model: str) -> None:
+    """Raise a `UserError` if a saliency model has no features that could be cut into objects."""
+    if way == CUTS and model not in (FEATURE_CUES, TOKENCUT):
+        raise UserError(f'--objects {CUTS} cuts the features of a backbone, and --model {model} has none: give --model '
+                        f'{FEATURE_CUES} or {TOKENCUT}, or --objects {PARTS}')

@@ -1,4 +1,4 @@
-"""Salient objects by the features of a backbone that was trained on something else, ImageNet say, without any training here.
+"""Salient objects from the features of a backbone that was trained on something else, such as ImageNet.
 
 Several cues vote, each with its standard score: the direction in which the image's cells differ most, whether a cell is more
 like the centre than like the border, how active it is, and the colours' contrast with the background
@@ -37,14 +37,14 @@ class FeatureCues:
     """estimator(image): H x W x 3 uint8 RGB -> H x W float32 in [0, 1], above 0.5 on the salient object.
 
     backbone: its name. weights: a file or published weights, see `models.backbone_weights`; None for the backbone's own of
-    ImageNet. Raises `UserError` for an unknown name, and weights that can't be had or that don't fit.
+    ImageNet. Raises `UserError` for an unknown name, and unavailable weights or that don't fit.
     """
 
     def __init__(self, backbone: str = 'resnet18', weights: str | Path | None = None, device: torch.device | str = 'cpu'):
         spec = find_backbone(backbone)
         source = weights or spec.imagenet
         if source is None:
-            raise UserError(f'--backbone {backbone}: there are no published ImageNet weights of it: add --weights PATH')
+            raise UserError(f'--backbone {backbone}: it has no published ImageNet weights: add --weights PATH')
         network = build_backbone(backbone, {'output_stride': min(spec.output_strides, key=lambda stride: abs(stride - STRIDE))})
         load_exactly(network, backbone_weights(source, backbone), source)
         self.source, self.network = source, network.to(device).eval().requires_grad_(False)
@@ -54,7 +54,7 @@ class FeatureCues:
         height, width = image.shape[:2]
         small = shrink(image, CUT_SIDE)
         colour = saliency_map(small)
-        if not colour.any():  # one colour all over: there is no object
+        if not colour.any():  # a single colour: no object
             return np.zeros((height, width), np.float32)
         grid = votes(*self.features(image), colour)
         threshold = otsu_threshold(grid)
@@ -110,7 +110,7 @@ def component(grid: np.ndarray) -> np.ndarray:
 
 
 def contrast(grid: np.ndarray) -> np.ndarray:
-    """How much more each cell is like the centre than like the border: h x w. grid: C x h x w."""
+    """How much more similar each cell is to the centre than to the border: h x w. grid: C x h x w."""
     unit = grid / np.maximum(np.linalg.norm(grid, axis=0), 1e-6)
     height, width = grid.shape[1:]
     y, x = np.ogrid[:height, :width]

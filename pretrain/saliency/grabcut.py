@@ -37,7 +37,7 @@ def refine(image: np.ndarray, saliency: np.ndarray, threshold: float | None = No
 
 
 def otsu_threshold(saliency: np.ndarray) -> float:
-    """That which splits the values into the two most different groups (Otsu, 1979). saliency: H x W float32 in [0, 1]."""
+    """The threshold between the two most different groups of values (Otsu, 1979). saliency: H x W float32 in [0, 1]."""
     return cv2.threshold((saliency * 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)[0] / 255
 
 
@@ -50,7 +50,8 @@ def adaptive_threshold(saliency: np.ndarray) -> float:
 def whole_objects(inside: np.ndarray) -> np.ndarray:
     """Without holes, and without segments that are small beside the largest: H x W bool -> H x W bool.
 
-    A hole is a part of the rest that doesn't reach the image's border. Segments are connected over corners, the rest is not.
+    A hole is a part of the background that doesn't reach the image border. Segments are connected over corners, the background
+    is not.
     """
     _, parts, statistics, _ = cv2.connectedComponentsWithStats((~inside).astype(np.uint8), connectivity=4)
     outside = np.zeros(len(statistics), bool)

@@ -1,5 +1,4 @@
-"""The data set that masks are made for: whose photographs it holds, its splits, and how its masks were made."""
-import hashlib
+"""The data set for the masks: its photographs, its splits, and how its masks were made."""
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 import yaml
 
 from data.image_folder import ImageFolder
+from data.new_data_set import validation_ids
 from saliency.mask_generation import Target
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
@@ -18,7 +18,7 @@ SOURCES = 'sources.json'  # marks a folder as made here: the folder of photograp
 class MaskDataSet:
     """The data set `out` as the place for masks of `photographs`, an `ImageFolder`. Nothing is written before `begin`.
 
-    name: of the masks. max_side: see `Target`. val_fraction: share of the images for `val`; None for what it was before, or 0.
+    name: of the masks. max_side: see `Target`. val_fraction: share of the images for `val`; None for the earlier value, or 0.
     target: where things go. in_place: whether the photographs are the data set's own images/, which then stay as they are.
     Raises `UserError` for a folder that holds something else, or other photographs, or the same at another size.
     """
@@ -69,17 +69,16 @@ class MaskDataSet:
 
         Which images are in `val` depends on their ids and number alone, so that few change their split when photographs are
         added. A data set whose own images were given keeps the splits that it has. Returns a line about them.
-        Raises `UserError` when there is no image for training.
+        Raises `UserError` if there is no image for training.
         """
         if self.in_place and any((self.out / 'sets').glob('*.txt')):
-            return 'splits as they were'
+            return 'splits unchanged'
         folders = [folder for folder in self.out.glob('saliency_*') if folder.is_dir()]
         ids = [name for name in self.photographs.ids if any((folder / f'{name}.png').is_file() for folder in folders)]
-        count = max(1, round(self.val_fraction * len(ids))) if self.val_fraction and ids else 0
-        if len(ids) <= count:
-            raise UserError(f'{self.out}: {len(ids)} images have a mask, which leaves none for training: give more '
-                            'photographs, another --model, or --val_fraction 0')
-        val = set(sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+        val = validation_ids(ids, self.val_fraction)
+        if len(ids) <= len(val):
+            raise UserError(f'{self.out}: {len(ids)} images have a mask, so none is left for training: give more photographs, '
+                            'another --model, or --val_fraction 0')
         for split, members in (('trainaug', [name for name in ids if name not in val]), ('val', sorted(val))):
             path = self.out / 'sets' / f'{split}.txt'
             if members:
@@ -87,7 +86,7 @@ class MaskDataSet:
                     file.writelines(f'{name}\n' for name in members)
             else:
                 path.unlink(missing_ok=True)
-        return f'trainaug {len(ids) - count}, val {count}'
+        return f'trainaug {len(ids) - len(val)}, val {len(val)}'
 
     def _read(self):
         """The record of an earlier run, or None for a folder that is new or empty."""
@@ -100,7 +99,7 @@ class MaskDataSet:
             record = json.loads(path.read_text(encoding='utf-8'))
             if not (isinstance(record, dict) and {'folder', 'max_side', 'photographs'} <= record.keys()
                     and isinstance(record['photographs'], dict)):
-                raise ValueError('it is no record of photographs')
+                raise ValueError('it is not a record of photographs')
             return record
         except FileNotFoundError:
             if any(self.out.iterdir()):
@@ -111,28 +110,36 @@ class MaskDataSet:
 
 
 def _state(path: Path, folder: Path):
-    """What tells a photograph from another one, or from an earlier state of itself."""
+    """An identifier of a photograph and its current state."""
     name = path.relative_to(folder).as_posix().encode(errors='replace').decode()
     try:
         status = path.stat()
-    except OSError:  # whoever reads it will say so
+    except OSError:  # the reader reports it
         return [name, None, None]
     return [name, status.st_size, status.st_mtime_ns]
 
 
 def require_same_options(path: str | Path, options: Mapping[str, Any], masks: str | Path) -> None:
-    """Raise `UserError` where the folder `masks` holds masks that were not made with `options`: two kinds would be mixed, and
+    """Raise `UserError` if the folder `masks` holds masks that were not made with `options`: two kinds would be mixed, and
     those of others overwritten. path: the configuration that an earlier run left."""
-    if not any(Path(masks).rglob('*.png')):  # an earlier run failed at once, say because it lacked an option that is given now
+    if not any(Path(masks).rglob('*.png')):  # an earlier run failed at once, for example for lack of an option
         return
     try:
         earlier = yaml.safe_load(Path(path).read_text(encoding='utf-8'))['options']
         differing = [key for key, value in options.items() if earlier.get(key) != value]
     except FileNotFoundError:
-        raise UserError(f'{masks} holds masks that generate_masks.py did not make: give another --model, beside --onnx any '
-                        'name') from None
+        raise UserError(f'{masks} holds masks that generate_masks.py did not make: give another --model, or with --onnx any '
+                        'other name') from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f'{path} could not be read ({error}): move it away, and the masks that it is about') from error
+        raise UserError(f'{path} could not be read ({error}): move it away, and the masks that it describes') from error
     if differing:
         raise UserError(f'{path}: masks of this name were made with another --{", --".join(differing)}: give the same, or '
-                        'another --model NAME beside --onnx, or move them away')
+                        f'with --onnx another --model NAME, or move {masks} away')
+
+
+def earlier_option(path: str | Path, option: str) -> Any:
+    """The value of an option in the configuration of an earlier run; None without a configuration or this option."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding='utf-8'))['options'].get(option)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):  # `require_same_options` says so
+        return None

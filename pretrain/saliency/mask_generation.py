@@ -1,6 +1,4 @@
 """From photographs to images and masks of a data set."""
-import contextlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +7,18 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from data.decoding import is_plain_jpeg, read_image, read_photograph, read_saliency
 from data.image_folder import ImageFolder
-from saliency.estimators import Estimator
+from data.instances import read_instances, write_instances
+from data.new_data_set import encode_jpeg
+from saliency.estimators import Estimator, ObjectFinder
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 
-OBJECT = 0.5  # pixels above this probability are an object's
+OBJECT = 0.5  # pixels above this probability belong to an object
 SMALLEST = 0.01  # share of the image: of a connected segment, and of the whole mask (as the published masks were made)
-QUALITY = 95  # of JPEGs
 
 
 def object_mask(probability: np.ndarray) -> np.ndarray:
@@ -31,36 +29,50 @@ def object_mask(probability: np.ndarray) -> np.ndarray:
     inside = (probability > OBJECT).astype(np.uint8)
     _, segments, statistics, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     kept = statistics[:, cv2.CC_STAT_AREA] >= SMALLEST * inside.size
-    kept[0] = False  # what is no object
+    kept[0] = False  # what is not an object
     return kept[segments].astype(np.uint8)
+
+
+def parts(mask: np.ndarray) -> np.ndarray:
+    """The connected segments of a mask as objects: H x W, 1 = object -> H x W int32, 0 background, 1 to n."""
+    return cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1]
 
 
 @dataclass(frozen=True)
 class Target:
     """Where images and masks go. images: the folder images/, or None where they are there already and stay as they are.
-    masks: the folder saliency_<name>/. max_side: pixels, longer sides are shrunk to it; 0 for no limit."""
+    masks: the folder saliency_<name>/, beside which is that of instances. max_side: pixels, longer sides are shrunk to it; 0
+    for no limit."""
     images: Path | None
     masks: Path
     max_side: int = 0
 
-    def forget_masks(self, image_id: str, but: Path | None = None) -> None:
-        """Delete the masks of an image, of all models but the folder `but`."""
-        for folder in self.masks.parent.glob('saliency_*'):
-            if folder != but:
+    @property
+    def instances(self) -> Path:
+        """The folder instances_<name>/."""
+        return self.masks.with_name(self.masks.name.replace('saliency', 'instances', 1))
+
+    def forget_masks(self, image_id: str) -> None:
+        """Delete the masks of an image, of all models."""
+        for kind in ('saliency', 'instances'):
+            for folder in self.masks.parent.glob(f'{kind}_*'):
                 (folder / f'{image_id}.png').unlink(missing_ok=True)
 
 
 class MaskGenerator(torch.utils.data.Dataset):
     """Item i makes the mask of photograph i, and puts the photograph beside it as a JPEG.
 
-    photographs: an `ImageFolder`. estimator: see `saliency.estimators`.
-    An item is a dict: `id`; `cover`, the mask's share of the image, or None; `skipped`, why there is no mask, or None. What was
-    made before and is younger than the photograph is not made again. A mask of less than 1% is not kept.
-    Raises `UserError` when a file can't be written, and when a network fails.
+    photographs: an `ImageFolder`. estimator: see `saliency.estimators`. find_objects: see `saliency.objects`; then the objects
+    that it finds are kept too, and the mask is all of them; None: a mask alone.
+    An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, their number, or None; `skipped`, the
+    reason for a missing mask, or None. Masks newer than their photograph are not made again. Instances newer than their mask
+    were corrected by hand: they are kept, and the mask becomes their union. Masks of less than 1% are not kept.
+    Raises `UserError` if a file can't be written, and when a network fails.
     """
 
-    def __init__(self, photographs: ImageFolder, estimator: Estimator, target: Target):
-        self.photographs, self.estimator, self.target = photographs, estimator, target
+    def __init__(self, photographs: ImageFolder, estimator: Estimator, target: Target,
+                 find_objects: ObjectFinder | None = None):
+        self.photographs, self.estimator, self.target, self.find_objects = photographs, estimator, target, find_objects
 
     def __len__(self):
         return len(self.photographs)
@@ -69,26 +81,52 @@ class MaskGenerator(torch.utils.data.Dataset):
         name, source = self.photographs.ids[index], self.photographs.paths[index]
         mask_path = self.target.masks / f'{name}.png'
         image_path = self.target.images / f'{name}.jpg' if self.target.images else source
-        result: dict[str, Any] = {'id': name, 'cover': None, 'skipped': None}
+        result: dict[str, Any] = {'id': name, 'cover': None, 'objects': None, 'skipped': None}
         if _is_younger(mask_path, source) and image_path.is_file():
-            with contextlib.suppress(UserError):  # a damaged mask is made again
-                return {**result, 'cover': float(read_saliency(mask_path).mean())}
+            try:
+                return {**result, **self._made(name, mask_path)}
+            except UserError as error:  # what is damaged is made again
+                if self._corrected(name, mask_path):
+                    return {**result, 'skipped': error.line()}
         try:
             image, jpeg = self._read(source)
         except UserError as error:
             return {**result, 'skipped': error.line()}
         with threadpool_limits(1 if torch.utils.data.get_worker_info() else None):
-            mask = object_mask(self.estimator(image))
+            instances = self.find_objects(image) if self.find_objects else None
+            mask = object_mask(self.estimator(image)) if instances is None else (instances > 0).astype(np.uint8)
         cover = float(mask.mean())
         if cover < SMALLEST:
-            mask_path.unlink(missing_ok=True)  # of an earlier state of the photograph
+            for folder in (self.target.masks, self.target.instances):
+                (folder / f'{name}.png').unlink(missing_ok=True)  # of an earlier state of the photograph
             return {**result, 'skipped': f'{source}: the mask covers {100 * cover:.1f}% of the image, less than 1%'}
         if jpeg is not None and not (image_path.is_file() and image_path.read_bytes() == jpeg):
-            self.target.forget_masks(name, but=self.target.masks)  # they are of another image
+            self.target.forget_masks(name)  # they are of another image
             with atomic_file(image_path, flush=False) as file:
                 file.write(jpeg)
-        save_mask(mask_path, mask)  # last: its presence means that the image is there too
+        if instances is not None:
+            write_instances(self.target.instances / f'{name}.png', instances)
+            result['objects'] = int(instances.max())
+        save_mask(mask_path, mask)  # last: its presence means that the others are there too
         return {**result, 'cover': cover}
+
+    def _made(self, name: str, mask_path: Path):
+        """The item for an existing mask. Raises `UserError` if it is damaged, or its objects are missing."""
+        mask = read_saliency(mask_path)
+        if self.find_objects is None:
+            return {'cover': float(mask.mean())}
+        instances = read_instances(self.target.instances / f'{name}.png')
+        if not np.array_equal(instances > 0, mask):
+            if instances.shape != mask.shape or not self._corrected(name, mask_path):
+                raise UserError(f'{mask_path} is not the mask of the objects in {self.target.instances}')
+            mask = (instances > 0).astype(np.uint8)
+            save_mask(mask_path, mask)
+        return {'cover': float(mask.mean()), 'objects': int(instances.max())}
+
+    def _corrected(self, name: str, mask_path: Path):
+        """Whether the objects of an image are younger than its mask, which is written after them."""
+        path = self.target.instances / f'{name}.png'
+        return self.find_objects is not None and path.is_file() and not _is_younger(mask_path, path)
 
     def _read(self, source: Path):
         """The image that the mask is made of, and the bytes of its JPEG, or None where it stays where it is."""
@@ -107,16 +145,6 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     if not 0 < scale < 1:
         return image
     return cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)
-
-
-def encode_jpeg(image: np.ndarray, source: str | Path) -> bytes:
-    """An H x W x 3 uint8 image as the bytes of a JPEG. source: its file, for the message where it is too large for one."""
-    buffer = io.BytesIO()
-    try:
-        Image.fromarray(image).save(buffer, format='JPEG', quality=QUALITY)
-    except (OSError, ValueError) as error:
-        raise UserError(f'{source} could not be turned into a JPEG ({error}): shrink it, with --max_side, say') from error
-    return buffer.getvalue()
 
 
 def save_mask(path: str | Path, mask: np.ndarray) -> None:

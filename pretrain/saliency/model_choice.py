@@ -1,4 +1,4 @@
-"""Which saliency model makes the masks where nobody has chosen one: the best that can be had."""
+"""The default saliency model: the best one available."""
 from __future__ import annotations
 
 import importlib.util
@@ -17,11 +17,11 @@ TIMEOUT = 20  # seconds to wait for a server
 
 
 def choose_model(backbone: str = BACKBONE, weights: str | Path | None = None) -> tuple[str, str]:
-    """The name of a saliency model, and a line that says why it is this one.
+    """The name of a saliency model, and a line with the reason.
 
-    A network of rembg, where that package is installed and the network is on disk or can be fetched, which is then done; or
-    else the feature cues, where there are weights of `backbone` (weights: a file or published ones; None for ImageNet's, on
-    disk or to be fetched); or else robust background detection, which needs none.
+    A network of rembg, where that package is installed and the network is on disk or can be fetched, which is then done;
+    otherwise the feature cues, where there are weights of `backbone` (weights: a file or published ones; None for ImageNet's,
+    on disk or to be fetched); or else robust background detection, which needs none.
     Raises `UserError` for an unknown backbone, and for weights that were named and can't be had.
     """
     missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
@@ -31,19 +31,19 @@ def choose_model(backbone: str = BACKBONE, weights: str | Path | None = None) ->
         for name in SUPERVISED:
             path = rembg_file(name)
             if path:
-                return name, f'masks: {name}, a supervised network, which was on disk ({path})'
+                return name, f'masks: {name}, a supervised network, found on disk ({path})'
         if _fetched():
-            return FETCHED, f'masks: {FETCHED}, a supervised network, which was fetched'
-        without = f'{FETCHED} is neither on disk nor can it be fetched'
+            return FETCHED, f'masks: {FETCHED}, a supervised network, downloaded now'
+        without = f'{FETCHED} is neither on disk nor available for download'
     source = _weights(backbone, weights)
     if source:
         return FEATURE_CUES, f'masks: {FEATURE_CUES} of {backbone}, {source} (no supervised network: {without})'
     return ROBUST_BACKGROUND, (f'masks: {ROBUST_BACKGROUND}, which finds less (no supervised network: {without}; no ImageNet '
-                               f'weights of {backbone}: neither on disk nor can they be fetched)')
+                               f'weights of {backbone}: neither on disk nor available for download)')
 
 
 def rembg_file(name: str) -> Path | None:
-    """Where rembg has the network called `name` on disk, or None; without importing rembg, which takes seconds."""
+    """The path of the network called `name` of rembg on disk, or None; without importing rembg, which takes seconds."""
     own, shared = os.environ.get('U2NET_HOME'), os.environ.get('XDG_DATA_HOME')
     home = own or os.environ.get('REMBG_HOME') or (f'{shared}/rembg' if shared else '~/.rembg')
     old = own or f'{shared or "~"}/.u2net'
@@ -61,7 +61,7 @@ def _fetched():
 
 
 def _weights(backbone: str, weights: str | Path | None):
-    """Which weights there are, or None."""
+    """The available weights, or None."""
     from models.backbone_weights import backbone_weights
     from models.backbones import find_backbone
     source = weights or find_backbone(backbone).imagenet

@@ -1,4 +1,4 @@
-"""What a saliency network takes and gives: the well-known ones by name, any other by flags."""
+"""Input and output of a saliency network: by name for well-known ones, by flags for any other."""
 from __future__ import annotations
 
 import argparse
@@ -16,9 +16,9 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class OnnxFormat:
-    """mean, deviation: of the input's channels, of RGB in [0, 1]. size: (height, width) where the file leaves them open.
-    output: 'probability'; 'logits', which a sigmoid makes probabilities of; or 'stretched', from the smallest to the largest
-    value of each image, as some networks are run by their authors: then every image has an object."""
+    """mean, deviation: of the input channels, for RGB in [0, 1]. size: (height, width), if the file leaves it open. output:
+    'probability'; 'logits', which a sigmoid makes probabilities of; or 'stretched', from the smallest to the largest value of
+    each image, as some networks are run by their authors: then every image has an object."""
     mean: Channels = IMAGENET[0]
     deviation: Channels = IMAGENET[1]
     size: tuple[int, int] = (320, 320)
@@ -39,14 +39,15 @@ PRESETS = {
 
 def add_format_flags(parser: argparse.ArgumentParser) -> None:
     """The flags about the network that is given with --onnx."""
-    parser.add_argument('--onnx_preset', choices=tuple(PRESETS), help='it takes and gives the same as this network')
+    parser.add_argument('--onnx_preset', choices=tuple(PRESETS), help='its input and output are the same as for this network')
     parser.add_argument('--onnx_mean', type=_channels, metavar='R,G,B',
-                        help="mean of its input's channels, of RGB in [0, 1] (default: the preset's, or ImageNet's)")
-    parser.add_argument('--onnx_std', type=_channels, metavar='R,G,B', help='their deviation, likewise')
+                        help="mean of its input channels, for RGB in [0, 1] (default: the preset's, or ImageNet's)")
+    parser.add_argument('--onnx_std', type=_channels, metavar='R,G,B', help='standard deviation of its input channels')
     parser.add_argument('--onnx_size', type=_size, metavar='H,W',
-                        help="of its input, where the file leaves it open (default: the preset's, or 320,320)")
+                        help="size of its input, if the file leaves it open (default: the preset's, or 320,320)")
     parser.add_argument('--onnx_output', choices=OUTPUTS,
-                        help="what it gives; stretched: from an image's smallest value to its largest (default: the preset's, "
+                        help="its output; stretched: scaled from the smallest to the largest value of the image (default: the "
+                             "preset's, "
                              f'or {PROBABILITY})')
     parser.add_argument('--onnx_logits', action='store_true', help=f'the same as --onnx_output {LOGITS}')
 
@@ -77,7 +78,7 @@ def _channels(text: str):
     try:
         red, green, blue = (float(part) for part in text.split(','))
     except ValueError:
-        raise argparse.ArgumentTypeError(f'must be three numbers with commas between them, not {text}') from None
+        raise argparse.ArgumentTypeError(f'must be three numbers separated by commas, not {text}') from None
     return red, green, blue
 
 

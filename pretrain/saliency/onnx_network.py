@@ -1,4 +1,4 @@
-"""Any saliency network that comes as an ONNX file."""
+"""Any saliency network in an ONNX file."""
 from pathlib import Path
 from types import ModuleType
 
@@ -31,7 +31,7 @@ class OnnxSaliency:
         onnxruntime = require('onnxruntime', 'this saliency network')
         self.path, self.form = Path(path), form
         if not self.path.is_file():
-            raise UserError(f'{path}: there is no such ONNX file')
+            raise UserError(f'{path}: this ONNX file does not exist')
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its errors come as exceptions; it would also print them
         providers = _providers(onnxruntime, torch.device(device))
@@ -39,7 +39,7 @@ class OnnxSaliency:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise UserError(f'{path}: onnxruntime could not load it as an ONNX network ({one_line(error)}): '
-                            'fetch or export it again') from error
+                            'download or export it again') from error
         if len(providers) > 1 and 'CUDAExecutionProvider' not in self._session.get_providers():
             raise UserError(f'{path}: onnxruntime-gpu could not start CUDA: install the CUDA and cuDNN libraries that it was '
                             'built for, or compute on the CPU (--device cpu)')

@@ -20,14 +20,14 @@ class RembgSaliency:
     name: 'u2net' (U2-Net, Qin et al., Pattern Recognition 2020, arXiv 2005.09007), 'isnet-general-use' (IS-Net, Qin et al.,
     ECCV 2022, arXiv 2203.03041) or 'birefnet-general' (BiRefNet, Zheng et al., 2024, arXiv 2401.03407). rembg stretches each
     image's output to [0, 1] and rounds it to 1/255. It fetches the file when it is first needed, to
-    <home>/models/<name>/<name>.onnx, where home is $U2NET_HOME, $REMBG_HOME or ~/.rembg; a file that is there, or in
-    $U2NET_HOME itself, is used without a look at its checksum. $OMP_NUM_THREADS limits its threads.
+    <home>/models/<name>/<name>.onnx, where home is $U2NET_HOME, $REMBG_HOME or ~/.rembg; an existing file, or one in
+    $U2NET_HOME itself, is used without checking its checksum. $OMP_NUM_THREADS limits its threads.
     Raises `UserError` for another name, and when the file can't be fetched or loaded.
     """
 
     def __init__(self, name: str):
         if name not in FILES:
-            raise UserError(f"{name}: there is no such saliency network, only {', '.join(FILES)}")
+            raise UserError(f"{name}: unknown saliency network, available: {', '.join(FILES)}")
         require('onnxruntime', 'this saliency network')  # first, as rembg ends the program without it
         threads = torch.get_num_threads()
         rembg = require('rembg', 'this saliency network')
@@ -37,7 +37,7 @@ class RembgSaliency:
         try:
             path = Path(network.download_models())
         except (OSError, ValueError) as error:  # the disk's and requests' are OSErrors; pooch's for a wrong checksum isn't
-            raise UserError(f'{url} could not be fetched to {path} ({one_line(error)}): run again, or '
+            raise UserError(f'{url} could not be downloaded to {path} ({one_line(error)}): run again, or '
                             f'{by_hand(url, path)}') from error
         try:
             self._session = rembg.new_session(name)

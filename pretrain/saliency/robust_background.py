@@ -1,7 +1,7 @@
 """Salient objects without training or weights: what differs from the image's background, whose regions reach the border.
 
-Zhu et al., "Saliency Optimization from Robust Background Detection", CVPR 2014, with the constants of the authors' code. From
-that it differs in what hardly matters: places are measured in longer sides, superpixels at the border count as neighbours
+Zhu et al., "Saliency Optimization from Robust Background Detection", CVPR 2014, with the constants of the authors' code. It
+differs from that code in minor points: places are measured in longer sides, superpixels at the border count as neighbours
 before their neighbours' neighbours are added, and the constant part of smoothness holds for all of these. The map is then cut
 along the image's edges (`saliency.grabcut`).
 

@@ -50,6 +50,11 @@ class TokenCut:
 
     def grid(self, image: np.ndarray) -> np.ndarray:
         """H x W x 3 uint8 RGB -> h x w, the probability of each patch: above 0.5 on the foreground's side of the cut."""
+        keys, shape = self.keys(image)
+        return cut(keys).reshape(shape)
+
+    def keys(self, image: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+        """H x W x 3 uint8 RGB -> the keys of the patches, N x C, and (h, w)."""
         height, width = image.shape[:2]
         scale = LONGER_SIDE / max(height, width)
         rows, columns = (max(1, round(size * scale / self._patch)) for size in (height, width))
@@ -62,7 +67,7 @@ class TokenCut:
                 keys = keys - keys.mean(0)
             if not keys.isfinite().all():
                 raise UserError(f'{self._source}: the features of this network are not finite: its weights are damaged')
-            return cut(keys).reshape(rows, columns)
+            return keys, (rows, columns)
 
 
 def _stride(spec: BackboneSpec):
@@ -76,16 +81,32 @@ def cut(keys: torch.Tensor) -> np.ndarray:
     side of the largest absolute entry. The map is a sigmoid of the eigenvector's standard score. Where every patch is like
     every other one, or none is like another, all cuts are equal, and the answer is 0: no object.
     """
-    keys = torch.nn.functional.normalize(keys.float(), dim=1)
-    alike = (keys @ keys.T > TAU).cpu().numpy()
-    if alike.all() or not (alike & ~np.eye(len(alike), dtype=bool)).any():
+    alike = alike_patches(keys, TAU)
+    if all_cuts_are_equal(alike):
         return np.zeros(len(alike))
+    eigenvector = second_eigenvector(alike)
+    score = (eigenvector - eigenvector.mean()) / eigenvector.std()
+    return expit(STEEPNESS * score * np.sign(score[np.abs(eigenvector).argmax()]))
+
+
+def alike_patches(keys: torch.Tensor, tau: float) -> np.ndarray:
+    """Keys, N x C -> N x N bool: whether the cosine of two is above `tau`."""
+    keys = torch.nn.functional.normalize(keys.float(), dim=1)
+    return (keys @ keys.T > tau).cpu().numpy()
+
+
+def all_cuts_are_equal(alike: np.ndarray) -> bool:
+    """Whether every patch is like every other one, or none is like another. alike: N x N bool, of `alike_patches`."""
+    return bool(alike.all()) or not (alike & ~np.eye(len(alike), dtype=bool)).any()
+
+
+def second_eigenvector(alike: np.ndarray) -> np.ndarray:
+    """N float64, the second smallest eigenvector x of (D - W) x = lambda D x. alike: N x N bool, of which W has an edge of 1 or
+    `EPSILON`."""
     graph = np.where(alike, 1, EPSILON)
     root = np.sqrt(graph.sum(axis=1))
     # With y = sqrt(D) x this is an ordinary problem, D^-1/2 (D - W) D^-1/2 y = lambda y, which is faster.
     graph /= -root
     graph /= root[:, None]
     graph.flat[::len(graph) + 1] += 1
-    eigenvector = scipy.linalg.eigh(graph, subset_by_index=[1, 1], overwrite_a=True, check_finite=False)[1][:, 0] / root
-    score = (eigenvector - eigenvector.mean()) / eigenvector.std()
-    return expit(STEEPNESS * score * np.sign(score[np.abs(eigenvector).argmax()]))
+    return scipy.linalg.eigh(graph, subset_by_index=[1, 1], overwrite_a=True, check_finite=False)[1][:, 0] / root

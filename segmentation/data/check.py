@@ -1,10 +1,10 @@
-"""Read every file that an experiment would read, and list what is wrong with them.
+"""Read every file that an experiment would read, and list all problems.
 
     python -m data.check --config_env configs/env.yml --config_exp configs/demo.yml [--script SCRIPT] [--json PATH]
 
 run from inside a script tree, prints a line for each problem, naming the file and what to do, in the order of the splits and
-their ids. Lines that begin with `note:` tell what stops no run. The last line counts them. Exit code 2 with problems, 0 with
-none. Nothing is fetched, drawn or changed.
+their ids. Lines that begin with `note:` do not stop a run. The last line counts them. Exit code 2 with problems, 0 with none.
+Nothing is downloaded, drawn or changed.
 """
 import utils.cli.packages  # noqa: F401
 
@@ -54,10 +54,10 @@ class Finding:
 
 
 class FileChecks:
-    """What is wrong with the files of each id of a split. An id that is listed twice is read once.
+    """Problems in the files of each id of a split. An id that is listed twice is read once.
 
-    dataset: a `SegmentationDataset`, whose folders say what is read. split: its name. space: what the labels mean; None: not
-    known, and they may hold anything. training: ids of the training split, of which this one should hold none.
+    dataset: a `SegmentationDataset`, whose folders say what is read. split: its name. space: the meaning of the labels; None:
+    unknown, any values are accepted. training: ids of the training split, of which this one should hold none.
     Item i is a dict: `findings`, a list of `Finding`. Broken files raise nothing.
     """
 
@@ -87,8 +87,8 @@ class FileChecks:
         turn = 1 if image is None else exif_turn(image_path)
         if turn != 1:
             yield 'turned image', image_path, (
-                f' has EXIF orientation {turn}, which viewers apply: it is read as it is stored, and masks and labels must be '
-                'of the stored pixels')
+                f' has EXIF orientation {turn}, which viewers apply: it is read as stored, and masks and labels must match '
+                'the stored pixels')
         for part, folder, look in ((MASK, data.masks, self._mask_findings), (LABEL, data.labels, self._label_findings)):
             if folder:
                 path = data.path_of(part, name)
@@ -129,28 +129,30 @@ class FileChecks:
         wrong = self.space.wrong_values(labels)
         if wrong:
             shown = ', '.join(map(str, wrong[:5])) + (', ...' if len(wrong) > 5 else '')
-            yield 'label that is no class', path, (
+            yield 'label that is not a class', path, (
                 f': label {shown} in its labels, but there are only {len(self.space)} classes ({self.space.values_text()}): '
                 f'correct the file, or {self.space.source}')
 
     def _mask_findings(self, mask: np.ndarray, path: Path, sample: dict[str, Any]):
-        """mask: H x W uint8, of `read_mask`."""
+        """mask: H x W uint8, of `read_mask`, or int32, of `read_instances`."""
+        if self.dataset.instances:
+            mask = (mask > 0).view(np.uint8)
         inside = sample['saliency'] = mask & 1
         cover = np.mean(inside)
         if mask[0, 0] & THRESHOLDED:
-            yield 'JPEG mask', path, f' is a JPEG, which is not exact: values from {HALF} on count as object'
+            yield 'JPEG mask', path, f' is a JPEG, which is not lossless: values from {HALF} on count as object'
         if mask[0, 0] & LOSSY:
             other = np.mean((read_gray(path) != 0) & (inside == 0))
             yield 'lossy mask', path, (
                 f': {100 * other:.3g}% of the pixels are neither 0 nor {OBJECT}, and only {OBJECT} counts as object: store '
-                f'masks as PNG with the values 0 and {OBJECT}, or say in dataset.yml which values are object')
+                f'masks as PNG with the values 0 and {OBJECT}, or name the values of the object in dataset.yml')
         if cover in (0, 1):
             yield f'{"full" if cover else "empty"} mask', path, (
                 f': {"every" if cover else "no"} pixel is {OBJECT} (object), so none of its views passes in pre-training')
 
 
 def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int | None) -> Iterator[Finding]:
-    """What is wrong with a split as a whole. seen: of all its files. needed: images that it must have, None for any number."""
+    """Problems of a split as a whole. seen: of all its files. needed: images that it must have, None for any number."""
     data, split = checks.dataset, checks.split
     if seen.masks and seen.masks == seen.empty:
         yield Finding(split, None, 'no object in any mask', str(data.masks), contents.all_empty(data, seen.masks, False), False)
@@ -162,12 +164,12 @@ def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int 
             for name in contents.absent_classes(seen.labels, checks.space):
                 if name not in names:
                     yield Finding(split, None, 'class that never occurs', str(data.labels),
-                                  f'{data.labels}: no pixel in the labels of {split} is of the class {name}', True)
+                                  f'{data.labels}: no pixel in the labels of {split} has the class {name}', True)
             left = [index for index in checks.space.objects if checks.space.names[index] not in names]
             if p.script == RETRIEVAL and not seen.labels[left].any():
                 yield Finding(split, None, 'no object to retrieve', str(data.labels),
-                              f'{data.labels}: no pixel in the labels of {split} is of a class that counts, so there is '
-                              'nothing to retrieve', False)
+                              f'{data.labels}: no pixel in the labels of {split} has a class that counts, so there is nothing '
+                              'to retrieve', False)
     usable = len(seen.masks if data.masks and p.script == PRETRAIN else checks.ids)
     if needed and usable < needed:
         yield Finding(split, None, 'too few images', str(data.split_file),
@@ -185,8 +187,8 @@ def images_needed(p: EasyDict, part: Part, space: LabelSpace | None) -> int | No
 
 
 def splits_read(p: EasyDict) -> list[Part]:
-    """What the script of a configuration reads: a list of (data set, split, saliency, labels), the training split first. The
-    last two are as in `SegmentationDataset`."""
+    """The data that the script of a configuration reads: a list of (data set, split, saliency, labels), the training split
+    first. The last two are as in `SegmentationDataset`."""
     script = p.script
     if script == PRETRAIN:
         return [(p.train_db_name, 'trainaug', p.train_db_kwargs.saliency, False)]
@@ -204,28 +206,35 @@ def splits_read(p: EasyDict) -> list[Part]:
     return [(val, split, p.val_db_kwargs.saliency if script == KMEANS else None, labels)]
 
 
+def _instances(p: EasyDict) -> bool:
+    """Whether the script of a configuration reads single objects."""
+    group = {PRETRAIN: p.get('train_db_kwargs'), KMEANS: p.get('val_db_kwargs')}.get(p.script) or {}
+    return bool(group.get('instances'))
+
+
 def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
     """Yield each `Finding` about the data of a configuration. Descriptions of what was read are appended to the list `read`.
 
-    Raises `UserError` for a data set that is not there.
+    Raises `UserError` for a data set that does not exist.
     """
     parts = splits_read(p)
     spaces: dict[str, LabelSpace | None] = {}
     training: list[str] = []
-    # Here, since PyTorch takes seconds that --help and a mistake in the configuration should not cost.
+    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     import torch
 
     from data.loaders import make_loader
 
     for name, *_ in parts:
         if not (Path(p.db_root) / name).is_dir():  # dataset_folder() would fetch or draw it
-            raise UserError(f'{Path(p.db_root) / name}: there is no such data set, or not yet: correct db_root in env.yml, or '
-                            f'make it (the scripts fetch {VOC} and draw Shapes when they first need them)')
+            raise UserError(f'{Path(p.db_root) / name}: this data set does not exist yet: correct db_root in env.yml, or '
+                            f'make it (the scripts download {VOC} and draw Shapes on first use)')
     for part in parts:
         name, split, saliency, labels = part
         folder = Path(p.db_root) / name
         try:
-            dataset = SegmentationDataset(folder, split, saliency, labels, max_pixels=p.max_image_pixels)
+            dataset = SegmentationDataset(folder, split, saliency, labels, max_pixels=p.max_image_pixels,
+                                          instances=bool(saliency) and _instances(p))
             dataset.check_description()
         except UserError as error:
             file = getattr(error, 'path', '') or folder
@@ -255,7 +264,7 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
 def main(argv: list[str] | None = None) -> None:
     parser = make_env_parser(__doc__)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
-    parser.add_argument('--script', choices=SCRIPTS, help="what reads the experiment (default: what its keys are for)")
+    parser.add_argument('--script', choices=SCRIPTS, help="script that reads the experiment (default: determined by its keys)")
     parser.add_argument('--json', help='also write the list to this file')
     args = parser.parse_args(argv)
     p = create_config(args.config_env, args.config_exp, args.script)

@@ -13,6 +13,7 @@ from data.decoded_cache import DecodedCache
 from data.decoding import MAX_PIXELS, read_image, read_labels, read_mask
 from data.download import fetch_voc
 from data.files import IMAGE, LABEL, MASK
+from data.instances import read_instances
 from data.label_colours import VOC_TABLE
 from data.label_space import VOC, VOID, colour_table, is_described, label_space, object_values
 from data.synthetic_shapes import draw_shapes
@@ -22,9 +23,9 @@ log = logging.getLogger('maskcontrast')
 
 
 def dataset_folder(db_root: str | Path, name: str) -> Path:
-    """The folder `<db_root>/<name>`, made first if need be: `VOCSegmentation` is downloaded, `Shapes` is drawn.
+    """The folder `<db_root>/<name>`, made first if needed: `VOCSegmentation` is downloaded, `Shapes` is drawn.
 
-    Raises `UserError` when it is neither there nor one of these two.
+    Raises `UserError` if it does not exist and is not one of these two.
     """
     folder = Path(db_root) / name
     if folder.is_dir():
@@ -35,7 +36,7 @@ def dataset_folder(db_root: str | Path, name: str) -> Path:
         log.info('Drawing the Shapes data set in %s', folder)
         draw_shapes(folder)
         return folder
-    raise UserError(f'{folder}: there is no such data set: make this folder (images/, sets/, classes.txt and masks or '
+    raise UserError(f'{folder}: this data set does not exist: make the folder (images/, sets/, classes.txt and masks or '
                     'labels; see docs/data-sets.md), or correct db_root in env.yml')
 
 
@@ -43,15 +44,17 @@ class SegmentationDataset:
     """Images of one split, with saliency masks, with labels, or with both.
 
     folder: the data set's folder. split: `sets/<split>.txt` lists the ids.
-    saliency: masks come from `saliency_<saliency>/`; None for no masks. labels: whether to read labels, which are in
+    saliency: masks come from `saliency_<saliency>/`; None for no masks. instances: masks are those of single objects, and come
+    from `instances_<saliency>/` instead. labels: whether to read labels, which are in
     `SegmentationClassAug/` for the split trainaug and in `SegmentationClass/` for every other; None: if that folder is there.
     ignored: class indices that become void in the labels.
     drop_missing: leave out the ids that lack their image or mask (pre-training), instead of failing when they are read.
-    cache: a folder in which decoded files are kept, for those who read images more than once, or None.
+    cache: a folder for decoded files, for callers that read images more than once, or None.
     max_pixels: of one image; a larger one is an error.
 
     Item i is a dict: `id`; `image`, H x W x 3 uint8 RGB; with masks `saliency`, H x W uint8, 1 = object, and `mask_marks`, the
-    bits THRESHOLDED and LOSSY of `read_mask`, where there are any; with labels `labels`, H x W uint8, class indices and VOID as
+    bits THRESHOLDED and LOSSY of `read_mask`, where there are any; with instances `instances`, H x W int32 as `read_instances`
+    has them, whose objects together are `saliency`; with labels `labels`, H x W uint8, class indices and VOID as
     `data.label_space` has them, resized to the image if their size differs.
     Raises `UserError` for missing folders, and for a split that is empty or has no image; `Fault`, as `data.files` has it,
     for a file.
@@ -59,10 +62,10 @@ class SegmentationDataset:
 
     def __init__(self, folder: str | Path, split: str, saliency: str | None = None, labels: bool | None = False,
                  drop_missing: bool = False, ignored: Iterable[int] = (), cache: str | Path | None = None,
-                 max_pixels: int = MAX_PIXELS):
-        self.folder, self.split = Path(folder), split
+                 max_pixels: int = MAX_PIXELS, instances: bool = False):
+        self.folder, self.split, self.instances = Path(folder), split, instances
         self.images = self.folder / 'images'
-        self.masks = self.folder / f'saliency_{saliency}' if saliency else None
+        self.masks = self.folder / f'{"instances" if instances else "saliency"}_{saliency}' if saliency else None
         labels_name = 'SegmentationClassAug' if split == 'trainaug' else 'SegmentationClass'
         if labels is None:
             labels = (self.folder / labels_name).is_dir()
@@ -96,6 +99,8 @@ class SegmentationDataset:
             path = self.path_of(MASK, name)
             mask = self.read(MASK, path)
             files.check_size(MASK, path, mask, image_path, sample['image'])
+            if self.instances:
+                sample['instances'], mask = mask, (mask > 0).view(np.uint8)
             marks = int(mask[0, 0]) & ~1
             if marks:
                 mask, sample['mask_marks'] = mask & 1, marks
@@ -114,7 +119,7 @@ class SegmentationDataset:
         return files.find(self.folder_of(part), name, part)
 
     def read(self, part: str, path: Path) -> np.ndarray:
-        """An image, H x W x 3, a mask as `read_mask` has it, or labels as stored. Raises `Fault`."""
+        """An image, H x W x 3, a mask as `read_mask` or `read_instances` has it, or labels as stored. Raises `Fault`."""
         decode, kind = self._decoders[part]
         cached = functools.partial(self.cache.read, decode, kind=kind) if self.cache else decode
         return files.read(part, cached, path, self.folder_of(part))
@@ -126,28 +131,29 @@ class SegmentationDataset:
         return folder
 
     def why_dropped(self) -> str:
-        """What the first of the ids lacks that were left out, in words."""
+        """The missing file of the first id that was left out, in words."""
         name = self.first_dropped
         if name is None:
             return 'none'
         part = next((part for part in (IMAGE, MASK) if not files.is_there(self.path_of(part, name))), IMAGE)
         path = self.path_of(part, name)
-        return f'{path} is not there{files.nearest(path, self.folder_of(part))}'
+        return f'{path} does not exist{files.nearest(path, self.folder_of(part))}'
 
     def check_description(self) -> None:
-        """Raise `UserError` where the data set's own files, which are read with the first item, say something impossible."""
-        if self.masks:
+        """Raise `UserError` if the data set's own settings, which are read with the first item, are invalid."""
+        if self.masks and not self.instances:
             object_values(self.folder)
 
     @functools.cached_property
     def _decoders(self) -> dict[str, tuple[Callable[[Path], np.ndarray], str]]:
         """For each part a function of its path, and what the function is called in the cache, with all that its result depends
         on."""
-        values = object_values(self.folder) if self.masks else None
+        values = object_values(self.folder) if self.masks and not self.instances else None
         colours = colour_table(self.folder) if self.labels else VOC_TABLE
         limit = self.max_pixels
-        return {IMAGE: (functools.partial(read_image, limit=limit), read_image.__name__),
-                MASK: (functools.partial(read_mask, object_values=values, limit=limit), f'{read_mask.__name__} {values}'),
+        masks = (functools.partial(read_instances, limit=limit), read_instances.__name__) if self.instances else (
+            functools.partial(read_mask, object_values=values, limit=limit), f'{read_mask.__name__} {values}')
+        return {IMAGE: (functools.partial(read_image, limit=limit), read_image.__name__), MASK: masks,
                 LABEL: (functools.partial(read_labels, colours=colours, limit=limit), f'{read_labels.__name__} {colours}')}
 
     @functools.cached_property

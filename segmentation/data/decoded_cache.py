@@ -1,4 +1,4 @@
-"""Decoded images, masks and labels on disk, where an epoch that reads them again is spared the decoding."""
+"""Decoded images, masks and labels on disk, so that later epochs need not decode them again."""
 import hashlib
 import logging
 import os
@@ -17,11 +17,11 @@ log = logging.getLogger('maskcontrast')
 
 
 class DecodedCache:
-    """Keeps uint8 arrays that were read from files as .npy files in `folder`, which runs and processes may share.
+    """Keeps uint8 and int32 arrays that were read from files as .npy files in `folder`, which runs and processes may share.
 
-    What was made of a file counts as long as the file has its path, size and time of modification; that the array was not
-    altered since is not checked. After a write that failed, or that would have left less than RESERVE on the disk, nothing
-    more is kept. Raises `UserError` when `folder` can't be made.
+    An entry is valid as long as its file has the same path, size and modification time; the cached array itself is not checked.
+    After a write that failed, or that would have left less than RESERVE on the disk, nothing more is kept. Raises `UserError`
+    if `folder` can't be made.
     """
 
     def __init__(self, folder: str | Path):
@@ -56,13 +56,13 @@ class DecodedCache:
                 np.save(file, array)
         except (UserError, OSError) as error:
             self.writes = False
-            log.warning('From here on no more decoded images are kept (%s)', error)
+            log.warning('No more decoded images are kept from now on (%s)', error)
 
 
 def _loaded(kept: Path):
     """The array in a file, or None when there is none, or no whole one."""
     try:
         array = np.load(kept)
-        return array if array.dtype == np.uint8 and array.ndim > 1 else None
+        return array if array.dtype in (np.uint8, np.int32) and array.ndim > 1 else None
     except Exception:  # not there; and damaged bytes make numpy raise anything
         return None

@@ -1,4 +1,4 @@
-"""Fetches the PASCAL VOC archive and unpacks it, so that the data set's folder is either whole or absent."""
+"""Fetches the PASCAL VOC archive and unpacks it, so that the data set's folder is either complete or absent."""
 import gzip
 import logging
 import os
@@ -21,7 +21,7 @@ log = logging.getLogger('maskcontrast')
 
 
 class _BadArchive(Exception):
-    """The archive itself is at fault, so that a retry with the same file is pointless."""
+    """The archive itself is faulty, so a retry with the same file is pointless."""
 
 
 def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
@@ -36,7 +36,7 @@ def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
         url: where the archive is: a Google Drive link or the file's own address.
 
     Returns:
-        The folder's `Path`. Its presence means that all of it is there.
+        The folder's `Path`. Its presence means that it is complete.
 
     Raises:
         UserError: the archive can't be fetched (Google Drive's quota, the network), is broken, holds something else or
@@ -46,7 +46,7 @@ def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
     if folder.is_dir():
         return folder
     if os.path.lexists(folder):
-        raise UserError(f'{folder} is a file or a link to nowhere instead of the data: remove it and run again')
+        raise UserError(f'{folder} is a file or a broken link instead of the data: remove it and run again')
     given = archive.exists()
     if not given:
         fetch(url, archive, (GZIP,), 'a gzip archive', 'db_root in env.yml')
@@ -57,7 +57,7 @@ def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
         if given:
             raise UserError(f'{archive} is not usable ({one_line(error)}): delete it and run again') from error
         archive.unlink(missing_ok=True)
-        raise UserError(f'{archive} as it came from {url} is not usable ({one_line(error)}) and was deleted: run again, '
+        raise UserError(f'{archive} as downloaded from {url} is not usable ({one_line(error)}) and was deleted: run again, '
                         f'or {by_hand(url, archive)}') from error
     except OSError as error:
         raise UserError(f'{archive} could not be unpacked to {folder} ({one_line(error)}): '
@@ -70,7 +70,7 @@ def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
 def _unpack(archive: Path, folder: Path):
     """Unpack the archive's `VOCSegmentation/` as `folder`, by a rename after everything was read and checked.
 
-    Raises `_BadArchive`, or OSError where the disk is at fault.
+    Raises `_BadArchive`, or OSError for errors of the disk.
     """
     with tempfile.TemporaryDirectory(prefix=f'.{FOLDER}.', suffix='.tmp', dir=folder.parent) as temporary:
         source = Path(temporary) / FOLDER

@@ -11,14 +11,14 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
 class ImageFolder:
-    """The images in a folder and its sub-folders, by name. Hidden files and folders are passed over, and links to
-    folders are not followed.
+    """The images in a folder and its sub-folders, by name, without hidden files and folders and without following links to
+    folders.
 
     Item i is a dict: `id` and `image`, H x W x 3 uint8 RGB as `read_photograph` has it. An id is the path below the folder
-    without suffix (`holiday/beach 1`), so that it can name files of results. What can't stand in a list of ids (line breaks,
-    spaces at an end) becomes `_`; images that would share an id have their suffix in it (`a_jpg`, `a_png`).
-    without: a folder to leave out. max_pixels: of one image. others: files by suffix that are no images. labels: none, as a
-    `SegmentationDataset` says. Raises `UserError` when the folder is missing or holds no image.
+    without suffix (`holiday/beach 1`), so that it can name files of results. Characters that can't be in a list of ids (line
+    breaks, spaces at an end) become `_`; images that would share an id have their suffix in it (`a_jpg`, `a_png`).
+    without: a folder to leave out. max_pixels: of one image. others: files that are not images, by suffix. labels: none, as a
+    `SegmentationDataset` says. Raises `UserError` if the folder is missing or holds no image.
     """
 
     labels = None
@@ -28,7 +28,7 @@ class ImageFolder:
         self.max_pixels = max_pixels
         self.folder = Path(os.path.realpath(folder))  # Path.resolve() fails on a loop of links
         if not self.folder.is_dir():
-            raise UserError(f'{self.folder} is no folder of images')
+            raise UserError(f'{self.folder} is not a folder of images')
         self.others: Counter[str] = Counter()
         files = sorted(self._files(without))
         if not files:
@@ -63,8 +63,8 @@ class ImageFolder:
 
 
 def segmented_folder(root: str | Path, name: str, images: str | Path) -> Path:
-    """Where what belongs to the photographs in `images` is kept below `root`, when they are put into the clusters called
-    `name`: <root>/<name>_segment/<the folder's own name>."""
+    """The folder below `root` for the results of the photographs in `images` that are assigned to the clusters called `name`:
+    <root>/<name>_segment/<the folder's own name>."""
     return Path(root) / f'{name}_segment' / (Path(os.path.realpath(os.path.expanduser(images))).name or 'photographs')
 
 

@@ -13,14 +13,14 @@ from utils.parallel.preemption import SIGNALS
 from utils.parallel.ranks import local_world_size, per_process, rank, world_size
 from utils.parallel.workers import end_on_lost_batch, end_with_parent, obey_only_parent
 
-SHARED_MEMORY = Path('/dev/shm')  # of Linux, through which workers hand over tensors
+SHARED_MEMORY = Path('/dev/shm')  # on Linux, where workers pass tensors
 PREFETCHED = 2  # batches that each worker prepares, as PyTorch has it
 IN_USE = 2  # batches besides: the one that is computed on, and the one that is handed over
-TENSORS, PAGE = 4, 4096  # of a batch; a tensor takes whole pages of so many bytes
+TENSORS, PAGE = 4, 4096  # of a batch; a tensor takes whole pages of this many bytes
 
 
 class Items(Protocol):
-    """A data set of dicts: a `SegmentationDataset`, say, or pairs of views of one."""
+    """A data set of dicts, for example a `SegmentationDataset` or pairs of views of one."""
 
     def __len__(self) -> int: ...
 
@@ -65,13 +65,13 @@ def item_rng(seed: int, epoch: int, name: str) -> np.random.Generator:
 
 
 def make_loader(dataset: Items, num_workers: int, device: torch.device, **options: Any) -> torch.utils.data.DataLoader:
-    """A DataLoader of `dataset` for batches that go to `device`. options: of the DataLoader, `batch_size`, say.
+    """A DataLoader of `dataset` for batches that go to `device`. options: of the DataLoader, for example `batch_size`.
 
-    A batch is a dict: what is a tensor in the items is stacked, all else is a list of the items' values.
+    A batch is a dict: tensors of the items are stacked, other values are lists.
     Its own generator keeps it from drawing its workers' seeds from the global one, which would then depend on how often
     a run was cut. PyTorch's warning about more workers than cores is left out: files from GPU servers ask for eight.
-    Raises `UserError` where shared memory, through which workers hand over their batches, has no room for them. What an item
-    needs of it is the data set's `item_bytes`, if it has any.
+    Raises `UserError` if shared memory, through which workers pass their batches, is too small for them. The data set's
+    `item_bytes` is the size of an item, if it has this attribute.
     """
     sampler = options.get('batch_sampler')
     items: Any = options.get('batch_size') or getattr(sampler, 'share', 0) or getattr(sampler, 'batch_size', 1)
@@ -84,7 +84,7 @@ def make_loader(dataset: Items, num_workers: int, device: torch.device, **option
 
 
 def _check_shared_memory(batch_bytes: int, workers: int, folder: Path = SHARED_MEMORY):
-    """Raise a `UserError` where the batches that the workers of this machine's processes prepare don't fit into the folder."""
+    """Raise a `UserError` if the batches that the workers of this machine's processes prepare don't fit into the folder."""
     if not workers or not batch_bytes or not folder.is_dir():
         return
     batches = (workers * PREFETCHED + IN_USE) * local_world_size()

@@ -1,4 +1,4 @@
-"""From decoded images to what a network takes."""
+"""From decoded images to the input of a network."""
 import functools
 
 import torch

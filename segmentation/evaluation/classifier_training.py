@@ -1,4 +1,4 @@
-"""A run that trains a classifier, linear or the whole network: how it begins or goes on, its epochs, and its results."""
+"""A run that trains a classifier, linear or the whole network: its start or resumption, its epochs, and its results."""
 import functools
 import json
 import logging
@@ -39,7 +39,8 @@ def go_on_from(run: EvaluationContext, *files: str,
     """Start the log of a training run. Returns its earlier checkpoint, None without one, and where it starts; None where the
     run had finished.
 
-    files: keys of the initial weights, fetched without an earlier checkpoint. check: called with an earlier one.
+    files: keys of the initial weights, which are downloaded if there is no earlier checkpoint. check: called with an earlier
+    one.
     """
     p, args, output = run.p, run.args, run.output
     if p.image_cache:
@@ -55,7 +56,7 @@ def go_on_from(run: EvaluationContext, *files: str,
     done = (state and state['epoch'] >= p.epochs and not start.changed
             and finished(output, state, args.crf_postprocess, p.script))
     if state and distributed.broadcast_object(done):  # only rank 0 needs the results
-        log.info('This run had finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
+        log.info('This run has finished (%d epochs): %s. Start over with --fresh.', state['epoch'], output / RESULTS)
         if is_main():
             remove_temporaries(output)
         return None
@@ -69,7 +70,7 @@ def resume_or(load: Callable[[], object], trainer: LinearTrainer, state: Mapping
     if state:
         same_optimizer = {'optimizer', 'optimizer_kwargs.head_lr'}.isdisjoint(start.changed)  # which makes a second group
         trainer.resume(state, p.checkpoint, same_optimizer, same_batches=not start.changed)
-        log.info('Going on from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
+        log.info('Resuming from %s, after %d epochs and %d steps', p.checkpoint, trainer.epoch, trainer.step)
     else:
         with distributed.main_first():
             load()
@@ -78,20 +79,20 @@ def resume_or(load: Callable[[], object], trainer: LinearTrainer, state: Mapping
 
 def train_and_evaluate(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, run: EvaluationContext,
                        crf: bool) -> None:
-    """The rest of the training, and the score of the best model. Raises `UserError` where no epoch had one."""
+    """The rest of the training, and the score of the best model. Raises `UserError` if no epoch had one."""
     if is_main():
         remove_temporaries(run.output)
         check_output(run.output)
     train(trainer, val_loader, space, run.p, run.output)
     if not trainer.best_iou:
-        raise UserError(f'{run.args.config_exp}: no epoch had an mIoU above 0, so there is no best model: look at the labels '
-                        f'of {run.p.val_db_name}, and at metrics.jsonl')
+        raise UserError(f'{run.args.config_exp}: no epoch had an mIoU above 0, so there is no best model: check the labels of '
+                        f'{run.p.val_db_name}, and metrics.jsonl')
     final_evaluation(trainer, val_loader, space, run.p, run.output, crf)
 
 
 def train(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: EasyDict, output: Path) -> None:
-    """The epochs that are left, each (or each `eval_every`-th, and the last) scored on the validation images. p:
-    configuration with the schedule."""
+    """The remaining epochs, each (or each `eval_every`-th, and the last) scored on the validation images. p: configuration with
+    the schedule."""
     keep = p.get('freeze_batchnorm') == 'all'  # the features of the validation images never change
     every = p.get('eval_every', 1)
     if trainer.epoch >= p.epochs:
@@ -118,7 +119,7 @@ def train(trainer: LinearTrainer, val_loader: DataLoader, space: LabelSpace, p: 
 
 
 def _report_validation(trainer: LinearTrainer, validation: FeatureCache, space: LabelSpace):
-    """Log once what the validation images hold, when all of them have been read. All processes call it."""
+    """Log the summary of the validation images once all of them have been read. All processes call it."""
     images: Any = validation.loader.dataset  # `EvaluationImages`
     dataset: SegmentationDataset = images.dataset
     with distributed.watched():

@@ -1,4 +1,4 @@
-"""What people call the clusters: names.yml, which clusters.html writes. Clusters with the same name count as one.
+"""The names of the clusters: names.yml, which clusters.html writes. Clusters with the same name count as one.
 
     clustering: 0f3a5b7c9d1e    # of which clusters the names are
     names:
@@ -42,7 +42,10 @@ def read_names(path: str | Path) -> tuple[str, dict[int, str]]:
         return str(content['clustering']), {number: tidy(str(name)) for number, name in names.items() if tidy(str(name))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = ' '.join(str(getattr(error, 'strerror', None) or error).split())
-        raise UserError(f'{path}: no names of clusters could be read ({reason}): save them from clusters.html again') from error
+        if isinstance(error, KeyError):
+            reason = f'the key {error} is missing'
+        raise UserError(f'{path}: the names of clusters could not be read ({reason}): save them from clusters.html '
+                        'again') from error
 
 
 def tidy(name: str) -> str:
@@ -54,7 +57,7 @@ def tidy(name: str) -> str:
 def write_names(path: str | Path, clustering: str, names: Mapping[int, str]) -> None:
     """Write what `read_names` reads."""
     with atomic_file(path, 'w') as file:
-        file.write(f'# What the clusters are called. Those with the same name are one.\nclustering: "{clustering}"\nnames:')
+        file.write(f'# Names of the clusters. Those with the same name are one.\nclustering: "{clustering}"\nnames:')
         file.writelines(f'\n  {number}: {_quoted(name)}' for number, name in sorted(names.items()))
         file.write('\n' if names else ' {}\n')
 
@@ -64,7 +67,7 @@ def _quoted(text: str):
 
 
 def one_label(names: Mapping[int, str], clusters: int) -> np.ndarray:
-    """For each of so many clusters the first that has its name, counted from 0; an unnamed one stays by itself."""
+    """For each cluster the first one with the same name, counted from 0; unnamed clusters stay separate."""
     first: dict[str, int] = {}
     return np.array([first.setdefault(names[number + 1], number) if number + 1 in names else number
                      for number in range(clusters)], int)
@@ -80,11 +83,13 @@ def names_for(found: SavedClusters, earlier: SavedClusters | None, path: str | P
     """Names of the clusters `found`: those at `path` where they are about these, or else those of the `earlier` clusters (None:
     there were none) that they are about, handed on: a cluster gets the name that most of its images with a named cluster had.
 
-    None where they are about others. Raises `UserError` as `read_names` does.
+    None if they belong to other clusters. Raises `UserError` for a cluster that is not there, and as `read_names` does.
     """
     clustering, names = read_names(path)
     if clustering == found.id:
-        return {number: name for number, name in names.items() if number <= len(found)}
+        if unknown := [number for number in names if number > len(found)]:
+            raise UserError(f'{path}: there are clusters 1 to {len(found)}, not {unknown[0]}')
+        return names
     if earlier is None or clustering != earlier.id:
         return None
     before = dict(zip(_texts(earlier.keys), earlier.clusters.tolist(), strict=True))
@@ -94,7 +99,7 @@ def names_for(found: SavedClusters, earlier: SavedClusters | None, path: str | P
         if name:
             votes.setdefault(cluster + 1, Counter())[name] += 1
     handed_on = {number: count.most_common(1)[0][0] for number, count in votes.items()}
-    log.info('%d of %d clusters have their names from the earlier ones: look at them in clusters.html', len(handed_on),
+    log.info('%d of %d clusters took their names from the earlier ones: check them in clusters.html', len(handed_on),
              len(found))
     return handed_on
 
@@ -104,10 +109,10 @@ def _texts(keys: np.ndarray) -> Sequence[bytes]:
 
 
 def settle_names(path: str | Path, found: SavedClusters, earlier: SavedClusters | None, given: str | None) -> dict[int, str]:
-    """The names of the clusters `found`, which are then at `path`; what was there is renamed where it differs.
+    """The names of the clusters `found`, which are then at `path`; an earlier file is renamed if it differs.
 
     given: a file of names in place of that at `path`, or None. earlier: as in `names_for`.
-    Raises `UserError` where the `given` names are of other clusters, and as `read_names` does.
+    Raises `UserError` if the `given` names are of other clusters, and as `read_names` does.
     """
     path = Path(path)
     source = Path(given).expanduser() if given else path
@@ -115,7 +120,7 @@ def settle_names(path: str | Path, found: SavedClusters, earlier: SavedClusters 
         return {}
     names = names_for(found, earlier, source)
     if names is None and given:
-        raise UserError(f'{given}: these names are of other clusters: save them from the clusters.html beside {path}')
+        raise UserError(f'{given}: these names belong to other clusters: save them from the clusters.html beside {path}')
     if path.exists() and (names is None or read_or_none(path) != (found.id, names)):
         log.info('The names of earlier clusters are now in %s', set_aside(path))
     if names is None:
@@ -125,7 +130,7 @@ def settle_names(path: str | Path, found: SavedClusters, earlier: SavedClusters 
 
 
 def read_or_none(path: str | Path) -> tuple[str, dict[int, str]] | None:
-    """As `read_names`, but None where there is nothing to read."""
+    """As `read_names`, but None if there is nothing to read."""
     try:
         return read_names(path)
     except UserError:
@@ -143,6 +148,6 @@ def clusters_and_names(folder: Path, given: str | None) -> tuple[SavedClusters, 
         return found, {}
     names = names_for(found, None, path)
     if names is None:
-        raise UserError(f'{path}: these names are of other clusters than {folder / SAVED}: save them from the '
+        raise UserError(f'{path}: these names belong to other clusters than {folder / SAVED}: save them from the '
                         'clusters.html beside it')
     return found, names

@@ -1,4 +1,4 @@
-"""How many clusters: the number whose clusters are most compact and apart, by their silhouette (Rousseeuw, 1987).
+"""The number of clusters: the one whose clusters are most compact and separate, by their silhouette (Rousseeuw, 1987).
 
 Axes: M vectors, D features.
 """
@@ -22,34 +22,37 @@ AUTO = 'auto'
 log = logging.getLogger('maskcontrast')
 
 
-def how_many(asked: int | str | None, named: int | None, points: np.ndarray, seeds: Sequence[int], output: Path) -> int:
+def how_many(asked: int | str | None, named: int | None, points: np.ndarray, seeds: Sequence[int], output: Path,
+             unit: str = 'image') -> int:
     """The number of clusters, which the log explains in a line.
 
-    asked: a number, 'auto' or None. named: how many there were that have names, which are kept if nothing else is asked for.
-    points: M x D. output: the folder for the figure of 'auto'. Raises `UserError` for more than there are images.
+    asked: a number, 'auto' or None. named: the number of earlier clusters with names, which is the default. points: M x D.
+    output: the folder for the figure of 'auto'. unit: what the points are of, image or object. Raises `UserError` for more
+    clusters than points.
     """
     if isinstance(asked, int):
         if asked > len(points):
-            raise UserError(f'--clusters {asked}: only {len(points)} of the images have masks')
-        log.info('%d clusters, as asked', asked)
+            raise UserError(f'--clusters {asked}: only {len(points)} of the images have masks' if unit == 'image' else
+                            f'--clusters {asked}: there are only {len(points)} {unit}s')
+        log.info('%d clusters, as requested', asked)
         return asked
     if asked is None and named:
-        log.info('%d clusters, as many as those that have names', min(named, len(points)))
+        log.info('%d clusters, as before, since these have names', min(named, len(points)))
         return min(named, len(points))
     counts = counts_to_try(len(points), MOST_CLUSTERS) if asked == AUTO else []
     if not counts:
-        log.info('%d clusters: the root of %d images', clusters_for(len(points)), len(points))
+        log.info('%d clusters: the square root of %d %ss', clusters_for(len(points)), len(points), unit)
         return clusters_for(len(points))
     scores = silhouettes(points, counts, seeds)
     best = best_count(counts, scores)
     save_silhouette_figure(output / FIGURE, counts, scores, best)
-    log.info('%d clusters: of %d to %d these have the highest silhouette, %.3f (from -1 to 1; the lower, the less the clusters '
-             'stand apart), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
+    log.info('%d clusters: of %d to %d this number has the highest silhouette, %.3f (from -1 to 1; higher is better '
+             'separated), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
     return best
 
 
 def counts_to_try(images: int, most: int) -> list[int]:
-    """Numbers of clusters from 2 to `most`, but with two images in each or more on average, in ever larger steps."""
+    """Numbers of clusters from 2 to `most`, with at least two images per cluster on average, in increasing steps."""
     counts, count = [], 2
     while count <= min(most, images // 2):
         counts.append(count)

@@ -35,9 +35,10 @@ class Clustering:
     classes_of: np.ndarray
     confusion: np.ndarray | None
 
-    def prediction(self, index: int, mask: np.ndarray) -> np.ndarray:
-        """Image `index`'s predicted classes, H x W uint8, from its mask (H x W uint8, 0 or 1)."""
-        return self.classes_of[[0, self.clusters[index] + 1]].astype(np.uint8)[mask]
+    def prediction(self, index: int | slice, mask: np.ndarray) -> np.ndarray:
+        """An image's predicted classes, H x W uint8. index: its place among the rows that were clustered, or those of its
+        objects. mask: H x W, 0 or 1, or 1 to n for these objects."""
+        return self.classes_of[[0, *(np.atleast_1d(self.clusters[index]) + 1)]].astype(np.uint8)[mask]
 
 
 def cluster_all(vectors: np.ndarray, histograms: np.ndarray | None, n_clusters: int, seeds: Iterable[int],
@@ -59,7 +60,8 @@ def whiten(prototypes: np.ndarray) -> np.ndarray:
 
 
 def reduced(prototypes: np.ndarray, whitened: bool, pca: bool) -> np.ndarray:
-    """What is clustered: the whitened prototypes, or with `pca` alone min(32, D, M) components as unit vectors, or themselves.
+    """The vectors for clustering: the whitened prototypes, or with `pca` alone min(32, D, M) components as unit vectors, or
+    themselves.
 
     prototypes: M x D. Returns M x components."""
     if whitened or not pca:
@@ -93,7 +95,7 @@ def distances(vectors: np.ndarray, clusters: np.ndarray) -> np.ndarray:
 
 def score(histograms: np.ndarray | None, clusters: np.ndarray, n_clusters: int, has_background: bool = True) -> Clustering:
     """Match the clusters with the classes. histograms: M x 2 x C, pixels outside and inside the mask by label, or None.
-    has_background: whether one of the classes is what is outside the masks."""
+    has_background: whether one of the classes is outside the masks."""
     if histograms is None:
         return Clustering(clusters, None, np.arange(n_clusters), None)
     by_id = metrics.clustering_confusion(histograms, clusters, n_clusters - 1)
@@ -104,22 +106,29 @@ def score(histograms: np.ndarray | None, clusters: np.ndarray, n_clusters: int, 
 def check_clusters(n_clusters: int | None, dataset: SegmentationDataset) -> None:
     """Raise a `UserError` for a number of clusters (background counted; None: not given) that `dataset` can't have."""
     if n_clusters is None:
-        raise UserError(f'{dataset.folder} has no labels, so the number of clusters is yours to choose: give --n_clusters, or '
+        raise UserError(f'{dataset.folder} has no labels, so choose the number of clusters: give --n_clusters, or '
                         'kmeans_kwargs.n_clusters (background is one of them)')
     if n_clusters < 2:
         raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')
     if not dataset.labels and n_clusters > VOID:
         raise UserError(f'--n_clusters must be at most {VOID} without labels (predictions are 8-bit images), not {n_clusters}')
-    if len(dataset) < n_clusters - 1:
-        raise UserError(f'{dataset.split_file}: {len(dataset)} images are too few for {n_clusters - 1} clusters of objects: '
+    if not dataset.instances:  # else they are counted when they are read
+        check_enough(n_clusters, len(dataset), dataset)
+
+
+def check_enough(n_clusters: int, found: int, dataset: SegmentationDataset) -> None:
+    """Raise a `UserError` if `found` images, or objects of a data set with instances, are too few for the clusters."""
+    if found < n_clusters - 1:
+        what = 'objects' if dataset.instances else 'images'
+        raise UserError(f'{dataset.split_file}: {found} {what} are too few for {n_clusters - 1} clusters of objects: '
                         'set kmeans_kwargs.n_clusters or --n_clusters lower')
 
 
 def seed_scores(clusterings: Sequence[Clustering], seeds: Sequence[int], names: Sequence[str],
                 more: bool) -> tuple[np.ndarray, dict[str, Any]]:
-    """Print what each clustering, made with labels, scores; with `more`, accuracy, NMI and ARI too.
+    """Print the score of each clustering, given labels; with `more`, accuracy, NMI and ARI too.
 
-    Returns the mean IoU of each class over the seeds (C values in percent), and what else belongs into the results."""
+    Returns the mean IoU of each class over the seeds (C values in percent), and further values for the results."""
     confusions = [clustering.confusion for clustering in clusterings if clustering.confusion is not None]
     iou = np.stack([metrics.class_iou(confusion) for confusion in confusions]) * 100
     for seed, row in zip(seeds, iou, strict=True):

@@ -1,4 +1,4 @@
-"""What every evaluation script opens: configuration, device, data, log and output folder.
+"""The context of every evaluation script: configuration, device, data, log and output folder.
 
 The context stays in the script. The functions of this package take the values that they need.
 """
@@ -44,7 +44,7 @@ class EvaluationContext:
             require_own_folder(self.output, script, args.config_exp)
 
     def fetch_files(self, *keys: str) -> None:
-        """Have the files that these keys name, fetched if need be. Raises `UserError` for one that is not there."""
+        """Have the files that these keys name, downloaded if needed. Raises `UserError` for one that is not there."""
         with main_first():
             require_files(self.p, self.args.config_exp, *keys)
 
@@ -63,7 +63,7 @@ class EvaluationContext:
         return split_loader(images, self.p.num_workers, self.device, self.p.val_db_kwargs.batch_size)
 
     def write_config(self, **resolved: Any) -> None:
-        """Write config.yml: the configuration as run, and what was resolved besides."""
+        """Write config.yml: the configuration as run, and the resolved settings."""
         if is_main():
             write_config(self.output / 'config.yml', self.p,
                          resolved={'device': str(self.device), 'precision': self.precision, **resolved})

@@ -23,7 +23,7 @@ ITERATIONS = 10
 GAUSSIAN = {'sxy': 1, 'compat': 3}
 BILATERAL = {'sxy': 67, 'srgb': 3, 'compat': 4}
 SMALLEST = 1e-5  # probability
-KILLED = 'a process of the CRF was killed, probably for want of memory: make room and start again'
+KILLED = 'a process of the CRF was killed, probably because memory ran out: free some and start again'
 # What workers need, or the script that they import because the main process runs it. It is imported once, in the process
 # that they are forked from: seconds and some 200 MB for each worker saved.
 PRELOADED = ['cv2', 'numpy', 'torch', 'pydensecrf.densecrf', 'torchvision.models.segmentation.deeplabv3', 'scipy.optimize',
@@ -78,7 +78,7 @@ class CrfPool:
     def submit(self, index: int, grid: torch.Tensor, resolution: Sequence[int]) -> Future[np.ndarray]:
         """Start on image `index` of the data set; give what is returned to `result`. grid: C x h x w logits.
 
-        Raises `UserError` when a worker was killed."""
+        Raises `UserError` if a worker was killed."""
         try:
             return self.pool.submit(_refine, index, grid.float().cpu().numpy(), resolution)
         except BrokenProcessPool as error:

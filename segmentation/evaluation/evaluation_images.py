@@ -21,8 +21,9 @@ class EvaluationImages(torch.utils.data.Dataset):
     resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
     (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; `contents`, a `Contents`; and, where
     the data set reads them,
-    `labels` (uint8 array at the image's own size) and `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object).
-    classes: how many there are. Raises `UserError` for unreadable files, and for labels that are no class.
+    `labels` (uint8 array at the image's own size), `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object), and
+    `instances` (int32 in the same way, 1 to n = objects) with `objects`, n.
+    classes: how many there are. Raises `UserError` for unreadable files, and for labels that name no class.
     """
 
     def __init__(self, dataset: SegmentationDataset | ImageFolder, resolution: Sequence[int], classes: int):
@@ -48,6 +49,9 @@ class EvaluationImages(torch.utils.data.Dataset):
             item['labels'] = sample['labels']
         if 'saliency' in sample:
             item['saliency'] = resize_labels(sample['saliency'], self.resolution)
+        if 'instances' in sample:
+            item['instances'] = resize_labels(sample['instances'], self.resolution)
+            item['objects'] = int(sample['instances'].max())
         return item
 
 
@@ -57,5 +61,5 @@ def resize_image(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def resize_labels(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """H x W uint8 -> (height, width) = size, OpenCV nearest, which takes source pixel floor(x * source / target)."""
+    """H x W uint8 or int32 -> (height, width) = size, OpenCV nearest, which takes source pixel floor(x * source / target)."""
     return cv2.resize(labels, tuple(size[::-1]), interpolation=cv2.INTER_NEAREST)

@@ -1,10 +1,11 @@
-"""One pass of the pre-training network over a split: per image a prototype, a mask, and the labels in and out of it.
+"""One pass of the pre-training network over a split: per image a prototype, a mask, and the labels in and out of it; or where
+the images' objects are known one by one, all that per object.
 
-Axes: M images, D embedding, C classes. What is kept of an image does not grow with its pixels but for the mask, which is
-compressed.
+Axes: M images, N objects (M of them where each image's mask is one), D embedding, C classes. The data kept for an image do not
+grow with its pixels, except for the mask, which is compressed.
 """
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from data.contents import Contents, merged
 from data.normalization import to_images
 from evaluation.evaluation_images import resize_labels
 from evaluation.metrics import confusion_matrix
-from evaluation.prototypes import CompressedMask, object_weights, prototypes
+from evaluation.prototypes import CompressedMask, object_prototypes, object_weights, prototypes
 from models.networks import BackboneNetwork, PretrainingNetwork
 from utils.cli.progress import progress
 from utils.errors import UserError
@@ -26,14 +27,17 @@ from utils.training.precision import autocast
 
 @dataclass
 class ImagePrototypes:
-    """ids: M names. prototypes: M x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s.
-    histograms: M x 2 x C int64, pixels outside and inside the mask by label, or None without labels. Masks and histograms are
-    at the images' size, or at the network's resolution. contents: what was seen of the images, with these masks."""
+    """ids: M names. prototypes: N x D float32, unit rows (zero for an empty mask). masks: M `CompressedMask`s, which hold the
+    numbers of objects where these are known. histograms: N x 2 x C int64, pixels outside and inside the mask by label, or None
+    without labels; pixels outside all objects of an image are counted once, with the first of them (of images without any, with
+    the first of all). Masks and histograms are at the images' size, or at the network's resolution. contents: the summary of
+    the images, with these masks. counts: objects of each image."""
     ids: list[str]
     prototypes: np.ndarray
     masks: list[CompressedMask]
     histograms: np.ndarray | None
     contents: Contents = field(default_factory=Contents)
+    counts: list[int] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -47,61 +51,105 @@ def extract_prototypes(network: PretrainingNetwork | BackboneNetwork, loader: Da
     All processes call this, each for its part of the images. Returns `ImagePrototypes` of all of them on rank 0, and
     None elsewhere.
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
-    Raises `UserError` for unreadable images, labels that are no class, and a network whose output is not finite.
+    Raises `UserError` for unreadable images, labels that name no class, and a network whose output is not finite.
     """
     with distributed.watched():
         parts = distributed.gather_objects(_embed_part(network, loader, device, precision, classes, at_resolution,
                                                        hide_background))
     if parts is None:
         return None
-    *lists, seen = zip(*parts, strict=True)
-    ids, vectors, masks, histograms = (list(itertools.chain.from_iterable(each)) for each in lists)
-    return ImagePrototypes(ids, np.concatenate(vectors), masks, np.stack(histograms) if histograms else None, merged(seen))
+    *lists, around, seen = zip(*parts, strict=True)
+    ids, vectors, masks, counted, counts = (list(itertools.chain.from_iterable(each)) for each in lists)
+    histograms = np.stack(counted) if counted else None
+    if histograms is not None:
+        histograms[0, 0] += sum(around)
+    stacked = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
+    return ImagePrototypes(ids, stacked, masks, histograms, merged(seen), counts)
 
 
 def _embed_part(network: PretrainingNetwork | BackboneNetwork, loader: DataLoader, device: torch.device, precision: str,
                 classes: int, at_resolution: bool, hide_background: bool):
-    """Lists of ids, B x D arrays, masks and histograms, and contents, as in `ImagePrototypes`, of this process's part of the
-    images."""
+    """Of this process's part of the images: lists of ids, B x D arrays, masks, histograms and numbers of objects, as in
+    `ImagePrototypes`; C pixels of images without objects; and contents."""
     ids: list[str] = []
     vectors: list[np.ndarray] = []
     masks: list[CompressedMask] = []
     histograms: list[np.ndarray] = []
-    seen = Contents()
+    counts: list[int] = []
+    around, seen = np.zeros(classes, np.int64), Contents()
     for batch, found, inside in embedded_batches(network, loader, device, precision, hide_background):
-        vectors.append(found)
+        vectors += [found] if len(found) else []
+        numbers = batch.get('objects', [1] * len(inside))
         given_labels = batch.get('labels', [None] * len(inside))
-        for name, size, mask, labels, counted in zip(batch['id'], batch['size'], inside, given_labels, batch['contents'],
-                                                     strict=True):
+        for name, size, mask, labels, objects, counted in zip(batch['id'], batch['size'], inside, given_labels, numbers,
+                                                              batch['contents'], strict=True):
             counted.add_mask(name, not mask.any())
             seen.add(counted)
             if not at_resolution:
                 mask = resize_labels(mask, size)
             masks.append(CompressedMask(mask))
-            if labels is not None:
-                histograms.append(confusion_matrix(mask, resize_labels(labels, mask.shape), classes, name, ids=2))
+            if labels is None:
+                continue
+            outside, *inner = confusion_matrix(mask, resize_labels(labels, mask.shape), classes, name, ids=objects + 1)
+            histograms += [np.stack([np.zeros_like(outside) if index else outside, own]) for index, own in enumerate(inner)]
+            around += 0 if inner else outside
         ids += batch['id']
-    return ids, vectors, masks, histograms, seen
+        counts += numbers
+    return ids, vectors, masks, histograms, counts, around, seen
 
 
 @torch.no_grad()
 def embedded_batches(network: PretrainingNetwork | BackboneNetwork, loader: DataLoader, device: torch.device, precision: str,
                      hide_background: bool = False) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Yield the batches of a loader of `EvaluationImages`, each with its prototypes (B x D float32, unit rows) and its masks at
-    the network's resolution (B x H x W uint8, 1 = object). Arguments and errors as of `extract_prototypes`."""
+    the network's resolution (B x H x W uint8, 1 = object); where the loader gives instances, with a prototype for each object,
+    in their order, and with masks of the objects' numbers (int32). Arguments and errors as of `extract_prototypes`."""
     for batch in progress(loader, 'Embedding'):
         distributed.note(f'embedding, image {batch["id"][0]}')
         images = to_images(batch['image'], device, network.backbone.normalization)
+        if 'instances' in batch:
+            maps = torch.from_numpy(np.stack(batch['instances'])).to(device)
+            vectors = _object_vectors(network, images, maps, batch['objects'], precision, hide_background).cpu().numpy()
+            _check_finite(vectors, [name for name, count in zip(batch['id'], batch['objects'], strict=True)
+                                    for _ in range(count)])
+            yield batch, vectors, maps.cpu().numpy()
+            continue
         given = torch.from_numpy(np.stack(batch['saliency'])).to(device) if 'saliency' in batch else None
         if hide_background:
             assert given is not None  # kmeans.py asks for masks
             images = images * given.unsqueeze(1)  # they are normalised: the mean colour is 0
-        with autocast(device, precision):
+        with autocast(images.device, precision):
             grid, saliency = network.grid(images)
         inside, weights = object_weights(saliency, batch['image'].shape[1:3], given)
         vectors = prototypes(grid, weights).cpu().numpy()
-        finite = np.isfinite(vectors).all(1)
-        if not finite.all():
-            raise UserError(f'the network gives no finite embedding for {batch["id"][int(np.argmin(finite))]}: try --amp none, '
-                            'or another checkpoint')
+        _check_finite(vectors, batch['id'])
         yield batch, vectors, inside.to(torch.uint8).cpu().numpy()
+
+
+def _object_vectors(network: PretrainingNetwork | BackboneNetwork, images: torch.Tensor, maps: torch.Tensor,
+                    counts: Sequence[int], precision: str, hide_background: bool):
+    """The prototype of each object: N x D. images: B x 3 x H x W. maps: B x H x W. counts: objects of each image.
+
+    An image goes through the network once, or where the background is hidden, which is another one for each object, once for
+    each of them, in batches no larger than `images`.
+    """
+    grid, found = None, []
+    if not hide_background:
+        with autocast(images.device, precision):
+            grid = network.grid(images)[0]
+    for image, (instances, count) in enumerate(zip(maps, counts, strict=True)):
+        for numbers in torch.arange(1, count + 1, device=images.device).split(len(images)):
+            if grid is not None:
+                own = grid[image:image + 1]
+            else:
+                with autocast(images.device, precision):
+                    own = network.grid(images[image] * (instances == numbers.view(-1, 1, 1)).unsqueeze(1))[0]
+            found.append(object_prototypes(own, instances, numbers))
+    return torch.cat(found) if found else torch.zeros(0, 1)
+
+
+def _check_finite(vectors: np.ndarray, names: Sequence[str]):
+    finite = np.isfinite(vectors).all(1)
+    if not finite.all():
+        raise UserError(f'the network gives no finite embedding for {names[int(np.argmin(finite))]}: try --amp none, '
+                        'or another checkpoint')

@@ -1,4 +1,4 @@
-"""The validation images as the linear classifier sees them: computed once, then read from a file."""
+"""The features of the validation images for the linear classifier: computed once, then read from a file."""
 import logging
 import shutil
 import tempfile
@@ -58,7 +58,7 @@ class FeatureCache:
         self.close()
 
     def close(self) -> None:
-        """Give the room on the disk back."""
+        """Free the disk space."""
         if self.file:
             self.file.close()
         self.file, self.batches = None, []

@@ -1,4 +1,4 @@
-"""The training views of the whole network, and the share of the labelled images that it learns from (paper section 4)."""
+"""The training views for the whole network, and the share of the labelled images for training (paper section 4)."""
 from pathlib import Path
 
 import cv2
@@ -15,10 +15,10 @@ SCALE = (0.5, 2.0)  # of the side, as DeepLab has it (arXiv 1706.05587)
 
 
 class FinetuneViews(TrainingViews):
-    """Views at a random scale, of which a random part is seen; what an image doesn't cover is black, and void.
+    """Random crops at a random scale; pixels outside the image are black and void.
 
     At scale 1 an image has the network's resolution, as in the evaluation. A data set that is smaller than `batch_size` is
-    repeated, each time with other views, until it fills a batch. All else is as in `TrainingViews`.
+    repeated, each time with other views, until it fills a batch. Everything else is as in `TrainingViews`.
     """
 
     def __init__(self, dataset: SegmentationDataset, *arguments: object, batch_size: int, **named: object):
@@ -59,8 +59,8 @@ def render_crop(image: np.ndarray, labels: np.ndarray, scale: float, flip: bool,
 
 
 def labelled_ids(dataset: SegmentationDataset, share: float, seed: int, file: str | None = None) -> list[str]:
-    """The ids that the network learns from, in the order of the split: those that `file` lists (one a line), or a share of
-    all, drawn by the seed: of the same seed, a smaller share is part of a larger one.
+    """The ids for training, in the order of the split: those that `file` lists (one per line), or a share of all, drawn by the
+    seed: of the same seed, a smaller share is part of a larger one.
 
     Raises `UserError` for a file that can't be read, and for an id that the split doesn't have.
     """

@@ -25,8 +25,8 @@ from utils.parallel import distributed
 log = logging.getLogger('maskcontrast')
 
 ONLY_BACKGROUND = ('Every pixel of all %d predictions is background. Usually the classifier was trained too short or with a '
-                   'learning rate that is too low or too high, its labels are nearly all background, or the frozen weights '
-                   'below it are not those that it was trained on')
+                   'learning rate that is too low or too high, its labels are nearly all background, or its frozen weights '
+                   'differ from those that it was trained on')
 
 
 def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, output: str | Path, device: torch.device,
@@ -34,9 +34,9 @@ def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, outp
     """Segment images, write predictions/, visualization/ and contact_sheet.png below `output`, and score.
 
     loader: `split_loader` of `EvaluationImages`; all processes call this, each for its part. space: of the labels. pictures:
-    how many (None: all). told: whether it was logged before what the images hold. Returns the C x C confusion matrix of all
+    how many (None: all). told: whether the summary of the images was logged before. Returns the C x C confusion matrix of all
     images at their own size, or None where they have no labels.
-    Raises `UserError` for unreadable files, labels that are no class or all void, and a folder that can't be written.
+    Raises `UserError` for unreadable files, labels that name no class or all void, and a folder that can't be written.
     """
     network.eval()
     seen = Contents()
@@ -49,8 +49,8 @@ def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, outp
 
 def write_and_report(predictions: Iterable[np.ndarray], seen: Contents, loader: DataLoader, space: LabelSpace,
                      output: str | Path, title: str, pictures: int | None = None, told: bool = False) -> np.ndarray | None:
-    """Write `predictions`, which add what they read to `seen`, score them, and log what was odd. title: of the progress bar.
-    All else is as in `evaluate`."""
+    """Write `predictions`, which add the images read to `seen`, score them, and log anything unusual. title: of the progress
+    bar. Everything else is as in `evaluate`."""
     dataset, part, found = _images_of(loader).dataset, part_of(loader), _Found()
     with distributed.watched():
         looked_at = progress(found.look(predictions, space), title, len(part))
@@ -66,7 +66,7 @@ def write_and_report(predictions: Iterable[np.ndarray], seen: Contents, loader: 
 
 
 class _Found:
-    """Notes whether any of the predictions that pass through `look` has an object."""
+    """Records whether any prediction that passes through `look` has an object."""
     objects = False
 
     def look(self, predictions: Iterable[np.ndarray], space: LabelSpace) -> Iterator[np.ndarray]:
@@ -87,7 +87,7 @@ def segment(network: LinearNetwork, loader: DataLoader, device: torch.device, pr
     """Predictions at the images' own size, H x W uint8 each, of this process's images in order.
 
     Without a `pool`: argmax at the network's resolution, then OpenCV nearest. With one, a `CrfPool`: CRF at the image's size;
-    when the network goes on to the next batch, at most `ahead` images are still unfinished. What is read is added to `seen`.
+    when the network goes on to the next batch, at most `ahead` images are still unfinished. Images read are added to `seen`.
     """
     pending: deque[Future[np.ndarray]] = deque()
     seen = Contents() if seen is None else seen

@@ -21,7 +21,8 @@ from utils.training.precision import autocast
 
 @torch.no_grad()
 def frozen_features(network: LinearNetwork, images: Tensor, device: torch.device, precision: str) -> Tensor:
-    """What the classifier of a `LinearNetwork` sees of B x H x W x 3 uint8 images: B x 256 x h x w float32, without a graph."""
+    """The input of the classifier of a `LinearNetwork` for B x H x W x 3 uint8 images: B x 256 x h x w float32, without a
+    graph."""
     with autocast(device, precision):
         features = network.features(to_images(images, device, network.backbone.normalization))
     return features.float()
@@ -30,7 +31,7 @@ def frozen_features(network: LinearNetwork, images: Tensor, device: torch.device
 def backward_loss(classifier: nn.Module, features: Tensor, labels: Tensor, scale: float = 1) -> Tensor:
     """Mean cross-entropy over the valid pixels of a batch; its gradients are added to those of `classifier`.
 
-    Of several processes' batches together: each gets what its own add to the mean, and to the gradients.
+    With several processes, the mean is over the batches of all; each process gets its share of the mean and of the gradients.
 
     features: B x 256 x h x w; where they have a graph, gradients go on to what made them. labels: B x H x W int64; VOID is
     left out. scale: of the gradients (float16's). Returns a scalar tensor, 0 where all is void. The classifier comes before
@@ -57,7 +58,7 @@ def predicted_classes(grid: Tensor, size: Sequence[int]) -> np.ndarray:
 
 @torch.no_grad()
 def class_logits(classifier: nn.Module, features: Tensor, ids: Sequence[str]) -> Tensor:
-    """B x 256 x h x w -> B x C x h x w, float32. ids: B names, for messages. Raises `UserError` when they are not finite."""
+    """B x 256 x h x w -> B x C x h x w, float32. ids: B names, for messages. Raises `UserError` if they are not finite."""
     grid = classifier(features)
     finite = torch.isfinite(grid).flatten(1).all(1)
     if not finite.all():

@@ -53,7 +53,7 @@ class LinearTrainer(Trainer):
         return loss.unsqueeze(0) * ranks.world_size()  # whose mean over the processes is the loss
 
     def score(self, validation: FeatureCache, classes: int) -> float:
-        """Online mIoU in percent. validation: `FeatureCache`. It may take long, and a request to stop doesn't wait."""
+        """Online mIoU in percent. validation: `FeatureCache`. It may take long, so a request to stop takes effect at once."""
         self.save()
         self.writer.finish()
         if not validation.keep:
@@ -64,7 +64,7 @@ class LinearTrainer(Trainer):
     def save_epoch(self, iou: float) -> None:
         """Write the checkpoint after `run_epoch`, and the best model if `iou` (percent) is higher than in all epochs before.
 
-        In this order: of a best model that was not written, the checkpoint has the weights.
+        In this order, so that the checkpoint has the weights of a best model that was not written.
         """
         better = iou > self.best_iou
         if better:
@@ -81,7 +81,7 @@ class LinearTrainer(Trainer):
 
 
 class FinetuneTrainer(LinearTrainer):
-    """The same for a `LinearNetwork` of which all learns (paper section 4)."""
+    """The same for training the whole `LinearNetwork` (paper section 4)."""
 
     def train_step(self, batch: dict[str, Any]) -> torch.Tensor:
         images = to_images(batch['image'], self.device, self.model.backbone.normalization)

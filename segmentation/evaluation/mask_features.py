@@ -1,7 +1,8 @@
-"""The vectors of photographs with masks: which network gives them, and which are still to be computed.
+"""The vectors of photographs with masks: their network, and those still to be computed.
 
-Axes: M images, D features.
+Axes: M images, N objects (see `evaluation.objects`), D features.
 """
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from data.loaders import make_loader
 from evaluation.evaluation_images import EvaluationImages
 from evaluation.extraction import embedded_batches
 from evaluation.model_loading import StageNetwork, embedding_network
+from evaluation.objects import Objects
 from evaluation.prototype_cache import PrototypeCache, content_key
 from models.networks import BackboneNetwork, PretrainingNetwork
 from utils.cli.progress import progress
@@ -31,7 +33,8 @@ log = logging.getLogger('maskcontrast')
 
 
 def feature_settings(p: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """All that a vector depends on besides the image and its mask, as plain values. p: the configuration of a kmeans.py run."""
+    """All settings on which a vector depends besides the image and its mask, as plain values. p: the configuration of a
+    kmeans.py run."""
     weights = str(p['pretraining'])
     return {**{key: plain(p[key]) for key in ('backbone', 'backbone_kwargs', 'head', 'model_kwargs')},
             'resolution': plain(p['transformation_kwargs']['resolution']), 'features': p['kmeans_kwargs']['features'],
@@ -40,10 +43,11 @@ def feature_settings(p: Mapping[str, Any], precision: str) -> dict[str, Any]:
 
 
 def feature_network(settings: Mapping[str, Any], device: torch.device) -> PretrainingNetwork | BackboneNetwork:
-    """The network of `feature_settings`, in eval mode. Raises `UserError` where its weights are gone or others by now."""
+    """The network of `feature_settings`, in eval mode. Raises `UserError` if its weights are missing or have changed."""
     weights, digest = settings['weights'], settings['weights_sha256']
     if digest and sha256(weights) != digest:
-        raise UserError(f'{weights} does not hold the weights that the clusters were made with: make them again (make mine)')
+        raise UserError(f'{weights} does not hold the weights with which the clusters were made: make the clusters again '
+                        '(make mine)')
     network = embedding_network(EasyDict({**settings, 'kmeans_eval': True}), weights)
     if settings['features'] != EMBEDDING:
         network = StageNetwork(network, settings['features'])
@@ -51,21 +55,31 @@ def feature_network(settings: Mapping[str, Any], device: torch.device) -> Pretra
 
 
 def image_keys(dataset: SegmentationDataset) -> list[bytes]:
-    """What tells each image and its mask from all others: M times 32 bytes."""
+    """Keys that identify each image and its mask: M times 32 bytes."""
     return [content_key(dataset.path_of(IMAGE, name), dataset.path_of(MASK, name))
             for name in progress(dataset.ids, 'Looking for new ones')]
 
 
-def compute_missing(cache: PrototypeCache, dataset: SegmentationDataset, keys: Sequence[bytes], settings: Mapping[str, Any],
-                    device: torch.device, workers: int) -> int:
-    """Add the vectors of those images of `dataset` to `cache` that it lacks, batch by batch. Returns how many they were.
+def object_keys(keys: Sequence[bytes], objects: Objects) -> list[bytes]:
+    """Keys that identify each object: N times 32 bytes. keys: of `image_keys`, which are used without instances."""
+    if not objects.dataset.instances:
+        return list(keys)
+    return [hashlib.sha256(keys[image] + name.rpartition('#')[2].encode()).digest()
+            for image, name in zip(objects.image.tolist(), objects.ids, strict=True)]
 
-    keys: of `image_keys`. settings: of `feature_settings`. workers: processes that read images.
+
+def compute_missing(cache: PrototypeCache, objects: Objects, keys: Sequence[bytes], settings: Mapping[str, Any],
+                    device: torch.device, workers: int) -> int:
+    """Add the missing vectors of the objects to `cache`, batch by batch. Returns the number of their images.
+
+    keys: of `object_keys`. settings: of `feature_settings`. workers: processes that read images.
     """
-    first = {key: index for index, key in reversed(list(enumerate(keys))) if key not in cache}
+    dataset = objects.dataset
+    of_image = [tuple(keys[objects.of_image(index)]) for index in range(len(dataset))]
+    first = {own: index for index, own in reversed(list(enumerate(of_image))) if any(key not in cache for key in own)}
     missing = sorted(first.values())
     if len(missing) < len(dataset):
-        log.info('%d of %d images are known from before', len(dataset) - len(missing), len(dataset))
+        log.info('features of %d of %d images are already saved', len(dataset) - len(missing), len(dataset))
     if not missing:
         return 0
     network = feature_network(settings, device)
@@ -73,6 +87,6 @@ def compute_missing(cache: PrototypeCache, dataset: SegmentationDataset, keys: S
     loader = make_loader(images, min(workers, len(missing)), device, batch_size=BATCH)
     done = 0
     for batch, vectors, _ in embedded_batches(network, loader, device, settings['precision'], settings['hide_background']):
-        cache.add([keys[index] for index in missing[done:done + len(batch['id'])]], vectors)
+        cache.add([key for index in missing[done:done + len(batch['id'])] for key in of_image[index]], vectors)
         done += len(batch['id'])
     return done

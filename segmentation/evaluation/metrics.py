@@ -1,4 +1,4 @@
-"""Confusion matrices and what follows from them (paper section 4).
+"""Confusion matrices and the metrics derived from them (paper section 4).
 
 Axes: C classes, P predicted ids, M images. A confusion matrix is P x C int64: pixels predicted as row that are labelled as
 column; void pixels are left out.
@@ -18,14 +18,15 @@ from utils.errors import UserError
 def confusion_matrix(prediction: np.ndarray, labels: np.ndarray, classes: int, name: str, ids: int | None = None) -> np.ndarray:
     """The confusion matrix of one image: P x C int64. Those of a split are summed.
 
-    prediction: H x W uint8 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or VOID.
+    prediction: H x W uint8 or int32 below `ids` (P; None: as many as classes). labels: H x W uint8, class indices or VOID.
     name: the image, for messages. Raises `UserError` for a label that is neither void nor below `classes`, and for sizes
     that differ.
     """
     if labels.shape != prediction.shape:
         raise UserError(f'{name}: the labels are {size_text(labels)} and the prediction {size_text(prediction)}')
     ids = ids or classes
-    joint = labels.ravel() + (prediction.ravel().astype(np.uint16) << 8)
+    values: np.ndarray = prediction.ravel().astype(np.uint16 if ids <= 256 else np.int64)
+    joint = labels.ravel() + (values << 8)
     counts = np.bincount(joint, minlength=ids * 256).reshape(ids, 256)
     if counts[:, classes:VOID].any():
         check_labels(labels, classes, name)
@@ -41,7 +42,7 @@ def check_labels(labels: np.ndarray, classes: int, name: str | Path) -> None:
 
 
 def clustering_confusion(histograms: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Confusion matrix of the prediction "cluster + 1 inside the mask, 0 elsewhere", without looking at a pixel.
+    """Confusion matrix of the prediction "cluster + 1 inside the mask, 0 elsewhere", without reading any pixels.
 
     histograms: M x 2 x C, pixels outside and inside the mask by label. clusters: M integers in [0, n_clusters).
     Returns (n_clusters + 1) x C.
@@ -70,8 +71,8 @@ def iou_matrix(confusion: np.ndarray) -> np.ndarray:
 def match_clusters(confusion: np.ndarray, has_background: bool = True) -> np.ndarray:
     """The class of each predicted id: P integers.
 
-    As many ids as classes: one to one, by the Hungarian algorithm on the IoU matrix. Else each id, 0 included, goes to
-    the class of highest IoU, the lowest on a tie (majority vote).
+    As many ids as classes: one to one, by the Hungarian algorithm on the IoU matrix. Otherwise each id, including 0, is matched
+    to the class of highest IoU, the lowest on a tie (majority vote).
     has_background: without a background class, id 0, which is outside the masks, is VOID, and the others are matched.
     """
     iou = iou_matrix(confusion)

@@ -20,7 +20,7 @@ from utils.model_zoo.zoo import is_zoo, zoo_file
 QUERY = 'model_q.'  # the prefix of the query network, as `unwrapped` leaves it
 CLASSIFIER = {'deeplab': ('decoder.4.weight', 'decoder.4.bias'),  # all that the linear classifier trains, by `head`
               'linear': ('linear.weight', 'linear.bias'), 'none': ('linear.weight', 'linear.bias')}
-DECODER = 'decoder.'                                 # what the weights of `head: deeplab` have more
+DECODER = 'decoder.'                                 # further weights of `head: deeplab`
 HEADS = ('head.weight', 'head.bias')                 # of the pre-training network, and with them:
 SALIENCY_HEAD = 'classification_head.weight'
 DEVIATION = 0.01  # of the classifier's initial weights
@@ -28,8 +28,8 @@ DEVIATION = 0.01  # of the classifier's initial weights
 
 def query_weights(path: str | Path) -> dict[str, Any]:
     """State dict of the query network in a file, float32: a pre-training checkpoint, one that `keep_every` kept (in half
-    precision), the weights in one, or those of the query network alone, with whatever `unwrapped` takes away. Raises
-    `UserError` when the file is missing, damaged, or holds no such network."""
+    precision), the weights in one, or those of the query network alone, without anything that `unwrapped` removes. Raises
+    `UserError` if the file is missing, damaged, or does not hold such a network."""
     weights = {key: value.float() if getattr(value, 'dtype', None) == torch.float16 else value
                for key, value in _query_part(_state(path)).items()}
     if not weights:
@@ -47,7 +47,7 @@ def embedding_network(p: EasyDict, path: str | Path | None) -> PretrainingNetwor
     """The network whose prototypes are clustered or retrieved, with exactly the weights at `path` (None: random ones).
 
     A `PretrainingNetwork` as `p` describes it, from a pre-training checkpoint; with `head: none` a `BackboneNetwork`, from
-    what `backbone_weights` reads. Initial weights of the backbone are no business of an evaluation.
+    what `backbone_weights` reads. An evaluation does not need initial weights of the backbone.
     """
     network = get_model({**p, 'backbone_kwargs': grid_kwargs(p.backbone_kwargs)})
     assert not isinstance(network, LinearNetwork)  # kmeans_eval is True
@@ -112,7 +112,7 @@ def _reset_classifier(network: LinearNetwork):
 def load_frozen_weights(network: LinearNetwork, p: EasyDict) -> None:
     """Fill all of a `probe_network` but its classifier with the weights at `p.pretraining`; None leaves it random.
 
-    Raises `UserError` where other keys than the classifier's are missing, or other ones than the heads' left over.
+    Raises `UserError` if other keys than the classifier's are missing, or other ones than the heads' left over.
     """
     if not p.pretraining:
         _warn_of_random_weights()
@@ -140,8 +140,8 @@ def load_starting_weights(network: LinearNetwork, p: EasyDict) -> None:
 
 def finetuned_network(p: EasyDict, classes: int, path: str | Path) -> LinearNetwork:
     """A `LinearNetwork` with the weights at `path`: a state dict (best_model.pth.tar), or a checkpoint of linear_finetune.py or
-    finetune.py, with whatever `unwrapped` takes away. Raises `UserError` for others, and for weights of another class count or
-    backbone."""
+    finetune.py, without anything that `unwrapped` removes. Raises `UserError` for others, and for weights of another class
+    count or backbone."""
     state = _state(path)
     if any(key.startswith(QUERY) for key in state):
         raise UserError(f'{path}: a pre-training checkpoint has no classifier: train one with linear_finetune.py first')
@@ -155,13 +155,13 @@ def finetuned_network(p: EasyDict, classes: int, path: str | Path) -> LinearNetw
 
 def stored_network(path: str | Path, backbone: str | None = None,
                    output_stride: int | None = None) -> PretrainingNetwork | LinearNetwork:
-    """The network in a file of weights: a `PretrainingNetwork` (the query's) of a pre-training checkpoint, else a
+    """The network in a file of weights: a `PretrainingNetwork` (the query's) of a pre-training checkpoint, otherwise a
     `LinearNetwork`.
 
-    backbone, output_stride: None for what the checkpoint's configuration or else the config.yml beside it says. A file
-    without either is recognised by its names and shapes, and has the backbone's densest grid: the stride is not in the
-    weights, and the wrong one gives wrong outputs.
-    Raises `UserError` for files that hold no such network, and where the backbone stays unclear.
+    backbone, output_stride: None for what the checkpoint's configuration otherwise the config.yml beside it says. A file
+    without either is recognised by its names and shapes, and has the backbone's densest grid: the stride is not in the weights,
+    and the wrong one gives wrong outputs.
+    Raises `UserError` for files that do not hold such a network, and if the backbone can't be determined.
     """
     content = load_file(path)
     state = unwrapped(content, path)
@@ -195,7 +195,7 @@ def _backbone_shapes(state: Mapping[str, Any]):
 
 
 def _architecture(content: dict[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]):
-    """The configuration that a checkpoint carries, or else the config.yml beside it has, where its backbone fits `shapes`.
+    """The configuration that a checkpoint carries, otherwise the config.yml beside it has, where its backbone fits `shapes`.
     Empty without either."""
     if isinstance(content.get('config'), dict):
         return content['config']
@@ -210,14 +210,14 @@ def _architecture(content: dict[str, Any], path: Path, shapes: Mapping[str, tupl
 def _only(names: Collection[str], path: str | Path):
     if len(names) != 1:
         reason = f'fit {" and ".join(names)}' if names else f'fit none of {", ".join(backbone_names())}'
-        raise UserError(f'{path}: the backbone of these weights is not known ({reason}): name it (export.py --backbone, or the '
+        raise UserError(f'{path}: the backbone of these weights is unknown ({reason}): name it (export.py --backbone, or the '
                         'argument backbone of hub; timm/<name> for one of timm)')
     return next(iter(names))
 
 
 def refuse_other_weights(state: Mapping[str, Any], p: EasyDict, source: str | Path) -> None:
-    """Raise a `UserError` when the file `p.pretraining`, if it is still there, holds other frozen weights than `state`, a
-    state dict of a `LinearNetwork` that was trained from it: those of a new pre-training, say. source: the file of `state`,
+    """Raise a `UserError` if the file `p.pretraining`, if it is still there, holds other frozen weights than `state`, a state
+    dict of a `LinearNetwork` that was trained from it: for example those of a new pre-training. source: the file of `state`,
     for messages."""
     path = zoo_file(p.pretraining, p.root_dir) if p.pretraining and is_zoo(p.pretraining) else p.pretraining
     if not (path and Path(path).is_file()):

@@ -1,5 +1,5 @@
-"""Nearest neighbours of dense features: patches of labelled images as a memory, which says what the patches of others are
-(Balažević et al., "Towards In-context Scene Understanding", arXiv 2306.01667, section 3).
+"""Nearest neighbours of dense features: a memory of patches of labelled images classifies the patches of others (Balažević et
+al., "Towards In-context Scene Understanding", arXiv 2306.01667, section 3).
 
 Axes: B images, D embedding, h w the network's grid (a patch is a cell of it), H W its input, P patches of an image, N of the
 memory, Q queries, K neighbours, C classes.
@@ -119,7 +119,7 @@ def unit_patches(network: Network, batch: Mapping[str, Any], device: torch.devic
                  precision: str) -> tuple[Tensor, tuple[int, int]]:
     """Embeddings of the patches of a batch of `EvaluationImages`, B x (h * w) x D float32, unit vectors, and (h, w).
 
-    Raises `UserError` when the network's output is not finite.
+    Raises `UserError` if the network's output is not finite.
     """
     with autocast(device, precision):
         grid = network.grid(to_images(batch['image'], device, network.backbone.normalization))[0]

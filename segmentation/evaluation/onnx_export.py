@@ -13,7 +13,7 @@ PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 
 def require_packages() -> None:
-    """Raise a `UserError` where a package is missing that the other functions need."""
+    """Raise a `UserError` if a package is missing that the other functions need."""
     for package in PACKAGES:
         require(package, 'export.py')
 

@@ -1,4 +1,4 @@
-"""Settings of a clustering where nobody has chosen them."""
+"""Default settings of a clustering."""
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from models.backbones import find_backbone, grid_kwargs
 from utils.config.keys import EMBEDDING
 
-FEW = 2000  # images: from here on the embedding of a trained network itself is clustered, as published
+FEW = 2000  # images: from this number on the embedding of a network trained from random weights is clustered, as published
 MOST_CLUSTERS = 50
 
 
@@ -30,7 +30,8 @@ class Features:
 
 
 # Weights that others trained on millions of images know objects in their surroundings, their last stage knows most, and the
-# grid that they were trained with is no worse than a denser one, in a quarter of the time.
+# grid that they were trained with is no worse than a denser one, in a quarter of the time. After a training that began with
+# such weights their last stage still makes better clusters than the embedding (docs/learning-curves.md).
 # Whitening would raise the noise of small components; of the main ones alone clusters are purer.
 READY = Features(stage=-1, hide_background=False, side=320, whiten=False, pca=True)
 # Trained from random weights on few images, the contrast tells these apart also by what is around the objects, so that is
@@ -42,21 +43,20 @@ PUBLISHED = Features(stage=None, hide_background=False, side=None, whiten=True)
 
 
 def clusters_for(images: int) -> int:
-    """Clusters of objects, background not counted: the root of the number of images, 2 to 50, and no more than images."""
+    """The number of clusters of objects, without background: the square root of the number of images, 2 to 50, at most the
+    number of images."""
     return min(max(2, round(math.sqrt(images))), MOST_CLUSTERS, images)
 
 
 def features_for(network: Mapping[str, Any], images: int) -> Features:
     """network: the content of network.yml of own_images.py. images: with masks."""
-    if network['head'] == 'none':
+    if network['head'] == 'none' or not network['from_random_weights']:
         return READY
-    if images >= FEW:
-        return PUBLISHED
-    return SCRATCH if network['from_random_weights'] else READY
+    return SCRATCH if images < FEW else PUBLISHED
 
 
 def clustering_settings(network: Mapping[str, Any], images: int, clusters: int) -> tuple[dict[str, Any], str]:
-    """The content of an experiment file for kmeans.py, and a line that says what is clustered.
+    """The content of an experiment file for kmeans.py, and a line that describes the features.
 
     network: the content of network.yml of own_images.py. images: with masks. clusters: of objects, background not counted.
     """
@@ -66,8 +66,7 @@ def clustering_settings(network: Mapping[str, Any], images: int, clusters: int) 
     grid = {'dilated': chosen.dense} if network['head'] == 'none' else grid_kwargs(network['backbone_kwargs'])
     settings = {
         'val_db_name': network['train_db_name'],
-        'val_db_kwargs': {'split': 'trainaug', 'saliency': network['train_db_kwargs']['saliency'],
-                          'hide_background': chosen.hide_background},
+        'val_db_kwargs': {'split': 'trainaug', **network['train_db_kwargs'], 'hide_background': chosen.hide_background},
         'num_workers': network['num_workers'], 'transformation_kwargs': {'resolution': [side, side]},
         'backbone': backbone, 'backbone_kwargs': grid, 'head': network['head'],
         **({'model_kwargs': network['model_kwargs']} if 'model_kwargs' in network else {}),

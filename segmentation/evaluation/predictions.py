@@ -1,12 +1,10 @@
-"""The pictures that an evaluation leaves: predictions, visualizations and a contact sheet."""
+"""The pictures of an evaluation: predictions, visualizations and a contact sheet."""
 import contextlib
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +20,11 @@ from evaluation.visualization.pictures import contact_sheet, save_picture, save_
 from utils.cli.progress import progress
 from utils.errors import UserError
 from utils.parallel import distributed, ranks
-from utils.parallel.workers import cores
+from utils.parallel.threads import in_threads
 from utils.storage.atomic import make_folder
 
 PREDICTIONS, PICTURES, SHEET = 'predictions', 'visualization', 'contact_sheet.png'
 SHEET_PICTURES, COLUMNS, CELL = 24, 3, (150, 420)  # of the contact sheet; CELL: height and width
-
-Item = TypeVar('Item')
-Result = TypeVar('Result')
 
 
 def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFolder, predictions: Iterable[np.ndarray],
@@ -85,10 +80,10 @@ def write_predictions(output: str | Path, dataset: SegmentationDataset | ImageFo
 
 
 def check_unchanged(sample: Mapping[str, Any], mask: np.ndarray) -> None:
-    """Raise a `UserError` where an item's image has not the size of `mask`, H x W, any more, which was made of it before."""
+    """Raise a `UserError` if an item's image no longer has the size of `mask`, H x W, which was made from it."""
     if sample['image'].shape[:2] != mask.shape:
         now, before = size_text(sample['image']), size_text(mask)
-        raise UserError(f'the image {sample["id"]} is {now} now and was {before} before: it was replaced while it was in use; '
+        raise UserError(f'the image {sample["id"]} is {now} now and was {before} before: it was replaced during the run; '
                         'start again when the files no longer change')
 
 
@@ -96,7 +91,7 @@ def write_pictures(output: str | Path, ids: Sequence[str], draw: Callable[[int],
                    pictures: int | None = None) -> None:
     """Write visualization/<id>.png of the first `pictures` (None: all) of `ids` and contact_sheet.png, as `fresh_output` does.
 
-    draw: gives picture i, H x W x 3 uint8 RGB. Raises `UserError` when something can't be read or written.
+    draw: gives picture i, H x W x 3 uint8 RGB. Raises `UserError` if something can't be read or written.
     """
     indices = range(len(ids) if pictures is None else min(pictures, len(ids)))
     with fresh_output(output, (PICTURES, SHEET)) as folder:
@@ -117,30 +112,13 @@ def save_contact_sheet(folder: Path, thumbnails: Iterable[np.ndarray | None]) ->
         save_picture(folder / SHEET, contact_sheet(shown, COLUMNS, CELL))
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield `function(item)` of each item in order, computed in as many threads as there are cores. The first error is raised,
-    and what has not begun is left."""
-    jobs: deque[Future[Result]] = deque()
-    threads = ranks.per_process(cores())
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                jobs.append(pool.submit(function, item))
-                if len(jobs) > 4 * threads:  # of their results in memory
-                    yield jobs.popleft().result()
-            while jobs:
-                yield jobs.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # what one failed at, a full disk, say, the others would too
-
-
 @contextlib.contextmanager
 def fresh_output(output: str | Path, made: Sequence[str] = (PREDICTIONS, PICTURES, SHEET),
                  together: bool = False) -> Iterator[Path]:
-    """A folder to fill, of which the folders and files `made` take the place of those in `output`, and of its results.json,
-    when the block ends well. When it doesn't, the earlier ones stay. together: whether all processes fill it.
+    """A folder to fill. When the block ends well, its folders and files `made` replace those in `output`, and its results.json.
+    When it doesn't, the earlier ones stay. together: whether all processes fill it.
 
-    Raises `UserError` when something can't be written or replaced.
+    Raises `UserError` if something can't be written or replaced.
     """
     check_output(output)
     folder = Path(output) / '.evaluation.tmp'  # one at a time: each evaluation has its own output
@@ -176,8 +154,8 @@ def fresh_output(output: str | Path, made: Sequence[str] = (PREDICTIONS, PICTURE
 
 
 def check_output(output: str | Path) -> None:
-    """Raise a `UserError` where the files of an evaluation could not go, which long work had better find out before."""
+    """Raise a `UserError` if the files of an evaluation could not be replaced, to find out before long work."""
     for name in (PREDICTIONS, PICTURES):
         path = Path(output) / name
         if path.exists() and not path.is_dir():
-            raise UserError(f'the folder {path} could not be made, as a file has this name: move it away')
+            raise UserError(f'the folder {path} could not be made, since a file has this name: move it away')

@@ -1,7 +1,7 @@
-"""The vectors of masks in a file that grows: what was computed once, an interrupted run included, is not computed again.
+"""The vectors of masks in a growing file: vectors already computed, also by an interrupted run, are not computed again.
 
-The file is a header and records of one size: key, vector, checksum. A record that is incomplete or damaged is cut off, with all
-after it.
+The file is a header and records of one size: key, vector, checksum. An incomplete or damaged record and everything after it is
+cut off.
 """
 import hashlib
 import json
@@ -27,7 +27,8 @@ def file_for(folder: str | Path, settings: Mapping[str, Any]) -> Path:
 
 
 def content_key(*paths: str | Path) -> bytes:
-    """32 bytes that stand for the content of files: an image and its mask, say. Raises `UserError` for an unreadable one."""
+    """32 bytes that identify the content of files, for example of an image and its mask. Raises `UserError` for an unreadable
+    one."""
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -41,7 +42,7 @@ def content_key(*paths: str | Path) -> bytes:
 class PrototypeCache:
     """Vectors (D float32) by keys of 32 bytes, at `path`. A context manager; one process at a time.
 
-    What it keeps in memory is 100 bytes or so a vector. Raises `UserError` where the file can't be written.
+    It takes about 100 bytes of memory per vector. Raises `UserError` if the file can't be written.
     """
 
     def __init__(self, path: str | Path):
@@ -111,7 +112,7 @@ class PrototypeCache:
         self._record = np.dtype([('key', np.uint8, (KEY,)), ('vector', '<f4', (dimension,)), ('sum', '<u4')])
 
     def _read(self):
-        """Index the whole records, and cut off what comes after them."""
+        """Index the complete records, and cut off the rest."""
         assert self._file
         header = self._file.read(self._start)
         dimension = int.from_bytes(header[len(MAGIC):], 'little')

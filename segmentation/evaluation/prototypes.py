@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.interpolation import interpolation_matrix, resize, resize_transpose
 
-SALIENT = 0.5  # a pixel is an object's above this logit (no sigmoid)
+SALIENT = 0.5  # a pixel belongs to an object above this logit (no sigmoid)
 
 
 def object_weights(saliency: torch.Tensor | None, size: tuple[int, int],
@@ -41,15 +41,29 @@ def prototypes(grid: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return F.normalize(sums, dim=1)
 
 
+def object_prototypes(grid: torch.Tensor, instances: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Those of single objects: n x D float32.
+
+    grid: 1 x D x h x w, of their image, or n x D x h x w, one for each. instances: H x W, which object a pixel is of.
+    numbers: n of these objects.
+    """
+    masks = instances == numbers.view(-1, 1, 1)
+    return prototypes(grid.expand(len(numbers), -1, -1, -1), masks.float())
+
+
 class CompressedMask:
     """A mask kept as a PNG in memory: some hundred bytes instead of a value a pixel."""
 
     def __init__(self, mask: np.ndarray):
-        """mask: H x W uint8, 0 or 1."""
-        self.data = cv2.imencode('.png', mask, [cv2.IMWRITE_PNG_BILEVEL, 1])[1]
+        """mask: H x W uint8, 0 or 1, or H x W int32, the numbers of objects."""
+        self.numbers = mask.dtype != np.uint8
+        if self.numbers:
+            self.data = cv2.imencode('.png', mask.astype(np.uint16))[1]
+        else:
+            self.data = cv2.imencode('.png', mask, [cv2.IMWRITE_PNG_BILEVEL, 1])[1]
 
     def array(self) -> np.ndarray:
-        """H x W uint8, 0 or 1."""
-        mask = cv2.imdecode(self.data, cv2.IMREAD_GRAYSCALE)
+        """As it was."""
+        mask = cv2.imdecode(self.data, cv2.IMREAD_UNCHANGED if self.numbers else cv2.IMREAD_GRAYSCALE)
         assert mask is not None  # it was encoded above
-        return (np.asarray(mask) > 0).astype(np.uint8)
+        return np.asarray(mask).astype(np.int32) if self.numbers else (np.asarray(mask) > 0).astype(np.uint8)

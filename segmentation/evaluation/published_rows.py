@@ -1,4 +1,4 @@
-"""The rows of the paper's tables: what measures them, from which weights, and what was published."""
+"""The rows of the paper's tables: scripts, weights, and published results."""
 from dataclasses import dataclass
 
 from utils.config.keys import EVAL, FINETUNE, KMEANS, LINEAR, RETRIEVAL

@@ -1,4 +1,4 @@
-"""What an evaluation reports: IoU of each class, and results.json."""
+"""The report of an evaluation: IoU of each class, and results.json."""
 import json
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Clusters that stay: centres, projection and the settings of the features, in a file without pickles.
+"""Saved clusters: centres, projection and the settings of the features, in a file without pickles.
 
 Axes: M images, D features, E of them after a projection, K clusters.
 """
@@ -35,7 +35,7 @@ class Projection:
         pca = PCA(min(COMPONENTS, *vectors.shape), whiten=whiten, svd_solver='full').fit(vectors.astype(np.float64))
         if not whiten:
             return cls(pca.mean_, pca.components_.T, unit=True)
-        # The last component of as many as there are images has no variance but rounding.
+        # With as many components as images, the last one has no variance except rounding.
         scale = np.sqrt(np.maximum(pca.explained_variance_, np.finfo(np.float64).eps))
         return cls(pca.mean_, pca.components_.T / scale, unit=False)
 
@@ -47,22 +47,22 @@ class Projection:
 
 @dataclass(frozen=True)
 class SavedClusters:
-    """settings: of `feature_settings`. centres: K x E. projection: or None. keys: M x 32 uint8, which images they were made
-    from (`image_keys`). clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set, and
-    `saliency`, that of its masks."""
+    """settings: of `feature_settings`. centres: K x E. projection: or None. keys: M x 32 uint8, which images or objects they
+    were made from (`object_keys`). clusters: M integers in [0, K), the cluster of each of these. data: `name` of the data set,
+    `saliency`, that of its masks, and `instances` where these are those of single objects."""
     settings: dict[str, Any]
     centres: np.ndarray
     projection: Projection | None
     keys: np.ndarray
     clusters: np.ndarray
-    data: dict[str, str]
+    data: dict[str, Any]
 
     def __len__(self):
         return len(self.centres)
 
     @property
     def id(self) -> str:
-        """12 hexadecimal digits that stand for which images are together."""
+        """12 hexadecimal digits that identify the clustering."""
         order = np.lexsort(self.keys.T[::-1])
         digest = hashlib.sha256(self.keys[order].tobytes() + self.clusters[order].astype('<i8').tobytes())
         return digest.hexdigest()[:12]
@@ -98,7 +98,7 @@ class SavedClusters:
 
 
 def most_compact_clusters(points: np.ndarray, clusters: int, seeds: Sequence[int], projection: Projection | None,
-                          settings: dict[str, Any], keys: Sequence[bytes], data: dict[str, str]) -> tuple[SavedClusters, int]:
+                          settings: dict[str, Any], keys: Sequence[bytes], data: dict[str, Any]) -> tuple[SavedClusters, int]:
     """The most compact of the clusterings that K-means finds from `seeds`, as kmeans.py has it, and its seed.
 
     points: M x E, projected. clusters: how many. The others: as in `SavedClusters`, keys as M times 32 bytes.

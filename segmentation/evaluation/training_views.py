@@ -1,6 +1,6 @@
 """The linear classifier's training views (paper section 4). All randomness follows from (seed, epoch, image id).
 
-The random draws and the pixels are apart: `sample_view` draws a view's parameters, `render` applies them.
+Random draws and pixel operations are separate: `sample_view` draws a view's parameters, `render` applies them.
 """
 import math
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def render(image: np.ndarray, labels: np.ndarray, view: View, size: Sequence[int
            outside: int) -> tuple[np.ndarray, np.ndarray]:
     """The view's pixels: image (H x W x 3 uint8) and labels (H x W uint8) at (height, width) = size.
 
-    Flipped first, then turned and scaled about (w/2, h/2) on the same canvas. What is uncovered is black, and labelled
+    Flipped first, then turned and scaled about (w/2, h/2) on the same canvas. Uncovered pixels are black, and labelled
     `outside`: background, as published.
     """
     if view.flip:
@@ -57,14 +57,14 @@ def render(image: np.ndarray, labels: np.ndarray, view: View, size: Sequence[int
 
 
 class TrainingViews(torch.utils.data.Dataset):
-    """One view of each image, in each epoch another.
+    """One view of each image, different in each epoch.
 
     dataset: a `SegmentationDataset` with labels. space: what they mean. resolution: (height, width) of a view.
-    skip_unreadable: another image takes the place of one that can't be read, which is then named in `skipped`.
+    skip_unreadable: another image replaces one that can't be read, which `skipped` then names.
 
     Item (epoch, index) is a dict: `image` (H x W x 3 uint8 tensor, RGB), `labels` (H x W uint8 tensor, void as VOID), `id`,
-    `skipped` (lines about files that were passed over), `contents` (a `Contents` of the image).
-    Raises `UserError` for unreadable files, and for labels that are no class.
+    `skipped` (lines about skipped files), `contents` (a `Contents` of the image).
+    Raises `UserError` for unreadable files, and for labels that name no class.
     """
 
     def __init__(self, dataset: SegmentationDataset, space: LabelSpace, seed: int, resolution: Sequence[int],

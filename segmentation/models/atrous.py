@@ -1,4 +1,4 @@
-"""3x3 convolutions whose dilation is large beside the map, where many of the nine taps only see padding (arXiv 1706.05587).
+"""3x3 convolutions with a dilation so large for the map that many taps see only padding (arXiv 1706.05587).
 
 Axes: B batch, I channels in, O channels out, h w the grid.
 """
@@ -17,8 +17,8 @@ class AtrousConv2d(nn.Conv2d):
     """A dilated 3x3 convolution, stride 1, without bias, whose output has its input's size.
 
     convolution: an `nn.Conv2d`, whose weight this takes over. dilation: of the new one.
-    It computes what `nn.Conv2d` does, in fewer operations: no taps that see nothing but padding, whose gradients are zero. On
-    two cores that spares 15% of a step (ResNet-18, views of 96) to 24% (ResNet-50, 224, frozen to layer2).
+    It gives the result of `nn.Conv2d` in fewer operations: it skips taps that see only padding, whose gradients are zero. On
+    two cores this saves 15% of a step (ResNet-18, views of 96) to 24% (ResNet-50, 224, frozen to layer2).
     """
 
     def __init__(self, convolution: nn.Conv2d, dilation: int):
@@ -47,8 +47,8 @@ class AtrousConv2d(nn.Conv2d):
 class _TapByTap(torch.autograd.Function):
     """The convolution with its weight's gradient as one matrix product a tap, over the pixels that it sees.
 
-    oneDNN leaves out taps in the padding in all but this gradient. Of a step on two cores it spares 10% with ResNet-50 at 224,
-    frozen to layer2; on the small maps of views of 96, whose live shares are higher, it would cost 2 to 3%.
+    oneDNN skips taps in the padding except in this gradient. On two cores this saves 10% with ResNet-50 at 224, frozen to
+    layer2; on the small maps of views of 96, whose live shares are higher, it would cost 2 to 3%.
     """
 
     @staticmethod

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something only the user can mend. The message is one line that names the file and what to do."""
+    """An error that only the user can fix. The message is one line that names the file and what to do."""
 
     def line(self) -> str:
         """The message in one line, also when a DataLoader worker has wrapped it in its traceback."""
@@ -16,7 +16,7 @@ class UserError(Exception):
 
 
 def nearest_name(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The valid name most like `name`, whatever the case, or None where nothing is as like as `cutoff`."""
+    """The valid name most similar to `name`, ignoring case, or None if none reaches `cutoff`."""
     names = {item.lower(): item for item in valid}
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=cutoff)
     return names[near[0]] if near else None

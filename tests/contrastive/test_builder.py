@@ -76,7 +76,7 @@ def test_steps_equal_the_plain_version(backbone, freeze, dtype, steps, tolerance
 @pytest.mark.slow
 @pytest.mark.parametrize('height, width', [(95, 130), (96, 160)])
 def test_a_step_of_other_sizes_equals_the_plain_version(height, width):
-    """In float32: maps of 12 x 17, say, on which some dilations reach over one side only."""
+    """In float32: for example maps of 12 x 17, on which some dilations reach over one side only."""
     fast = build('resnet18', False, torch.float32)
     plain = plain_network(copy.deepcopy(fast))
     images = torch.randn(2, 3, 3, height, width, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""`keep_every`: numbered checkpoints of the query network, whole or absent, which change nothing else."""
+"""`keep_every`: numbered checkpoints of the query network, complete or absent, which change nothing else."""
 import json
 
 import pytest

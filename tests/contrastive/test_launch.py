@@ -96,7 +96,7 @@ def test_on_another_number_of_processes_each_image_comes_once(experiment, tmp_pa
         main(arguments)
     assert stop.value.code == 75 and (load(path)['epoch'], load(path)['step']) == (1, 2)
     main([*experiment({'epochs': 2, 'checkpoint_every': 1, 'simulate_processes': 1}), '--amp', 'none'])
-    assert 'There were 2 processes before, and are 1 from here on' in (path.parent / 'log_file.txt').read_text()
+    assert 'The number of processes changes from 2 to 1' in (path.parent / 'log_file.txt').read_text()
     for epoch in range(2):
         ids = [name for number, names in seen if number == epoch for name in names]
         assert len(ids) == 12 and sorted(ids) == [f'train_{index:04d}' for index in range(12)]
@@ -140,7 +140,7 @@ def test_flags_under_torchrun_are_refused(experiment, user_error, monkeypatch):
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
     monkeypatch.setenv('LOCAL_RANK', '0')
     flags = ['--world-size', '2', '--rank', '1', '--dist-url', 'tcp://127.0.0.1:29500']
-    assert 'torchrun says which process this is' in user_error(lambda: main([*experiment(), *flags]))
+    assert 'torchrun sets the rank' in user_error(lambda: main([*experiment(), *flags]))
 
 
 @pytest.mark.slow

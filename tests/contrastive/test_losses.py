@@ -22,7 +22,7 @@ def example(batch=3, ndim=8, grid=(7, 7), size=(56, 56), queue=12, dtype=torch.f
 
 
 SIZES = [{}, {'grid': (13, 9), 'size': (97, 66)}, {'grid': (12, 17), 'size': (95, 130)}, {'batch': 1, 'queue': 2},
-         {'batch': 5, 'grid': (4, 4), 'size': (4, 4)}, {'batch': 2, 'ndim': 2, 'queue': 3}, {'queue': 300}]
+         {'batch': 5, 'grid': (4, 4), 'size': (4, 4)}, {'batch': 2, 'ndim': 2, 'queue': 3}, {'queue': 300}, {'queue': 0}]
 
 
 @pytest.mark.parametrize('shape', SIZES)

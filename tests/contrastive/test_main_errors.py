@@ -50,7 +50,7 @@ def checkpoint_path(tmp_path, name='small'):
 
 def test_unknown_data_set(fails, shapes_root):
     line = fails({'train_db_name': 'Birds'})
-    assert line.startswith(f'{shapes_root / "Birds"}: there is no such data set')
+    assert line.startswith(f'{shapes_root / "Birds"}: this data set does not exist')
 
 
 def test_missing_masks_and_split(fails, own_root):
@@ -74,7 +74,7 @@ def test_fewer_images_than_the_batch(fails, own_root):
 def test_truncated_image(fails, own_root, tmp_path, workers):
     path = truncate_image(own_root)
     line = fails({'num_workers': workers}, db_root=own_root)
-    assert line.startswith(f'{path} is not a whole image') and 'Traceback' not in line
+    assert line.startswith(f'{path} is not a complete image') and 'Traceback' not in line
     assert not checkpoint_path(tmp_path).exists()
     assert multiprocessing.active_children() == []
     log = (tmp_path / 'output' / 'small' / 'log_file.txt').read_text()
@@ -97,7 +97,7 @@ def test_bad_images_are_skipped_and_counted(experiment, own_root, tmp_path):
     log = (tmp_path / 'output' / 'small' / 'log_file.txt').read_text()
     # 3 steps of 4 visit each of the 12 images; the bad one can come up again as a replacement.
     assert len(rows) == 1 and rows[0]['epoch'] == 1
-    assert rows[0]['skipped_images'] == log.count(f'skipped: {path} is not a whole image') >= 1
+    assert rows[0]['skipped_images'] == log.count(f'skipped: {path} is not a complete image') >= 1
 
 
 # Output and device
@@ -208,7 +208,7 @@ def test_errors_leave_the_checkpoint_alone(experiment, fails, own_root, tmp_path
 def test_initial_weights_that_are_not_there(fails, tmp_path, key):
     path = tmp_path / 'absent.pth'
     assert fails({f'backbone_kwargs.{key}': str(path)}).endswith(
-        f'backbone_kwargs.{key} names {path}, which is not there: make it first, or correct the path')
+        f'backbone_kwargs.{key} names {path}, which does not exist: make it first, or correct the path')
     assert not (tmp_path / 'output' / 'small' / 'config.yml').exists()
 
 

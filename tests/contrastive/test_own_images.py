@@ -1,5 +1,6 @@
 """From a folder of photographs to a sheet of clusters: `own_images.py`, `own_clusters.py` and `make mine`."""
 import csv
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -78,7 +79,7 @@ def test_weights_at_hand_need_no_training(begin, env, own_weights, photographs, 
     output = tmp_path / 'output'
     begin('--weights', str(own_weights))
     said, ids = capsys.readouterr().out, ids_of(tmp_path)
-    assert f'weights: resnet18 from {own_weights}, as asked' in said
+    assert f'weights: resnet18 from {own_weights}, as requested' in said
     assert f'no training: these weights tell {len(ids)} images' in said
     assert sorted(path.name for path in (output / 'mine').iterdir()) == ['log_file.txt', 'network.yml']
     own_clusters.main(['--config_env', env, '--clusters', '2', '--device', 'cpu'])
@@ -101,7 +102,7 @@ def test_weights_at_hand_need_no_training(begin, env, own_weights, photographs, 
     begin('--weights', str(own_weights))
     assert {path: path.stat().st_mtime_ns for path in before} == before and 'mirrored' in ids_of(tmp_path)
     own_clusters.main(['--config_env', env, '--clusters', '2', '--device', 'cpu'])
-    assert f'{len(ids)} of {len(ids) + 1} images are known from before' in capsys.readouterr().out
+    assert f'{len(ids)} of {len(ids) + 1} images are already saved' in capsys.readouterr().out
 
     # The same photographs as new ones: masks and clusters are the same.
     begin('--segment')
@@ -118,7 +119,7 @@ def test_training_from_random_weights(one_step, begin, env, tmp_path, capsys):
     begin('--weights', 'none')
     said, ids = capsys.readouterr().out, ids_of(tmp_path)
     assert 3 <= len(ids) <= 5 and f'{len(ids)} images on cpu: resnet18' in said
-    assert 'a network is trained, as there are no weights' in said
+    assert 'a network is trained, since there are no weights' in said
     assert f'{len(ids)} images on cpu' in (output / 'mine' / 'log_file.txt').read_text()
     p = create_config(env, output / 'mine' / 'mine.yml', PRETRAIN)
     assert p.train_batch_size == len(ids) and p.backbone_kwargs.pretraining is None
@@ -128,7 +129,7 @@ def test_training_from_random_weights(one_step, begin, env, tmp_path, capsys):
     assert results['weights'] == str(output / 'mine' / 'checkpoint.pth.tar') and set(results['clusters']) == set(ids)
 
     begin('--weights', 'none')  # the same
-    assert 'This run had finished' in capsys.readouterr().out and not (output / 'mine.old-1').exists()
+    assert 'This run has finished' in capsys.readouterr().out and not (output / 'mine.old-1').exists()
     (output / 'mine' / 'mine.yml').write_text('a: [')  # an edit is not kept, nor is what was trained lost
     begin('--weights', 'none')
     assert (output / 'mine.old-1' / 'checkpoint.pth.tar').is_file()
@@ -170,7 +171,7 @@ def test_masks_of_two_models_that_leave_out_other_photographs(begin, env, own_we
 def test_without_weights_training_starts_from_random_ones(one_step, begin, tmp_path, capsys):
     begin('--weights', 'none')
     said = capsys.readouterr().out
-    assert 'weights: random ones, as asked' in said and 'masks: robust_background' in said
+    assert 'weights: random, as requested' in said and 'masks: robust_background' in said
     assert yaml.safe_load((tmp_path / 'output' / 'mine' / 'mine.yml').read_text())['backbone_kwargs']['pretraining'] is None
 
 
@@ -179,7 +180,7 @@ def test_which_weights_are_chosen(offline, own_weights, tmp_path):  # noqa: F811
     def line(asked, *backbones):
         return choose_weights(asked, tmp_path, *backbones)
     assert line('auto').backbone == 'timm/tf_efficientnet_lite0'  # of a Python package, without a network connection
-    assert 'neither on disk nor can they be fetched' in line('auto').why
+    assert 'neither on disk nor available for download' in line('auto').why
     assert (line('auto', ['resnet50']).source, line('auto', ['resnet50']).backbone) == (None, 'resnet50')
     with pytest.raises(UserError, match='--weights imagenet_classification: those of resnet18 and resnet50 are neither'):
         line(IMAGENET)
@@ -187,7 +188,7 @@ def test_which_weights_are_chosen(offline, own_weights, tmp_path):  # noqa: F811
     torch.save(get_model({'backbone': 'resnet50', 'head': 'none', 'kmeans_eval': True}).backbone.state_dict(),
                offline / 'resnet50-0676ba61.pth')
     assert line('auto') == Weights('resnet50', 'torchvision://resnet50-IMAGENET1K_V1',
-                                   'weights: resnet50 of ImageNet, which was on disk')
+                                   'weights: resnet50 of ImageNet, found on disk')
     shutil.copy(own_weights, offline / 'resnet18-f37072fd.pth')
     assert line('auto').backbone == line(IMAGENET).backbone == 'resnet18'
     (offline / 'resnet18-f37072fd.pth').write_bytes(b'cut off')
@@ -204,7 +205,7 @@ def test_which_weights_are_chosen(offline, own_weights, tmp_path):  # noqa: F811
                                torch.load(own_weights, weights_only=True).items()}}, moco)
     assert line(str(moco)).initial() == {'pretraining': 'imagenet_moco', 'moco_state_dict': str(moco)}
     torch.save({'conv1.weight': torch.zeros(3)}, tmp_path / 'odd.pth')
-    with pytest.raises(UserError, match='those of none of the backbones'):
+    with pytest.raises(UserError, match='match neither resnet18 nor resnet50'):
         line(str(tmp_path / 'odd.pth'))
     for asked in ('nothing.pth', 'atuo'):
         with pytest.raises(UserError, match=f'--weights {asked} is neither a file nor one of'):
@@ -215,10 +216,25 @@ def test_which_weights_are_chosen(offline, own_weights, tmp_path):  # noqa: F811
         line('timm://no_such_model')
 
 
+def test_what_makes_the_masks(tmp_path, monkeypatch):
+    given = Weights('resnet18', '/weights.pth', '')
+    cues = {'model': 'feature_cues', 'backbone': 'resnet18', 'weights': '/weights.pth'}
+    assert own_images.choose_masks(None, given)[0] == cues
+    for asked in (None, 'auto'):
+        assert own_images.choose_masks(asked, RANDOM)[0] == {'model': 'robust_background'}
+    with pytest.raises(UserError, match='--model feature_cues needs weights'):
+        own_images.choose_masks('feature_cues', RANDOM)
+    if all(map(importlib.util.find_spec, ('rembg', 'onnxruntime'))):
+        monkeypatch.setenv('U2NET_HOME', str(tmp_path))
+        (tmp_path / 'u2net.onnx').touch()
+        masks, why = own_images.choose_masks('auto', given)
+        assert masks == {'model': 'u2net'} and 'found on disk' in why
+
+
 def test_when_a_network_is_trained():
     assert [trains('auto', images, PUBLISHED)[0] for images in (2, TRAIN_FROM - 1, TRAIN_FROM)] == [False, False, True]
     assert trains('auto', 2, RANDOM)[0] and trains('1', 2, PUBLISHED)[0] and not trains('0', 10 ** 6, PUBLISHED)[0]
-    with pytest.raises(UserError, match='--train 0: random weights alone tell nothing apart'):
+    with pytest.raises(UserError, match='--train 0: random weights'):
         trains('0', 60, RANDOM)
 
 

@@ -69,7 +69,7 @@ def test_stopped_and_resumed_it_ends_like_simulated_processes(training, experime
     log = tmp_path / 'log'
     torchrun(tmp_path / 'stopped.py', [*experiment(changes), *half], log).wait(60)
     assert exit_codes(log) == {0: 75, 1: 75}, log.read_text()
-    assert log.read_text().count('give the same command again') == 1 and not errors(log)
+    assert log.read_text().count('repeat the command') == 1 and not errors(log)
     assert 3 < at(folder) <= 5  # those that were under way
     ranks, _ = training(changes, half)
     assert ranks.wait() == [0, 0], ranks.printed()

@@ -175,7 +175,7 @@ def test_unreadable_images_are_errors(data, workers):
     except UserError as error:
         line = error.line()
         error.__traceback__ = None  # frees the workers, which would take seconds to end in the garbage collector
-    assert line.startswith(f'{path} is not a whole image') and '\n' not in line and 'Traceback' not in line
+    assert line.startswith(f'{path} is not a complete image') and '\n' not in line and 'Traceback' not in line
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -186,7 +186,7 @@ def test_unreadable_images_are_passed_over_on_request(data, workers):
     ids = [name for batch in batches for name in batch['id']]
     lines = [line for batch in batches for lines in batch['skipped'] for line in lines]
     assert len(ids) == 12 and dataset.ids[4] not in ids and set(ids) == {*dataset.ids} - {dataset.ids[4]}
-    assert lines and all(line.startswith(f'{path} is not a whole image') for line in lines)
+    assert lines and all(line.startswith(f'{path} is not a complete image') for line in lines)
 
 
 def test_a_data_set_without_a_readable_image_is_an_error(data):

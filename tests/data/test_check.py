@@ -95,10 +95,10 @@ def damage_training(folder):
     split.write_text(split.read_text() + f'{name(0)}\n')
     expect(split, f'{name(0)} is listed 2 times')
     expect(images / f'{name(1)}.jpg', 'is missing', f'take {name(1)} out of {split}').unlink()
-    cut(expect(images / f'{name(2)}.jpg', 'is not a whole image', 'replace it, or leave it out'), 0.5)
-    expect(images / f'{name(3)}.jpg', 'is not a whole image (of no known format)').write_text('text')
+    cut(expect(images / f'{name(2)}.jpg', 'is not a complete image', 'replace or remove it'), 0.5)
+    expect(images / f'{name(3)}.jpg', 'is not a complete image (of unknown format)').write_text('text')
     expect(masks / f'{name(4)}.png', 'is missing').unlink()
-    cut(expect(masks / f'{name(5)}.png', 'is not a whole image'), 0.5)
+    cut(expect(masks / f'{name(5)}.png', 'is not a complete image'), 0.5)
     mask = values(masks / f'{name(6)}.png')
     save(expect(masks / f'{name(6)}.png', f'is {mask.shape[1] - 1} x {mask.shape[0]}, but its image is {mask.shape[1]} x '
                 f'{mask.shape[0]}: make the mask again at the size of the image'), mask[:, 1:])
@@ -148,13 +148,13 @@ def damage_labels(labels, images, split):
     save(paths[3], np.dstack([values(paths[3])] * 3))
     height, width = values(images / f'{name(4, split)}.jpg').shape[:2]
     save(paths[4], values(paths[4])[::2])
-    return [(paths[0], 'is missing'), (paths[1], 'is not a whole image'),
+    return [(paths[0], 'is missing'), (paths[1], 'is not a complete image'),
             (paths[2], 'label 9, 37 in its labels, but there are only 9 classes (0 to 8, and 255 for void)', 'classes.txt'),
-            (paths[3], 'labels must be a palette or 8-bit grayscale image, not one of mode RGB'),
+            (paths[3], 'labels must be a palette or 8-bit grayscale image, not an image of mode RGB'),
             (paths[4], f'is {width} x {(height + 1) // 2}, but its image is {width} x {height}: it is resized')]
 
 
-LABEL_KINDS = ['missing label', 'unusable label', 'label that is no class', 'unusable label', 'label of another size']
+LABEL_KINDS = ['missing label', 'unusable label', 'label that is not a class', 'unusable label', 'label of another size']
 
 
 @pytest.mark.parametrize('base, label_folder', [(LINEAR, 'SegmentationClassAug'), (KMEANS, 'SegmentationClass'),
@@ -219,7 +219,7 @@ def test_a_missing_part_does_not_hide_the_rest(check, folder):
     (folder / 'images' / f'{name(5, "val")}.jpg').unlink()
     _, lines, last, found = check(LINEAR)
     assert [item['kind'] for item in found] == ['unusable split', 'unusable classes.txt', 'missing image']
-    assert lines[1].endswith('classes.txt is missing: name the classes, one a line, background first')
+    assert lines[1].endswith('classes.txt is missing: name the classes, one per line, background first')
     assert last.endswith('read for linear_finetune.py: 6 ids of val')
     shutil.rmtree(folder / 'images')
     assert check(LINEAR)[2].endswith('read for linear_finetune.py: nothing')
@@ -228,7 +228,7 @@ def test_a_missing_part_does_not_hide_the_rest(check, folder):
 @pytest.mark.parametrize('data_set', ['Shapes', 'VOCSegmentation', 'Birds'])
 def test_a_data_set_that_is_not_there_is_neither_drawn_nor_fetched(experiment, user_error, tmp_path, data_set):
     arguments = experiment({'train_db_name': data_set}, db_root=tmp_path / 'empty')[:4]
-    assert user_error(lambda: main(arguments)).startswith(f'error: {tmp_path / "empty" / data_set}: there is no such data set')
+    assert user_error(lambda: main(arguments)).startswith(f'error: {tmp_path / "empty" / data_set}: this data set does')
     assert not (tmp_path / 'empty').exists() and not (tmp_path / 'output').exists()
 
 

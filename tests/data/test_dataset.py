@@ -41,14 +41,14 @@ def test_truncated_images_are_errors(tmp_path, kind, share):
     path = save(tmp_path / 'image.jpg', noise, format=kind)
     assert read_image(path).shape == (48, 64, 3)
     cut(path, share)
-    assert refusal(read_image, path).startswith(f'{path} is not a whole image')
+    assert refusal(read_image, path).startswith(f'{path} is not a complete image')
 
 
 def test_other_content_is_an_error(tmp_path):
     for name, data in (('text.jpg', b'This is no image.\n'), ('empty.jpg', b''), ('start.jpg', b'\xff\xd8\xff\xd9')):
         (tmp_path / name).write_bytes(data)
         for read in (read_image, read_saliency, read_labels):
-            assert refusal(read, tmp_path / name).startswith(f'{tmp_path / name} is not a whole image')
+            assert refusal(read, tmp_path / name).startswith(f'{tmp_path / name} is not a complete image')
 
 
 def test_missing_files_are_errors(tmp_path):
@@ -129,7 +129,7 @@ def test_truncated_masks_and_labels_are_errors(tmp_path):
     path = save(tmp_path / 'mask.png', np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
     cut(path, 0.5)
     for read in (read_saliency, read_labels):
-        assert refusal(read, path).startswith(f'{path} is not a whole image')
+        assert refusal(read, path).startswith(f'{path} is not a complete image')
 
 
 # Labels
@@ -251,7 +251,7 @@ def test_class_names_of_voc(tmp_path):
 
 def test_unknown_data_set(tmp_path, data):
     assert dataset_folder(tmp_path, 'Mine') == data
-    assert refusal(dataset_folder, tmp_path, 'Yours').startswith(f'{tmp_path / "Yours"}: there is no such data set')
+    assert refusal(dataset_folder, tmp_path, 'Yours').startswith(f'{tmp_path / "Yours"}: this data set does not exist')
     (tmp_path / 'Yours').touch()
     assert refusal(dataset_folder, tmp_path, 'Yours').startswith(f'{tmp_path / "Yours"}: ')
     assert re.search(r'\bdb_root\b', refusal(dataset_folder, tmp_path / 'absent', 'Mine'))

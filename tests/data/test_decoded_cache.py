@@ -61,7 +61,7 @@ def test_without_room_nothing_is_kept(tmp_path, monkeypatch, caplog):
     for _ in range(3):
         assert (reader.read(read_image, path) == 7).all()
     assert not kept_files(tmp_path)
-    assert caplog.text.count('no more decoded images are kept') == 1
+    assert caplog.text.count('No more decoded images are kept') == 1
 
 
 def test_errors_are_those_of_the_reader(tmp_path):

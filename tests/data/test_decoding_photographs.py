@@ -156,7 +156,7 @@ def test_truncated(tmp_path, suffix, kind):
     for share in (0, 0.01, 0.1, 0.5, 0.9, 0.97):
         path.write_bytes(file.getvalue()[:int(share * len(file.getvalue()))])
         for read in (read_photograph, read_image):
-            assert error_of(path, read).startswith(' is not a whole image')
+            assert error_of(path, read).startswith(' is not a complete image')
 
 
 def test_no_image(tmp_path):
@@ -164,7 +164,7 @@ def test_no_image(tmp_path):
     assert error_of(path).startswith(' could not be read (No such file') and not is_plain_jpeg(path)
     assert error_of(tmp_path).startswith(' could not be read (Is a directory') and not is_plain_jpeg(tmp_path)
     path.write_bytes(b'This is no image.\n')
-    assert error_of(path).startswith(' is not a whole image (of no known format)') and not is_plain_jpeg(path)
+    assert error_of(path).startswith(' is not a complete image (of unknown format)') and not is_plain_jpeg(path)
 
 
 @pytest.mark.parametrize('read', [read_photograph, read_image])

@@ -76,7 +76,7 @@ def test_fetches_and_unpacks_once(server, tmp_path, capsys, caplog):
     assert folder == db_root / 'VOCSegmentation'
     assert contents(folder) == GOOD
     assert {path.name for path in db_root.iterdir()} == {'VOCSegmentation'}
-    assert f'fetching {server.url} to {db_root}/PASCAL_VOC.tgz' in caplog.messages
+    assert f'downloading {server.url} to {db_root}/PASCAL_VOC.tgz' in caplog.messages
     assert f'unpacking {db_root}/PASCAL_VOC.tgz to {folder}' in caplog.messages
     assert capsys.readouterr().err == ''  # no bar where there is no terminal
 

@@ -71,7 +71,7 @@ def test_linked_files_and_folders(folder, tmp_path, problems):
     (folder / 'images' / 'lost.jpg').symlink_to('absent')
     assert present(folder / 'images', [*names, 'lost', 'more/x'], 'image') == set(names)
     write_ids(folder, ['lost'])
-    assert 'lost.jpg is a link to what is not there' in refusal(masked, folder)
+    assert 'lost.jpg is a broken link' in refusal(masked, folder)
 
 
 @pytest.mark.parametrize('rename, advice', [
@@ -187,7 +187,7 @@ def test_files_that_change_while_they_are_read(folder):
     cut(folder / 'saliency_supervised_model' / 'b_1.png', 0.6)
     os.remove(folder / 'images' / 'c_1.jpg')
     shutil.move(folder / 'images' / 'd_1.jpg', folder / 'images' / 'd_1.JPG')
-    for index, kind, words in ((0, 'unusable image', '0 bytes'), (1, 'unusable mask', 'is not a whole image'),
+    for index, kind, words in ((0, 'unusable image', '0 bytes'), (1, 'unusable mask', 'is not a complete image'),
                                (2, 'missing image', 'could not be read (No such file'),
                                (3, 'missing image', 'd_1.JPG is there')):
         with pytest.raises(Fault) as fault:

@@ -91,16 +91,16 @@ def test_symbolic_links(tmp_path):
             images[index]
     (tmp_path / 'link').symlink_to(folder)
     assert ImageFolder(tmp_path / 'link').ids == images.ids
-    with pytest.raises(UserError, match='/loop is no folder of images'):
+    with pytest.raises(UserError, match='/loop is not a folder of images'):
         ImageFolder(folder / 'loop')
 
 
 def test_no_folder_and_no_image(tmp_path):
     (tmp_path / 'file.jpg').touch()
     for name in ('absent', 'file.jpg'):
-        with pytest.raises(UserError, match=f'/{name} is no folder of images'):
+        with pytest.raises(UserError, match=f'/{name} is not a folder of images'):
             ImageFolder(tmp_path / name)
-    with pytest.raises(UserError, match='is no folder of images'):
+    with pytest.raises(UserError, match='is not a folder of images'):
         ImageFolder('')
     with pytest.raises(UserError, match=r'no images in this folder \(\.jpg, \.jpeg, \.png, \.bmp, \.webp, \.tif, \.tiff\)'):
         ids_of(tmp_path / 'folder', 'a.txt', '.b.jpg')

@@ -80,7 +80,7 @@ def test_masks_as_jpeg_are_thresholded_and_said(folder, problems, caplog, suffix
             inside = dataset[index]['saliency']
             assert set(np.unique(inside)) == {0, 1} and np.mean(inside == (labels_of(index) > 0)) > 0.97
         report_of(dataset)
-        assert '6 masks are JPEGs, which are not exact: values from 128 on count as object' in caplog.text
+        assert '6 masks are JPEGs, which are not lossless: values of 128 or more count as object' in caplog.text
         caplog.clear()
     code, lines = problems(KMEANS)
     assert code == 0 and 'JPEG mask: 6' in lines[-1]
@@ -151,7 +151,7 @@ def test_labels_in_colours_of_dataset_yml(folder):
 
 def test_gray_saved_as_rgb_is_asked_about(folder):
     each(folder, 'SegmentationClassAug', lambda labels, path: save(path, np.dstack([labels] * 3)))
-    assert 'say `labels: indices` in dataset.yml' in refusal(masked(folder).__getitem__, 0)
+    assert 'set `labels: indices` in dataset.yml' in refusal(masked(folder).__getitem__, 0)
     (folder / 'dataset.yml').write_text('labels: indices\n')
     assert_right(folder)
 
@@ -164,7 +164,7 @@ def test_palettes_in_another_order_are_asked_about(folder):
         image.putpalette(VOC_COLOURS[order].tobytes())
         image.save(path)
     each(folder, 'SegmentationClassAug', change)
-    assert 'say in dataset.yml what counts' in refusal(masked(folder).__getitem__, 0)
+    assert 'choose one in dataset.yml' in refusal(masked(folder).__getitem__, 0)
     (folder / 'dataset.yml').write_text('labels: colours\n')
     assert_right(folder)
     (folder / 'dataset.yml').write_text('labels: indices\n')
@@ -172,7 +172,7 @@ def test_palettes_in_another_order_are_asked_about(folder):
 
 
 def test_palettes_of_other_data_sets_are_indices(folder):
-    colours = np.random.default_rng(0).integers(1, 255, (256, 3), dtype=np.uint8)  # COCO's, say
+    colours = np.random.default_rng(0).integers(1, 255, (256, 3), dtype=np.uint8)  # for example COCO's
     for table in (colours, VOC_COLOURS, VOC_COLOURS * 0):
         each(folder, 'SegmentationClassAug', lambda labels, path, table=table: save_labels(path, labels, table))
         assert_right(folder)
@@ -211,7 +211,7 @@ def test_labels_of_nothing_but_void(folder, problems):
 def test_classes_that_never_occur(folder, problems, caplog):
     each(folder, 'SegmentationClass', lambda labels, path: save(path, np.where(labels > 1, 255, labels).astype(np.uint8)))
     report_of(SegmentationDataset(folder, 'val', labels=True))
-    assert f'{folder / "SegmentationClass"}: no pixel in the labels of val is of the class square, box' in caplog.text
+    assert f'{folder / "SegmentationClass"}: no pixel in the labels of val has the class square, box' in caplog.text
     code, lines = problems(KMEANS)
     assert code == 0 and [line.rpartition(' ')[2] for line in lines[:-1]] == ['square', 'box']
 

@@ -141,15 +141,15 @@ def remove_image(path):
 
 CHECKS = {
     'no image': (f'{VOC}/JPEGImages/val_0001.jpg', remove_image, 'is missing'),
-    'cut image': (f'{VOC}/JPEGImages/train_0002.jpg', cut, 'not a whole image'),
+    'cut image': (f'{VOC}/JPEGImages/train_0002.jpg', cut, 'not a complete image'),
     'no VOC labels': (f'{VOC}/SegmentationClass/train_0001.png', lambda path: path.unlink(), 'is missing'),
-    'cut VOC labels': (f'{VOC}/SegmentationClass/train_0001.png', cut, 'not a whole image'),
+    'cut VOC labels': (f'{VOC}/SegmentationClass/train_0001.png', cut, 'not a complete image'),
     'colours': (f'{VOC}/SegmentationClass/val_0000.png', lambda path: Image.new('RGB', (9, 9), (1, 2, 3)).save(path),
                 'is none of'),
     'VOC label 21': (f'{VOC}/SegmentationClass/val_0000.png', put_png(one_pixel(21)), 'the label 21'),
     'no SBD labels': (f'{SBD}/cls/train_0004.mat', lambda path: path.unlink(), 'is missing'),
-    'cut .mat': (f'{SBD}/cls/train_0004.mat', cut, 'not a whole .mat file'),
-    'empty .mat': (f'{SBD}/cls/train_0004.mat', lambda path: path.write_bytes(b''), 'not a whole .mat file'),
+    'cut .mat': (f'{SBD}/cls/train_0004.mat', cut, 'not a complete .mat file'),
+    'empty .mat': (f'{SBD}/cls/train_0004.mat', lambda path: path.write_bytes(b''), 'not a complete .mat file'),
     'no GTcls': (f'{SBD}/cls/train_0004.mat', lambda path: savemat(path, {'GTinst': 1}), "KeyError: 'GTcls'"),
     'GTcls is a number': (f'{SBD}/cls/train_0004.mat', lambda path: savemat(path, {'GTcls': 1}), 'GTcls.Segmentation'),
     'no Segmentation': (f'{SBD}/cls/train_0004.mat', lambda path: savemat(path, {'GTcls': {'a': 1}}), 'GTcls.Segmentation'),
@@ -181,7 +181,7 @@ def test_labels_of_another_size_are_kept(broken, tmp_path, capsys, name, damage)
     """They are resized when they are read."""
     damage(broken / (VOC if 'png' in name else SBD) / name)
     convert_voc.main(arguments(broken, tmp_path / 'out'))
-    words = f'{Path(name).name} is not of the size of its image'
+    words = f'{Path(name).name} does not have the size of its image'
     assert words in capsys.readouterr().out
     assert any(words in line for line in json.loads((tmp_path / 'out' / 'conversion.json').read_text())['warnings'])
     dataset = SegmentationDataset(tmp_path / 'out', 'val' if 'png' in name else 'trainaug', labels=True)
@@ -206,7 +206,7 @@ def test_a_broken_file_of_an_archive_is_named_by_the_archive(broken, tmp_path, u
     cut(broken / VOC / 'JPEGImages' / 'train_0002.jpg')
     voc, sbd = pack(broken, tmp_path)
     line = user_error(lambda: convert_voc.main(['--voc', str(voc), '--sbd', str(sbd), '--out', str(tmp_path / 'db' / 'out')]))
-    assert f'error: {voc}: {VOC}/JPEGImages/train_0002.jpg is not a whole image' in line
+    assert f'error: {voc}: {VOC}/JPEGImages/train_0002.jpg is not a complete image' in line
     assert list((tmp_path / 'db').iterdir()) == []
 
 

@@ -76,7 +76,7 @@ def test_broken_archives(originals, tmp_path, user_error, damage):
     voc.write_bytes(damage(voc.read_bytes(), header_of_last_member(voc)))
     out = tmp_path / 'db' / 'VOCSegmentation'
     line = user_error(lambda: convert_voc.main(['--voc', str(voc), '--sbd', str(sbd), '--out', str(out)]))
-    assert f'{voc} is cut off, broken or no tar archive' in line and 'fetch it again' in line
+    assert f'{voc} is truncated, damaged or not a tar archive' in line and 'download it again' in line
     assert list(out.parent.iterdir()) == []
 
 
@@ -87,7 +87,7 @@ def test_no_room(originals, tmp_path, user_error):
         line = user_error(lambda: convert_voc.main(['--voc', str(voc), '--sbd', str(sbd), '--out', str(out)]))
         assert f'{voc} could not be unpacked to {out.parent} (File too large): make room' in line
         line = user_error(lambda: convert_voc.main(arguments(originals, out)))
-        assert f'{out} could not be written (File too large): make room or choose another --out' in line
+        assert f'{out} could not be written (File too large): make room or choose another folder' in line
     assert list(out.parent.iterdir()) == []
 
 

@@ -44,6 +44,10 @@ def source(weights, tmp_path, monkeypatch):
         path = tmp_path / 'weights.pth'
         if kind == 'moco':
             torch.save({'state_dict': {f'module.encoder_q.{key}': value for key, value in weights.items()}}, path)
+        elif kind == 'ours':  # of main.py
+            backbone = {f'module.model_q.backbone.{key}': value for key, value in weights.items() if not key.startswith('fc.')}
+            others = {f'module.model_k.{key}': torch.zeros(1) for key in backbone}
+            torch.save({'model': {**backbone, **others, 'module.model_q.head.bias': torch.zeros(8)}, 'epoch': 1}, path)
         elif kind == 'torchvision':
             monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
             path = tmp_path / 'hub' / 'hub' / 'checkpoints' / 'resnet18-f37072fd.pth'  # where torchvision looks first
@@ -82,7 +86,7 @@ def embeddings(network, toys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['moco', 'plain', 'torchvision'])
+@pytest.mark.parametrize('kind', ['moco', 'ours', 'plain', 'torchvision'])
 def test_kmeans(experiment, toys, embeddings, source, tmp_path, kind):
     kmeans.main([*experiment({'pretraining': source(kind)}, 'small', toys, BASELINE), '--num_seeds', '2'])
     plain, found = embeddings
@@ -152,14 +156,15 @@ def test_mistakes(experiment, toys, source, user_error, tmp_path, weights, monke
     assert 'do not fit this network: missing backbone.' in fails({'pretraining': path, 'backbone': 'resnet50'})
     line = fails({'pretraining': 'torchvision://resnet50-IMAGENET1K_V1'})
     assert 'for backbone: resnet18 there are torchvision://resnet18-IMAGENET1K_V1' in line
-    for ours in ({'model': {'module.model_q.head.bias': torch.zeros(8)}, 'epoch': 1},
+    for ours in ({'model': {'module.model_q.head.bias': torch.zeros(8),
+                            'module.model_q.backbone.conv1.weight': weights['conv1.weight']}, 'epoch': 1},
                  {'backbone.conv1.weight': weights['conv1.weight'], 'linear.bias': torch.zeros(8)}):
         torch.save(ours, path)
-        assert 'a checkpoint of this project, which pretraining with head: deeplab or' in fails({'pretraining': path})
+        assert 'do not fit this network: missing backbone.bn1.' in fails({'pretraining': path})
     torch.save({'state_dict': {'encoder.conv1.weight': weights['conv1.weight'], 'decoder.0.weight': torch.zeros(8)}}, path)
     assert 'left over backbone.decoder.0.weight, backbone.encoder.conv1.weight' in fails({'pretraining': path})
-    assert "no weights of this name, only voc_supervised_pretrained" in fails({'pretraining': 'zoo://moco'})
+    assert "unknown name of weights, available: voc_supervised_pretrained" in fails({'pretraining': 'zoo://moco'})
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'empty'))
     for name in ('HTTPS_PROXY', 'https_proxy'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')  # nobody listens
-    assert 'could not be fetched' in fails({'pretraining': 'torchvision://resnet18-IMAGENET1K_V1'})
+    assert 'could not be downloaded' in fails({'pretraining': 'torchvision://resnet18-IMAGENET1K_V1'})

@@ -114,5 +114,6 @@ def test_other_files_are_no_names(content, tmp_path):
     from utils.errors import UserError
     path = tmp_path / 'names.yml'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match='no names of clusters could be read'):
+    with pytest.raises(UserError, match='the names of clusters could not be read') as caught:
         read_names(path)
+    assert content != 'names: {1: dog}' or "the key 'clustering' is missing" in str(caught.value)

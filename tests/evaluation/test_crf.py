@@ -122,7 +122,7 @@ def test_an_unreadable_image_and_a_killed_process(tmp_path, dataset):
     (folder / 'sets' / 'val.txt').write_text('one\n')
     (folder / 'images' / 'one.jpg').write_bytes(b'no image')
     broken = SegmentationDataset(folder, 'val')
-    with CrfPool(broken, 1) as pool, pytest.raises(UserError, match=f'^{folder}/images/one.jpg is not a whole image'):
+    with CrfPool(broken, 1) as pool, pytest.raises(UserError, match=f'^{folder}/images/one.jpg is not a complete image'):
         pool.result(pool.submit(0, torch.zeros(3, 4, 4), (32, 32)))
     for seconds in (0, 1):  # noticed by the job that waits, or by the one that is submitted
         with CrfPool(dataset, 1) as pool:

@@ -105,7 +105,7 @@ def test_goes_on_where_it_stopped(run, score, user_error):
     content['points'][0]['scores']['network']['kmeans'] = 77.7  # a mark: it would go if the score were computed again
     path.write_text(json.dumps(content))
     last.rename(kept_path(run, 2))
-    shutil.copy(kept_path(run, 0), kept_path(run, 1))  # the run was started over, say
+    shutil.copy(kept_path(run, 0), kept_path(run, 1))  # for example, the run was started over
     score('--num_seeds', '2', '--follow')  # nothing runs there, so it ends
     after = points_of(run)
     assert list(after) == [0, 1, 2] and after[0]['scores']['network']['kmeans'] == 77.7
@@ -116,7 +116,7 @@ def test_goes_on_where_it_stopped(run, score, user_error):
     assert json.loads((run / 'curve' / 'curve.json.old-1').read_text())['points'] == list(after.values())
     assert points_of(run)[0]['scores']['network']['kmeans'] != 77.7
     path.write_text('{}')
-    assert 'curve.json is not what curve.py leaves' in user_error(score)
+    assert 'curve.json was not written by curve.py' in user_error(score)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_follows_a_run_until_its_end(experiment, toys, tmp_path):
 
 @pytest.mark.slow
 def test_mistakes(score, user_error, tmp_path, trained):
-    assert '--run nowhere: there is no such folder' in user_error(lambda: score(name='nowhere'))
+    assert '--run nowhere: this folder exists neither' in user_error(lambda: score(name='nowhere'))
     (tmp_path / 'output' / 'empty').mkdir(parents=True)
     for flags in ([], ['--follow']):
         line = user_error(lambda: score(*flags, name='empty'))  # noqa: B023

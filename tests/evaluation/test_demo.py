@@ -40,4 +40,4 @@ def test_table_and_picture(experiment, pretrained, tmp_path, capsys, user_error)
     assert picture.shape[1] == demo.COLUMNS * demo.CELL[1] and picture.shape[0] <= 2 * demo.CELL[0]  # six images
     assert picture.std() > 10
     shutil.copy(output / 'demo_retrieval' / 'results.json', output / 'demo_kmeans' / 'results.json')
-    assert 'demo_kmeans/results.json is not what kmeans.py leaves' in user_error(lambda: demo.main(env))
+    assert 'demo_kmeans/results.json was not written by kmeans.py' in user_error(lambda: demo.main(env))

@@ -188,7 +188,7 @@ def fails(evaluate, user_error, tmp_path):
 @pytest.mark.slow
 def test_weights_that_do_not_fit(fails, trained, pretrained, tmp_path):
     path, trace = tmp_path / 'weights.pth', tmp_path / 'code-was-run'
-    assert fails(weights=path) == f'--state-dict names {path}, which is not there'
+    assert fails(weights=path) == f'--state-dict names {path}, which does not exist'
     path.write_bytes((trained / 'best_model.pth.tar').read_bytes()[:10 ** 5])
     assert fails(weights=path).startswith(f'{path}: damaged, or not a PyTorch checkpoint')
     hostile = type('Hostile', (), {'__reduce__': lambda _: (Path.touch, (trace,))})()
@@ -201,7 +201,7 @@ def test_weights_that_do_not_fit(fails, trained, pretrained, tmp_path):
             (get_model({**RESNET, 'num_classes': 8}).state_dict(), 'do not fit this network: missing backbone.'),
             ({key: value for key, value in good.items() if key != 'decoder.4.bias'}, 'missing decoder.4.bias'),
             ({**good, 'head.bias': torch.zeros(8)}, 'left over head.bias'),
-            ([1, 2], 'not a file of weights')):
+            ([1, 2], 'not a weights file')):
         torch.save(content, path)
         line = fails(weights=path)
         assert line.startswith(f'{path}: ') and words in line
@@ -218,7 +218,7 @@ def test_folders_that_can_not_be_made(fails, tmp_path, flags):
     folder = tmp_path / 'output' / 'small' / 'eval' / ('best_model.pth.tar' + '_crf' * len(flags))
     folder.mkdir(parents=True)
     (folder / 'predictions').write_text('a file')
-    assert fails(*flags).startswith(f'the folder {folder / "predictions"} could not be made, as a file has this name')
+    assert fails(*flags).startswith(f'the folder {folder / "predictions"} could not be made, since a file has this name')
     assert (folder / 'predictions').read_text() == 'a file'
 
 
@@ -230,8 +230,8 @@ def test_an_unreadable_image_among_many(fails, shapes_root, tmp_path, flags, wor
     content = image.read_bytes()
     image.write_bytes(content[:len(content) // 2])
     changes = {'num_workers': workers, 'val_db_kwargs.batch_size': 2}
-    assert fails(*flags, changes=changes, db_root=folder.parent).startswith(f'{image} is not a whole image')
-    assert fails(*flags, '--images', str(folder / 'images'), changes=changes).startswith(f'{image} is not a whole image')
+    assert fails(*flags, changes=changes, db_root=folder.parent).startswith(f'{image} is not a complete image')
+    assert fails(*flags, '--images', str(folder / 'images'), changes=changes).startswith(f'{image} is not a complete image')
     image.write_bytes(content)
     labels = folder / 'SegmentationClass' / f'{IDS[5]}.png'
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(labels)
@@ -258,9 +258,9 @@ def test_a_split_without_labels(evaluate, shapes_root, tmp_path, capsys):
 @pytest.mark.slow
 def test_other_mistakes(fails, shapes_root, tmp_path):
     for images in (tmp_path / 'none', shapes_root / 'Shapes' / 'classes.txt'):
-        assert fails('--images', str(images)) == f'{images} is no folder of images'
-    assert fails('--images', '').endswith('is no folder of images')
-    assert fails(weights=tmp_path) == f'--state-dict names {tmp_path}, which is no file'
+        assert fails('--images', str(images)) == f'{images} is not a folder of images'
+    assert fails('--images', '').endswith('is not a folder of images')
+    assert fails(weights=tmp_path) == f'--state-dict names {tmp_path}, which is not a file'
     (tmp_path / 'none').mkdir()
     assert fails('--images', str(tmp_path / 'none')).startswith(f'{tmp_path / "none"}: no images in this folder')
     assert '--num_visualizations: must be an integer of at least 0, not -1' in fails('--num_visualizations', '-1')

@@ -55,7 +55,7 @@ def test_what_a_run_leaves(arguments, pretrained, shapes_root, tmp_path, capsys)
     assert results['script'] == 'finetune.py' and results['pretraining'] == str(pretrained)
     assert results['online_mIoU'] == max(row.get('mIoU', 0) for row in rows)
     main(arguments({'train_db_kwargs.share': 0.5, 'epochs': 3, 'eval_every': 2}))
-    assert 'This run had finished (3 epochs)' in capsys.readouterr().out
+    assert 'This run has finished (3 epochs)' in capsys.readouterr().out
 
 
 @pytest.mark.slow

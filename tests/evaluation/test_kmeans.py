@@ -143,7 +143,7 @@ def fails(run, user_error, tmp_path):
 def test_checkpoints_that_do_not_fit(fails, toy_network, toy_checkpoint, tmp_path):
     path, trace = tmp_path / 'weights.pth', tmp_path / 'code-was-run'
     changes, hostile = {'pretraining': str(path)}, type('Hostile', (), {'__reduce__': lambda _: (Path.touch, (trace,))})()
-    assert fails(changes).endswith(f'pretraining names {path}, which is not there: make it first, or correct the path')
+    assert fails(changes).endswith(f'pretraining names {path}, which does not exist: make it first, or correct the path')
     path.write_bytes(toy_checkpoint.read_bytes()[:10 ** 6])
     assert fails(changes).startswith(f'{path}: damaged, or not a PyTorch checkpoint')
     good = torch.load(toy_checkpoint)['model']
@@ -183,7 +183,7 @@ def test_damaged_data(fails, toys, tmp_path, workers):
     image, labels = folder / 'images' / 'val_0009.jpg', folder / 'SegmentationClass' / 'val_0010.png'
     changes, content = {'num_workers': workers}, image.read_bytes()
     image.write_bytes(content[:len(content) // 2])
-    assert fails(changes, root=tmp_path / 'own').startswith(f'{image} is not a whole image')
+    assert fails(changes, root=tmp_path / 'own').startswith(f'{image} is not a complete image')
     image.write_bytes(content)
     Image.fromarray(np.full((70, 60), 10, np.uint8)).save(labels)
     line = fails(changes, root=tmp_path / 'own')

@@ -98,7 +98,7 @@ def test_what_a_run_leaves(experiment, pretrained_resnet, shapes_root, tmp_path,
 
     content = (folder / 'results.json').read_bytes()
     main(arguments)
-    assert 'This run had finished (2 epochs)' in capsys.readouterr().out and (folder / 'results.json').read_bytes() == content
+    assert 'This run has finished (2 epochs)' in capsys.readouterr().out and (folder / 'results.json').read_bytes() == content
     (folder / 'results.json').unlink()  # killed during the final evaluation: that alone is done again
     main(arguments)
     printed = capsys.readouterr().out
@@ -184,7 +184,7 @@ def test_killed_and_started_again(arguments, tmp_path):
     assert warm.run(tmp_path / 'killed.py', *flags, out=tmp_path / 'out').returncode == -signal.SIGKILL
     assert load(folder)['epoch'] == 1 and not (folder / 'results.json').exists()
     main(flags)
-    assert 'Going on from' in (folder / 'log_file.txt').read_text()
+    assert 'Resuming from' in (folder / 'log_file.txt').read_text()
     main(arguments(changes, name='undisturbed'))
     other = folder.parent / 'undisturbed'
     for key in ('model', 'optimizer', 'best_iou', 'best_epoch'):
@@ -201,5 +201,5 @@ def test_random_weights_and_skipped_images(arguments, shapes_root, tmp_path, cap
     main(arguments({'pretraining': None, 'on_bad_image': 'skip', 'epochs': 1, 'optimizer': 'adam',
                     'optimizer_kwargs': {'lr': 1e-3}, 'scheduler': 'poly'}, db_root=root))
     folder, printed = tmp_path / 'output' / 'small', capsys.readouterr().out
-    assert rows_of(folder)[0]['skipped_images'] == 1 and f'skipped: {path} is not a whole image' in printed
+    assert rows_of(folder)[0]['skipped_images'] == 1 and f'skipped: {path} is not a complete image' in printed
     assert 'random weights' in printed and json.loads((folder / 'results.json').read_text())['pretraining'] is None

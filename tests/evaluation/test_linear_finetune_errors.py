@@ -31,7 +31,7 @@ def own_root(tmp_path, shapes_root):
 def test_checkpoints_that_do_not_fit(fails, pretrained, tmp_path):
     path = tmp_path / 'weights.pth'
     changes = {'pretraining': str(path)}
-    assert fails(changes).endswith(f'pretraining names {path}, which is not there: make it first, or correct the path')
+    assert fails(changes).endswith(f'pretraining names {path}, which does not exist: make it first, or correct the path')
     path.write_bytes(pretrained.read_bytes()[:10 ** 5])
     assert fails(changes).startswith(f'{path}: damaged, or not a PyTorch checkpoint')
     good = torch.load(pretrained)['model']
@@ -113,7 +113,7 @@ def test_damaged_data(fails, own_root, workers):
     image, labels = folder / 'images' / 'val_0003.jpg', folder / 'SegmentationClassAug' / 'train_0001.png'
     content = image.read_bytes()
     image.write_bytes(content[:200])
-    assert fails(changes, db_root=own_root).startswith(f'{image} is not a whole image')
+    assert fails(changes, db_root=own_root).startswith(f'{image} is not a complete image')
     image.write_bytes(content)
     shutil.rmtree(folder.parents[1] / 'output')
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(labels)

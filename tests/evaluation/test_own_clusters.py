@@ -56,7 +56,7 @@ def add_image(data, name, like):
 def test_they_are_those_of_kmeans(clusters, mine, output, data, capsys):  # noqa: F811
     found = clusters('--clusters', '3')
     said = capsys.readouterr().out
-    assert '3 clusters, as asked' in said and 'layer4 of resnet18' in said and 'features of 16 new images' in said
+    assert '3 clusters, as requested' in said and 'layer4 of resnet18' in said and 'features of 16 new images' in said
     saved = SavedClusters.load(output / 'clusters.npz')
     assert len(saved) == 3 and (saved.clusters + 1).tolist() == list(found['clusters'].values())
     for name, cluster in found['clusters'].items():
@@ -82,7 +82,7 @@ def test_only_what_is_new_is_computed(clusters, data, output, capsys):
     capsys.readouterr()
     found = clusters('--clusters', '3')
     said = capsys.readouterr().out
-    assert '16 of 17 images are known from before' in said and 'features of 1 new images' in said
+    assert '16 of 17 images are already saved' in said and 'features of 1 new images' in said
     assert 'new' in found['clusters'] and 'renamed' in found['clusters']
     second = dict(vectors(output))
     assert len(second) == 17 and all(np.array_equal(second[key], vector) for key, vector in first.items())
@@ -114,7 +114,7 @@ def test_an_interrupted_run_goes_on(clusters, output, monkeypatch, capsys):
     monkeypatch.setattr(PrototypeCache, 'add', add)
     capsys.readouterr()
     clusters()
-    assert '8 of 16 images are known from before' in capsys.readouterr().out
+    assert '8 of 16 images are already saved' in capsys.readouterr().out
 
 
 def test_a_cache_that_was_cut_off_or_damaged(tmp_path):
@@ -148,6 +148,9 @@ def test_names(clusters, output, data, user_error, tmp_path):
     found = clusters('--clusters', '4')
     saved = SavedClusters.load(output / 'clusters.npz')
     given = tmp_path / 'names.yml'
+    write_names(given, saved.id, {7: 'x'})
+    assert 'names.yml: there are clusters 1 to 4, not 7' in user_error(lambda: clusters('--names', str(given)))
+    assert not (output / 'names.yml').exists()
     write_names(given, saved.id, {1: 'Häuser', 2: 'x', 4: 'Häuser'})
     again = clusters('--names', str(given))  # as many as those with names
     assert again['clusters'] == found['clusters'] and again['names'] == {'1': 'Häuser', '2': 'x', '4': 'Häuser'}
@@ -171,7 +174,7 @@ def test_names(clusters, output, data, user_error, tmp_path):
         assert votes.count(name) == max(map(votes.count, votes))
     assert more['names']
     # Names of what is no longer there
-    assert 'these names are of other clusters' in user_error(lambda: clusters('--clusters', '2', '--names', str(given)))
+    assert 'these names belong to other clusters' in user_error(lambda: clusters('--clusters', '2', '--names', str(given)))
     write_names(output / 'names.yml', 'nonsense', {1: 'a'})
     assert clusters('--clusters', '2')['names'] == {} and (output / 'names.yml.old-2').exists()
 
@@ -188,7 +191,7 @@ def test_the_number_is_found(clusters, output, capsys):
         expected.append(silhouette_score(points, best))
     chosen = 2 + int(np.argmax(expected))
     assert found['n_clusters'] == chosen + 1
-    assert f'{chosen} clusters: of 2 to 8 these have the highest silhouette, {max(expected):.3f}' in said
+    assert f'{chosen} clusters: of 2 to 8 this number has the highest silhouette, {max(expected):.3f}' in said
     assert np.asarray(Image.open(output / 'silhouette.png')).shape[1] == 770
 
 
@@ -272,7 +275,7 @@ def test_other_files_are_no_clusters(tmp_path):
 def test_mistakes(clusters, mine, tmp_path, user_error):  # noqa: F811
     assert '--clusters 17: only 16 of the images have masks' in user_error(lambda: clusters('--clusters', '17'))
     assert '--clusters: must be auto or an integer' in user_error(lambda: clusters('--clusters', '0'))
-    assert 'no names of clusters could be read' in user_error(lambda: clusters('--names', str(tmp_path / 'none.yml')))
+    assert 'the names of clusters could not be read' in user_error(lambda: clusters('--names', str(tmp_path / 'none.yml')))
     assert 'run own_images.py --name other first' in user_error(lambda: clusters('--name', 'other'))
     (tmp_path / 'output' / 'mine' / 'network.yml').write_text('[]')
     assert 'network.yml could not be read' in user_error(clusters)
@@ -290,7 +293,8 @@ def test_what_is_clustered():
                 settings['transformation_kwargs']['resolution'][0], settings['kmeans_kwargs']['whiten'],
                 settings['backbone_kwargs'])
     assert chosen(ready, 60) == chosen(ready, 60_000) == ('layer4', False, 64, False, {'dilated': False})
-    assert chosen({**trained, 'from_random_weights': False}, 60) == ('layer4', False, 64, False, {'dilated': True})
+    for images in (60, 60_000):
+        assert chosen({**trained, 'from_random_weights': False}, images) == ('layer4', False, 64, False, {'dilated': True})
     assert chosen({**trained, 'from_random_weights': True}, 60) == ('layer3', True, 192, False, {'dilated': True})
-    assert chosen({**trained, 'from_random_weights': False}, 2000) == ('embedding', False, 192, True, {'dilated': True})
+    assert chosen({**trained, 'from_random_weights': True}, 2000) == ('embedding', False, 192, True, {'dilated': True})
     assert [clusters_for(images) for images in (1, 2, 3, 60, 241, 10 ** 6)] == [1, 2, 2, 8, 16, 50]

@@ -63,7 +63,7 @@ def one_thread():
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-    """place(settings, db_root) makes a folder with the files of an experiment `small`, and if need be its own data sets."""
+    """place(settings, db_root) makes a folder with the files of an experiment `small`, and if needed its own data sets."""
     def make(settings, db_root, own=False):
         root = tmp_path_factory.mktemp('place')
         db_root = shutil.copytree(db_root, root / 'datasets') if own else db_root
@@ -244,7 +244,7 @@ def test_stopped_and_gone_on_it_ends_in_the_same_weights(place, settings, shapes
     assert 0 < load(root)['epoch'] < 3 and not (results(root) / 'results.json').exists()
     (root / 'no_room.py').write_text(NO_ROOM)
     ranks = start(root / 'no_room.py', root)
-    assert ranks.wait() == [0, 0] and ranks.printed().count('No room') == ranks.printed().count('Going on from') == 1
+    assert ranks.wait() == [0, 0] and ranks.printed().count('No room') == ranks.printed().count('Resuming from') == 1
     assert_same({**load(root), 'config': None}, {**load(trained[1]), 'config': None})
     assert_same(load(root, 'best_model.pth.tar'), load(trained[1], 'best_model.pth.tar'))
     assert rows(root) == rows(trained[1])
@@ -265,7 +265,7 @@ def test_a_damaged_image_in_the_part_of_one(evaluated, settings):
     ranks = start(evaluation_script.__file__, root, *flags)
     assert ranks.wait(60) == [2, 2]
     line, = ranks.errors()
-    assert f'error: rank 1: {image} is not a whole image' in line
+    assert f'error: rank 1: {image} is not a complete image' in line
     after = {path: value for path, value in content(root, 'eval/best_model.pth.tar').items() if not path.startswith('.')}
     added = after['log_file.txt'][len(before['log_file.txt']):]
     assert len(added) == 2 and added[1] == line.replace(str(root), '')
@@ -282,5 +282,5 @@ def test_a_batch_that_can_not_be_divided(place, settings, shapes_root):
     assert ranks.wait(60) == [2, 2]
     line, = ranks.errors()
     assert line.removeprefix('error: ').removeprefix('rank 1: ').startswith(
-        f'{root / "small.yml"}: train_db_kwargs.batch_size is 3, which can not be divided over 2 processes')
+        f'{root / "small.yml"}: train_db_kwargs.batch_size is 3, which cannot be divided over 2 processes')
     assert not (results(root) / 'checkpoint.pth.tar').exists()

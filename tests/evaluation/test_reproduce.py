@@ -92,7 +92,7 @@ def test_rows_run_with_files_of_ones_own(env, toys, toy_checkpoint, tmp_path, mo
     found = json.loads((tmp_path / 'output' / 'reproduce' / 'results.json').read_text())['finetune_imagenet_1']
     assert found['measured'] == pytest.approx(np.mean(scores)) and found['spread'] == pytest.approx(np.std(scores, ddof=1))
     assert f'{found["measured"]:.2f} +- {found["spread"]:.2f}' in printed
-    assert all((folder / 'log_file.txt').read_text().count('This run had finished') == 0 for folder in folders)
+    assert all((folder / 'log_file.txt').read_text().count('This run has finished') == 0 for folder in folders)
     weights = [torch.load(folder / 'checkpoint.pth.tar', weights_only=True) for folder in folders]
     assert [state['seed'] for state in weights] == [0, 1]
     reproduce.main([*env, '--rows', 'retrieval_supervised_7'])  # without its weights: what was measured stays

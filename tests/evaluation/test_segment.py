@@ -132,7 +132,7 @@ def test_names_make_one_of_two(put, others, clusters, tmp_path, user_error, mine
     assert redrawn == {name for name, row in rows.items() if row['name']}  # their legend is another one
     other = tmp_path / 'other.yml'
     write_names(other, 'abc', {1: 'a'})
-    assert 'these names are of other clusters' in user_error(lambda: put(others, '--names', str(other)))
+    assert 'these names belong to other clusters' in user_error(lambda: put(others, '--names', str(other)))
 
 
 def stamps(tmp_path):
@@ -183,7 +183,7 @@ def test_ctrl_c_and_again(put, clusters, mine, others, tmp_path, capsys):  # noq
     capsys.readouterr()
     put(others)
     done = capsys.readouterr().out
-    known = int(done.partition(f' of {MANY} images are known from before')[0].split()[-1])
+    known = int(done.partition(f' of {MANY} images are already saved')[0].split()[-1])
     assert BATCH <= known < MANY and f'features of {MANY - known} new' in done and f'pictures of {MANY}' in done
 
 
@@ -197,6 +197,6 @@ def test_mistakes(put, others, own_weights, clusters, tmp_path, mine, user_error
         state = torch.load(own_weights, weights_only=True)
         torch.save({key: value + 0.5 for key, value in state.items()}, own_weights)
         line = user_error(lambda: put(tmp_path / 'datasets' / 'mine'))
-        assert 'does not hold the weights that the clusters were made with' in line
+        assert 'does not hold the weights with which the clusters were made' in line
     finally:
         own_weights.write_bytes(weights)

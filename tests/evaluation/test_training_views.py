@@ -125,7 +125,7 @@ def test_bad_files_stop_or_are_passed_over(own):
     labels = own.labels / f'{own.ids[1]}.png'
     Image.fromarray(np.full((64, 64), 37, np.uint8)).save(labels)
     views = views_of(own)
-    with pytest.raises(UserError, match=f'^{image} is not a whole image'):
+    with pytest.raises(UserError, match=f'^{image} is not a complete image'):
         views[0, 0]
     with pytest.raises(UserError, match=f'^{labels}: label 37 .* only 9 classes'):
         views[0, 1]

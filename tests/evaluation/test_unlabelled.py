@@ -151,7 +151,7 @@ def test_images_without_a_mask_are_left_out(run, unlabelled, capsys):
     (unlabelled / 'Toys' / 'saliency_supervised_model' / f'{IDS[3]}.png').unlink()
     clusters = run({'val_db_kwargs.saliency': 'supervised_model', 'kmeans_kwargs.n_clusters': 3})['clusters']
     assert list(clusters) == [name for name in IDS if name != IDS[3]]
-    assert 'has no labels for the split val: nothing is scored (1 ids' in capsys.readouterr().out
+    assert 'has no labels for the split val: there will be no score (1 ids' in capsys.readouterr().out
 
 
 def test_pascal_voc_has_labels(run, unlabelled, user_error):
@@ -160,9 +160,9 @@ def test_pascal_voc_has_labels(run, unlabelled, user_error):
 
 
 def test_the_number_of_clusters_must_be_said(run, unlabelled, user_error):
-    assert user_error(run).startswith(f'error: {unlabelled / "Toys"} has no labels, so the number of clusters is yours')
+    assert user_error(run).startswith(f'error: {unlabelled / "Toys"} has no labels, so choose the number of clusters')
     (unlabelled / 'Toys' / 'classes.txt').write_text('background\na\nb\n')  # names without labels say nothing
-    assert 'is yours to choose' in user_error(run)
+    assert 'choose the number of clusters' in user_error(run)
     assert '--n_clusters must be at most 255 without labels' in user_error(lambda: run(flags=['--n_clusters', '256']))
 
 

@@ -16,7 +16,7 @@ NETWORKS = {
 
 
 def weights_of(p, path):
-    """A network with random weights and statistics that are no identity, stored at `path` as the scripts store it."""
+    """A network with random weights and statistics that are not the identity, stored at `path` as the scripts store it."""
     torch.manual_seed(0)
     network = get_model({'backbone': 'resnet18', **p}).eval()
     for name, buffer in network.named_buffers():

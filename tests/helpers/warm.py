@@ -95,7 +95,7 @@ def _server():
 
 
 def _serve(channel):
-    """Fork for each request, and say how the processes end. Returns the request in a forked process, else None."""
+    """Fork for each request, and say how the processes end. Returns the request in a forked process, otherwise None."""
     running = {}  # by a file descriptor of the process: its number, and the channel of who has started it
     while True:
         for ready in select.select([channel, *running], [], [])[0]:

@@ -212,7 +212,7 @@ def test_mistakes(experiment):
     resolution = {'transformation_kwargs.crop_size': 50}
     for more, words in (
             ({'backbone': 'timm/vit_smal_patch16_224'}, 'timm has no network of this name (nearest: vit_small_patch16_224'),
-            ({'backbone': 'timm/crossvit_9_240'}, 'this network of timm gives no grid of features'),
+            ({'backbone': 'timm/crossvit_9_240'}, 'this network of timm has no grid of features'),
             ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 4}}, 'must be one of 8, 16, 32 for backbone: timm'),
             ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 32, 'dilated': True}}, 'contradict each other'),
             ({'backbone': CONVNEXT, 'backbone_kwargs': {'output_stride': 16, 'dilated': False}}, 'contradict each other'),

@@ -107,8 +107,8 @@ def test_weights_that_timm_fetches(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, 'HF_HUB_CACHE', str(tmp_path))
     for source in ('timm://', 'timm://test_vit.r160_in1k'):
         message = refusal(backbone_weights, source, 'timm/test_vit.r160_in1k')
-        assert message.startswith('timm://test_vit.r160_in1k could not be fetched (')
-        assert 'fetch model.safetensors of https://huggingface.co/timm/test_vit.r160_in1k by hand' in message
+        assert message.startswith('timm://test_vit.r160_in1k could not be downloaded (')
+        assert 'download model.safetensors of https://huggingface.co/timm/test_vit.r160_in1k by hand' in message
         assert 'backbone_kwargs.state_dict' in message
     name = 'timm/vit_small_patch16_224.dino'
     assert 'there are timm://, ' in refusal(backbone_weights, 'timm://resnet50.a1_in1k', name)

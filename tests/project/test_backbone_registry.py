@@ -148,7 +148,7 @@ def test_saliency_by_its_features(tmp_path, monkeypatch):
         again = estimator.network.grids(estimator.batch(image), (stage,))[0][0].numpy()
         assert np.array_equal(again, found)
     monkeypatch.setitem(backbones._registry, 'toy', dataclasses.replace(SPEC, imagenet=None))
-    assert refusal(FeatureCues, 'toy') == '--backbone toy: there are no published ImageNet weights of it: add --weights PATH'
+    assert refusal(FeatureCues, 'toy') == '--backbone toy: it has no published ImageNet weights: add --weights PATH'
 
 
 def test_a_file_alone_is_recognised_where_that_is_unambiguous(tmp_path, monkeypatch):

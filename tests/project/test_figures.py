@@ -9,6 +9,7 @@ import yaml
 
 import curves
 import examples
+import learning_curves
 import teaser
 from contrastive.builder import ContrastiveModel
 from data.synthetic_shapes import draw_shapes
@@ -38,6 +39,25 @@ def test_curves_show_what_the_run_measured(tmp_path, user_error):
     assert 'metrics.jsonl is empty' in refusal(curves.main, user_error, tmp_path)
 
 
+def test_learning_curves_are_means_over_runs(tmp_path, user_error):
+    for run, gain in (('a', 1.0), ('b', 3.0)):
+        points = [{'steps': steps, 'scores': {part: dict.fromkeys(learning_curves.PANELS, 30 + gain * steps)
+                                              for part in ('network', 'backbone')}} for steps in (0, 5, 7)]
+        (tmp_path / run / 'curve').mkdir(parents=True)
+        (tmp_path / run / 'curve' / 'curve.json').write_text(json.dumps({
+            'points': points[:2] if run == 'b' else points, 'start': dict.fromkeys(learning_curves.PANELS, 30.0)}))
+    curves_of = [learning_curves.read_curve(tmp_path / run) for run in 'ab']
+    assert list(learning_curves.over_runs(curves_of, 'backbone', 'kmeans')) == [(0, 30, 30, 30), (5, 40, 35, 45)]
+    figure = learning_curves.learning_curves({'two': curves_of, 'one': curves_of[:1]})
+    assert [len(axes.lines) for axes in figure.axes] == [3] * 2 * len(learning_curves.PANELS)
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[0, 30], [5, 40]]
+    learning_curves.main(['--runs', 'one', str(tmp_path / 'a'), '--out', str(tmp_path / 'curves.png')])
+    assert cv2.imread(str(tmp_path / 'curves.png')) is not None
+    wrong = refusal(learning_curves.main, user_error, '--runs', 'one', tmp_path / 'c', '--out', tmp_path / 'x.png')
+    assert 'c/curve/curve.json could not be read' in wrong and not (tmp_path / 'x.png').exists()
+    assert 'at least one folder' in refusal(learning_curves.main, user_error, '--runs', 'one', '--out', tmp_path / 'x.png')
+
+
 def test_examples_are_spread_over_all(tmp_path, user_error):
     assert examples.spread(range(80), 4) == [0, 20, 40, 60] and examples.spread(range(3), 12) == [0, 1, 2]
     (tmp_path / 'visualization').mkdir()
@@ -58,7 +78,7 @@ def test_teaser(tmp_path, user_error):
     (tmp_path / 'env.yml').write_text(yaml.safe_dump({'root_dir': str(tmp_path), 'db_root': str(tmp_path / 'data')}))
     draw_shapes(tmp_path / 'data' / 'Shapes', train=6, val=1, size=64)
     arguments = ['--config_env', tmp_path / 'env.yml', '--config_exp', tmp_path / 'small.yml', '--out', tmp_path / 'teaser.png']
-    assert 'there is no such checkpoint file' in refusal(teaser.main, user_error, *arguments)
+    assert 'this checkpoint file does not exist' in refusal(teaser.main, user_error, *arguments)
     p = create_config(tmp_path / 'env.yml', tmp_path / 'small.yml', PRETRAIN)
     (tmp_path / 'small').mkdir()
     state = ContrastiveModel(p).state_dict()

@@ -115,7 +115,7 @@ def test_published_ones_are_kept_in_the_hubs_folder(tmp_path, monkeypatch):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(ValueError, match='nowhere.pth: there is no such checkpoint file'):
+    with pytest.raises(ValueError, match='nowhere.pth: this checkpoint file does not exist'):
         load('maskcontrast', tmp_path / 'nowhere.pth')
     weights_of({'num_classes': 2}, tmp_path / 'weights.pth.tar')
     with pytest.raises(ValueError, match='output_stride must be one of 8, 32 for backbone: resnet18, not 16'):

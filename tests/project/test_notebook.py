@@ -73,7 +73,7 @@ def test_an_own_image_and_network(tmp_path, monkeypatch):
     found = sorted(set(np.unique(names['prediction']).tolist()) - {0})
     assert names['figure'].axes[1].get_title() == (', '.join(map(str, found)) or 'background only')
     weights_of(PRETRAINING, tmp_path / 'weights.pth.tar')
-    with pytest.raises(ValueError, match='is of a pre-training, which knows no classes'):
+    with pytest.raises(ValueError, match='is a pre-training, which has no classes'):
         run_here(monkeypatch, tmp_path, **given)
     assert not (tmp_path / 'output').exists()
 

@@ -8,8 +8,9 @@ from helpers.experiments import KMEANS, LINEAR, PRETRAINING
 from PIL import Image, ImageDraw
 
 import photographs
-from compositing import CLASSES, composite, find_sources
+from compositing import CLASSES, composite, find_sources, numbered
 from data import check
+from data.instances import read_instances
 from utils.errors import UserError
 
 COLOURS = {'ball': (220, 30, 30), 'bird': (30, 210, 30), 'coin': (30, 30, 220)}  # each class has a channel of its own
@@ -143,6 +144,38 @@ def test_a_whole_data_set(make, experiment):
         check.main(arguments[:4])  # else SystemExit
 
 
+def test_objects_beside_each_other(make):
+    """Each in a part of the picture of its own, and numbered in files that say what the labels say."""
+    folder = make('Pairs', '--images', '16', '--val', '2', '--objects', '2')
+    parts = {*()}
+    for name in (folder / 'sets' / 'trainaug.txt').read_text().split():
+        labels = pixels(folder / 'SegmentationClassAug' / f'{name}.png')
+        instances = read_instances(folder / photographs.INSTANCES[0] / f'{name}.png')
+        assert np.unique(instances).tolist() == [0, 1, 2]
+        axis, centres = int(labels.shape[1] > labels.shape[0]), {}
+        for number in (1, 2):
+            label, = {*np.unique(labels[instances == number])} - {0, 255}
+            inside = labels == label
+            assert ((instances == number) & inside).sum() > 0.97 * inside.sum()
+            centres[number] = np.nonzero(inside)[axis].mean() / labels.shape[axis]
+        assert min(centres.values()) < 0.5 < max(centres.values())
+        parts.add(centres[1] < centres[2])
+        for masks, numbers in zip(photographs.MASKS, photographs.INSTANCES, strict=True):
+            assert np.array_equal(read_instances(folder / numbers / f'{name}.png') > 0,
+                                  pixels(folder / masks / f'{name}.png') == 255)
+    assert parts == {True, False}
+
+
+def test_pixels_of_a_mask_are_of_the_nearest_object():
+    objects = [np.zeros((5, 12), bool) for _ in range(3)]
+    for index, mask in enumerate(objects):
+        mask[2, 1 + 4 * index] = True
+    assert numbered(np.ones((5, 12), bool), objects)[2].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
+    without_the_second = np.ones((5, 12), bool)
+    without_the_second[:, 3:8] = False
+    assert numbered(without_the_second, objects)[0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 2, 2, 2, 2]
+
+
 def test_noisier_masks_are_noisier(make):
     folder = make('Noise', '--images', '40', '--val', '1')
     wrong = dict.fromkeys(photographs.MASKS, 0)
@@ -170,8 +203,8 @@ def test_mistakes(make, packages, user_error, tmp_path, monkeypatch):
     assert '3 classes of stamps and 3 scenes were found: there must be at least 4 classes' in user_error(
         lambda: make('Four', '--objects', '4'))
     assert '--size must be at least 96' in user_error(lambda: make('Small', '--size', '50'))
-    assert 'must be a whole number, at least 1, not 0' in user_error(lambda: make('None', '--images', '0'))
-    assert f'{tmp_path / "nowhere"}: there is no such folder' in user_error(
+    assert 'must be an integer of at least 1, not 0' in user_error(lambda: make('None', '--images', '0'))
+    assert f'{tmp_path / "nowhere"}: this folder does not exist' in user_error(
         lambda: make('Nowhere', '--stamps', str(tmp_path / 'nowhere')))
     monkeypatch.setattr(photographs, 'STAMPS', tmp_path / 'nowhere')
     monkeypatch.setattr(photographs, 'BACKGROUNDS', {'gnome-backgrounds': packages[1],

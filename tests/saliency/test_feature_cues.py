@@ -178,7 +178,7 @@ def test_whole_objects_against_plain_ones(share):
 
 def test_weights(tmp_path, weights):
     assert refusal(FeatureCues, 'resnet18', tmp_path / 'absent.pth') == (
-        f'{tmp_path / "absent.pth"}: there is no such checkpoint file')
+        f'{tmp_path / "absent.pth"}: this checkpoint file does not exist')
     assert 'do not fit this network: missing ' in refusal(FeatureCues, 'resnet50', weights)
     state = torch.load(weights, weights_only=True)
     state['layer4.1.bn2.bias'].fill_(math.nan)

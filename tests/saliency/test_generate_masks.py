@@ -117,9 +117,9 @@ def test_skipped_photographs_are_listed(tmp_path, images):
     assert (results['photographs'], results['masks']) == (7, 4)
     assert results['skipped'].keys() == {'nothing', 'broken', 'caf_'}
     assert results['skipped']['nothing'] == f'{images}/nothing.png: the mask covers 0.0% of the image, less than 1%'
-    assert results['skipped']['broken'].startswith(f'{images}/broken.jpg is not a whole image')
+    assert results['skipped']['broken'].startswith(f'{images}/broken.jpg is not a complete image')
     text = (tmp_path / 'mine' / 'log_file.txt').read_text()
-    assert 'nothing.png: the mask covers 0.0%' in text and 'broken.jpg is not a whole' in text and '3 images skipped' in text
+    assert 'nothing.png: the mask covers 0.0%' in text and 'broken.jpg is not a complete' in text and '3 images skipped' in text
     assert ids_of(tmp_path / 'mine', 'trainaug') == ['a', 'b', 'c d', 'deep/e'] == sorted(mask_ids(tmp_path / 'mine'))
 
 

@@ -108,8 +108,8 @@ def test_other_photographs_and_another_size(root, refuse):
 def test_no_photographs(root, refuse):
     (root / 'nothing').mkdir()
     (root / 'nothing' / 'a.txt').touch()
-    assert refuse(images=root / 'absent') == f'{root}/absent is no folder of images'
-    assert refuse(images=root / 'photographs' / 'a.jpg') == f'{root}/photographs/a.jpg is no folder of images'
+    assert refuse(images=root / 'absent') == f'{root}/absent is not a folder of images'
+    assert refuse(images=root / 'photographs' / 'a.jpg') == f'{root}/photographs/a.jpg is not a folder of images'
     assert refuse(images=root / 'nothing').startswith(f'{root}/nothing: no images in this folder (.jpg, ')
 
 
@@ -138,23 +138,23 @@ def test_damaged_configuration(root, refuse, text):
 
 
 @pytest.mark.parametrize(('flags', 'words'), [
-    (('--model', 'u2nett'), "--model u2nett: there is no such saliency model (nearest: 'u2net'; one of robust_background, "),
-    (('--model', 'robust-background'), "--model robust-background: there is no such saliency model (nearest: 'robust_b"),
+    (('--model', 'u2nett'), "--model u2nett: unknown saliency model (nearest: 'u2net'; one of robust_background, "),
+    (('--model', 'robust-background'), "--model robust-background: unknown saliency model (nearest: 'robust_b"),
     (('--model', '../a'), '--model ../a: use letters, digits, dots, hyphens and underscores'),
     (('--model', 'a/b', '--onnx', 'x.onnx'), '--model a/b: use letters'),
     (('--model', '.hidden'), '--model .hidden: use letters'),
     (('--model', 'a\n'), '--model a : use letters'),
     (('--onnx', 'my net.onnx'), '--model my net: use letters'),
     (('--onnx', 'absent.onnx'), 'absent.onnx'),
-    (('--val_fraction', '1'), 'argument --val_fraction: must be a number from 0 to below 1, not 1'),
-    (('--val_fraction', '-0.1'), 'argument --val_fraction: must be a number from 0 to below 1, not -0.1'),
-    (('--val_fraction', 'nan'), 'argument --val_fraction: must be a number from 0 to below 1, not nan'),
-    (('--val_fraction', 'some'), 'argument --val_fraction: must be a number from 0 to below 1, not some'),
+    (('--val_fraction', '1'), 'argument --val_fraction: must be a number of at least 0 and below 1, not 1'),
+    (('--val_fraction', '-0.1'), 'argument --val_fraction: must be a number of at least 0 and below 1, not -0.1'),
+    (('--val_fraction', 'nan'), 'argument --val_fraction: must be a number of at least 0 and below 1, not nan'),
+    (('--val_fraction', 'some'), 'argument --val_fraction: must be a number of at least 0 and below 1, not some'),
     (('--max_side', '-1'), 'argument --max_side: must be an integer of at least 0, not -1'),
     (('--max_side', '²'), 'argument --max_side: must be an integer of at least 0, not ²'),
     (('--num_workers', '1.5'), 'argument --num_workers: must be an integer of at least 0, not 1.5'),
     (('--onnx', 'x.onnx', '--onnx_preset', 'u3net'), "argument --onnx_preset: invalid choice: 'u3net'"),
-    (('--onnx', 'x.onnx', '--onnx_std', '0.5'), 'argument --onnx_std: must be three numbers with commas between them, not 0.5'),
+    (('--onnx', 'x.onnx', '--onnx_std', '0.5'), 'argument --onnx_std: must be three numbers separated by commas, not 0.5'),
     (('--onnx', 'x.onnx', '--onnx_size', '320'), 'argument --onnx_size: must be height,width in pixels, not 320'),
     (('--onnx', 'x.onnx', '--onnx_size', '0,9'), 'argument --onnx_size: must be height,width in pixels, not 0,9'),
     (('--model', 'tokencut', '--weights', 'absent.pth', '--vit', 'test_vit'), 'absent.pth'),
@@ -170,11 +170,11 @@ def test_no_mask_at_all(tmp_path, user_error):
     Image.new('RGB', (64, 48), 'gray').save(photograph(tmp_path / 'photographs' / 'a.png'))
     images, out = tmp_path / 'photographs', tmp_path / 'mine'
     line = user_error(lambda: make_masks(images, out))
-    assert line.startswith(f'error: {out}: 0 images have a mask, which leaves none for training')
+    assert line.startswith(f'error: {out}: 0 images have a mask, so none is left for training')
     assert not (out / 'sets').exists() and not mask_ids(out)
     photograph(images / 'b.png')
     line = user_error(lambda: make_masks(images, out, '--val_fraction', 0.1))
-    assert line.startswith(f'error: {out}: 1 images have a mask, which leaves none for training')
+    assert line.startswith(f'error: {out}: 1 images have a mask, so none is left for training')
     assert line.endswith('or --val_fraction 0')
     assert make_masks(images, out, '--val_fraction', 0)['masks'] == 1 and ids_of(out, 'trainaug') == ['b']
 
@@ -199,7 +199,7 @@ def test_a_name_that_is_no_text(root):
     Path(os.fsdecode(path)).write_bytes(b'no image')
     result = process(root, PYTHONIOENCODING='utf-8:strict')
     assert result.returncode == 0 and 'Traceback' not in result.stderr and 'Logging error' not in result.stderr
-    assert r'photographs/caf\udce9.jpg is not a whole image' in (root / 'mine' / 'log_file.txt').read_text()
+    assert r'photographs/caf\udce9.jpg is not a complete image' in (root / 'mine' / 'log_file.txt').read_text()
     assert ids_of(root / 'mine', 'trainaug') == ['a', 'deep/b']
 
 
@@ -236,14 +236,14 @@ def test_masks_of_others_are_not_touched(root, refuse, network):
     masks = root / 'mine' / 'saliency_supervised_model'
     shutil.copytree(root / 'mine' / 'saliency_robust_background', masks)
     line = refuse('--onnx', network('supervised_model.onnx', 1))
-    assert line == (f'{masks} holds masks that generate_masks.py did not make: give another --model, beside --onnx any name')
+    assert line.startswith(f'{masks} holds masks that generate_masks.py did not make: give another --model')
 
 
 @pytest.mark.parametrize('flags, words', [
-    (('--onnx', 'x.onnx', '--model', 'tokencut'), '--model tokencut: with --onnx give its masks a name of their own'),
-    (('--onnx', 'x.onnx', '--model', 'auto'), '--model auto: with --onnx give its masks a name of their own'),
-    (('--onnx_logits',), '--onnx_logits: this is about a network given with --onnx'),
-    (('--onnx_mean', '0,0.5,1', '--model', 'tokencut'), '--onnx_mean: this is about a network given with --onnx'),
+    (('--onnx', 'x.onnx', '--model', 'tokencut'), '--model tokencut: with --onnx choose another name for its masks'),
+    (('--onnx', 'x.onnx', '--model', 'auto'), '--model auto: with --onnx choose another name for its masks'),
+    (('--onnx_logits',), '--onnx_logits: this is only for a network given with --onnx'),
+    (('--onnx_mean', '0,0.5,1', '--model', 'tokencut'), '--onnx_mean: this is only for a network given with --onnx'),
     (('--onnx', 'x.onnx', '--onnx_logits', '--onnx_output', 'stretched'),
      '--onnx_logits and --onnx_output stretched contradict each other: remove one'),
     (('--weights', 'x.pth'), '--weights and --vit are for --model tokencut, --weights and --backbone for --model feature_cues'),

@@ -51,7 +51,7 @@ def test_a_network_on_disk(home, with_rembg, monkeypatch):
         path = home / 'models' / name / f'{name}.onnx'
         path.parent.mkdir(parents=True)
         path.touch()
-        assert choose_model() == (name, f'masks: {name}, a supervised network, which was on disk ({path})')
+        assert choose_model() == (name, f'masks: {name}, a supervised network, found on disk ({path})')
     (home / 'u2net.onnx').touch()
     (home / 'models' / 'u2net' / 'u2net.onnx').unlink()
     assert rembg_file('u2net') == home / 'u2net.onnx'
@@ -68,14 +68,14 @@ def test_weights_of_a_backbone(home, without, weights):
     cache = home.parent / 'torch' / 'hub' / 'checkpoints' / 'resnet18-f37072fd.pth'
     assert choose_model() == ('robust_background', (
         'masks: robust_background, which finds less (no supervised network: rembg is not installed; no ImageNet weights of '
-        'resnet18: neither on disk nor can they be fetched)'))
+        'resnet18: neither on disk nor available for download)'))
     assert not cache.exists()
 
 
 def test_weights_that_can_not_be_had(home, without, tmp_path, weights):
     without('rembg')
     assert refusal(choose_model, 'resnet18', tmp_path / 'absent.pth') == (
-        f'{tmp_path / "absent.pth"}: there is no such checkpoint file')
+        f'{tmp_path / "absent.pth"}: this checkpoint file does not exist')
     assert refusal(choose_model, 'resnet81').startswith('backbone must be one of ')
 
 
@@ -86,8 +86,8 @@ def test_a_network_that_can_not_be_fetched(home, weights):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f'could not import {package}')
     assert choose_model('resnet18', weights) == ('feature_cues', (
-        f'masks: feature_cues of resnet18, {weights} (no supervised network: isnet-general-use is neither on disk nor can '
-        'it be fetched)'))
+        f'masks: feature_cues of resnet18, {weights} (no supervised network: isnet-general-use is neither on disk nor '
+        'available for download)'))
     assert not any(entry.is_file() for entry in home.rglob('*'))
 
 

@@ -40,7 +40,7 @@ def test_object_mask_against_a_plain_one(seed):
 
 
 def test_segments_of_one_percent():
-    """Of 2,000 pixels, 20 are kept and 19 dropped. Pixels that touch at a corner are one segment; 0.5 is no object."""
+    """Of 2,000 pixels, 20 are kept and 19 dropped. Pixels that touch at a corner are one segment; 0.5 is not object."""
     probability = np.zeros((40, 50), np.float32)
     kept = probability.copy()
     probability[np.arange(20), np.arange(20)] = kept[np.arange(20), np.arange(20)] = 0.75

@@ -179,7 +179,7 @@ def test_another_output(network, image, capfd, options, words):
 
 def test_no_onnx_file(tmp_path, capfd):
     path = tmp_path / 'u2net.onnx'
-    assert refusal(OnnxSaliency, path) == f'{path}: there is no such ONNX file'
+    assert refusal(OnnxSaliency, path) == f'{path}: this ONNX file does not exist'
     path.write_bytes(b'<html>what a browser saves</html>')
     assert refusal(OnnxSaliency, path).startswith(f'{path}: onnxruntime could not load it as an ONNX network (')
     assert capfd.readouterr().err == ''
@@ -246,16 +246,16 @@ def test_rembg_without_network(home, name):
         RembgSaliency(name)
     url, path = caught.value.__cause__.request.url, home / 'models' / name / f'{name}.onnx'
     message = caught.value.line()
-    assert message == str(caught.value) and message.startswith(f'{url} could not be fetched to {path} (')
+    assert message == str(caught.value) and message.startswith(f'{url} could not be downloaded to {path} (')
     assert message.endswith(f'run again, or open {url} in a browser, save the file as {path} and run again')
     assert not any(entry.is_file() for entry in home.rglob('*'))
 
 
 def test_rembg_mistakes(home):
-    assert refusal(RembgSaliency, 'u3net') == ('u3net: there is no such saliency network, only u2net, isnet-general-use, '
+    assert refusal(RembgSaliency, 'u3net') == ('u3net: unknown saliency network, available: u2net, isnet-general-use, '
                                                'birefnet-general')
     home.write_bytes(b'')  # where a folder should be
-    assert f'could not be fetched to {home}/models/u2net/u2net.onnx (' in refusal(RembgSaliency, 'u2net')
+    assert f'could not be downloaded to {home}/models/u2net/u2net.onnx (' in refusal(RembgSaliency, 'u2net')
     home.unlink()
     home.mkdir()
     (home / 'u2net.onnx').write_bytes(b'<html>what a browser saves</html>')

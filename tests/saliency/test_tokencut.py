@@ -118,7 +118,7 @@ def test_tokencut_weights_with_more_than_it_needs(weights):
 
 def test_tokencut_safetensors(tmp_path, weights):
     path = tmp_path / 'model.safetensors'
-    assert refusal(TokenCut, 'test_vit', path) == f'{path}: there is no such checkpoint file'
+    assert refusal(TokenCut, 'test_vit', path) == f'{path}: this checkpoint file does not exist'
     save_file(random_vit('test_vit').state_dict(), path)
     image = disc(160, 480)[0]
     np.testing.assert_array_equal(TokenCut('test_vit', path).grid(image), TokenCut('test_vit', weights('test_vit')).grid(image))
@@ -138,7 +138,7 @@ def test_tokencut_weights_of_another_network(weights, change, words):
 
 def test_tokencut_other_files(tmp_path, weights):
     path = tmp_path / 'weights.pth'
-    assert refusal(TokenCut, 'test_vit', path) == f'{path}: there is no such checkpoint file'
+    assert refusal(TokenCut, 'test_vit', path) == f'{path}: this checkpoint file does not exist'
     path.write_bytes(b'<html>what a browser saves</html>')
     assert refusal(TokenCut, 'test_vit', path).startswith(f'{path}: damaged, or not a PyTorch checkpoint')
     torch.save(torch.ones(3), path)
@@ -172,8 +172,8 @@ def test_tokencut_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, 'HF_HUB_CACHE', str(tmp_path))
     keys = ('backbone_kwargs.state_dict in pre-training, pretraining in evaluations, --weights of generate_masks.py')
     message = refusal(TokenCut)
-    assert message.startswith('timm://vit_small_patch16_224.dino could not be fetched (')
-    assert message.endswith('run again, or fetch model.safetensors of https://huggingface.co/timm/vit_small_patch16_224.dino '
+    assert message.startswith('timm://vit_small_patch16_224.dino could not be downloaded (')
+    assert message.endswith('or download model.safetensors of https://huggingface.co/timm/vit_small_patch16_224.dino '
                             f'by hand and name that file ({keys})')
     message = refusal(TokenCut, 'test_vit4')
-    assert message == f'timm://test_vit4: timm has no weights of this network: name a file ({keys})'
+    assert message == f'timm://test_vit4: timm has no weights for this network: name a file ({keys})'

@@ -172,7 +172,7 @@ class Checkpoints:
         rows = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         assert epoch <= rows <= epoch + 1
         assert max(map(int, re.findall(r' Epoch (\d+)/', log)), default=0) <= epoch
-        went_on = re.findall(r'Going on from .*, after (\d+) epochs and (\d+) steps', log)
+        went_on = re.findall(r'Resuming from .*, after (\d+) epochs and (\d+) steps', log)
         if self.saves and self.position:
             assert int(went_on[-1][0]) * self.steps + int(went_on[-1][1]) == self.position
 

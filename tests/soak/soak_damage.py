@@ -11,7 +11,7 @@ from utils.checkpoint import load_file, previous_checkpoint
 from utils.training.resume import earlier_state
 
 DAMAGES = int(os.environ.get('SOAK_DAMAGES', 30))
-EDGE = 2 ** 16  # bytes at either end: of the archive's directory, say
+EDGE = 2 ** 16  # bytes at either end: for example of the archive's directory
 
 
 def flip(path, rng, first, end):

@@ -87,7 +87,7 @@ def main(argv=None):
         print(batch['id'], flush=True)
 main()
 '''
-# A worker that the kernel kills, as for want of memory
+# A worker that the kernel kills, as when memory runs out
 KILLED = GROWING.replace('def __getitem__(self, index):', '''def __getitem__(self, index):
             import os, signal
             if index == 6:
@@ -115,7 +115,7 @@ def test_a_killed_worker_is_one_line(tmp_path):
     script = tmp_path / 'killed.py'
     script.write_text(KILLED)
     line = only_line(warm.run(script, out=tmp_path / 'out', err=tmp_path / 'err'))
-    assert 'memory has probably run out' in line and 'num_workers' in line
+    assert 'has probably run out' in line and 'num_workers' in line
 
 
 # A training whose requests to stop wait for a second at most
@@ -151,7 +151,7 @@ def test_sigterm_works_while_a_batch_never_comes(experiment, shapes_root, tmp_pa
         process.kill()
 
 
-# A run whose end waits for ever, as for a worker that hangs: in its own clean-up, or when all is decided
+# A run whose end waits forever, as for a worker that hangs: in its own clean-up, or when all is decided
 STUCK = f'''
 import sys, threading
 sys.path.insert(0, {str(MAIN.parent)!r})

@@ -1,4 +1,4 @@
-"""Two checkpoints are kept: when the newest is damaged, a run goes on from the one before, and ends in the same weights."""
+"""Two checkpoints are kept: when the newest is damaged, a run resumes from the one before, and ends in the same weights."""
 import random
 import shutil
 
@@ -93,8 +93,8 @@ def test_a_damaged_checkpoint_is_set_aside(run, path, tmp_path, capsys, damage):
     capsys.readouterr()
     assert run() == path
     said = capsys.readouterr().out
-    assert str(path) in said and 'going on from the checkpoint before, checkpoint.pth.tar.previous' in said
-    assert f'Going on from {path}, after 1 epochs and 2 steps' in said
+    assert str(path) in said and 'resuming from the previous checkpoint, checkpoint.pth.tar.previous' in said
+    assert f'Resuming from {path}, after 1 epochs and 2 steps' in said
     assert (tmp_path / 'output' / 'small' / 'checkpoint.pth.tar.old-1').exists() != gone
     assert_same({**load_file(path), 'config': None}, {**want, 'config': None})  # which names the folder
 
@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_the_checkpoints_whole(run, path, user_error):
         with largest_file(1 << 20):
             run('--override', epochs=3)
     line = user_error(with_a_full_disk)
-    assert f'{path} could not be written (' in line and 'what was there before is unchanged' in line
+    assert f'{path} could not be written (' in line and 'the earlier file is unchanged' in line
     assert {file: file.read_bytes() for file in before} == before
     assert not list(path.parent.glob('.*.tmp'))
     run('--override', epochs=3)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.experiments import PRETRAINING, RESNET
+from helpers.experiments import PRETRAINING
 
 from data.util.mypath import Path as MyPath
 from main import main
@@ -38,11 +38,12 @@ def mistake(experiment):
 def test_defaults_of_pretraining(experiment):
     removed = ('model_kwargs', 'optimizer', 'optimizer_kwargs.momentum', 'optimizer_kwargs.weight_decay', 'seed',
                'optimizer_kwargs.nesterov', 'freeze_layers', 'num_workers', 'transformation_kwargs', BACKBONE,
-               'backbone_kwargs.dilated')
-    p = plain(create_config(*files(experiment({**RESNET, **dict.fromkeys(removed, ...)}))))
+               'backbone_kwargs.dilated', 'backbone_kwargs.output_stride')
+    p = plain(create_config(*files(experiment(dict.fromkeys(removed, ...)))))
     assert p['model_kwargs'] == {'ndim': 32, 'head': 'linear', 'upsample': True, 'use_classification_head': True}
     assert p['optimizer_kwargs'] == {'lr': 0.01, 'head_lr': None, 'weight_decay': 0.0, 'momentum': None, 'nesterov': None}
-    assert p['transformation_kwargs'] == {'crop_size': 224}
+    assert p['transformation_kwargs'] == {'crop_size': 224, 'random_resized_crop': True, 'color_jitter': True,
+                                          'random_grayscale': True, 'random_horizontal_flip': True}
     assert p['backbone_kwargs'] == {'dilated': True, 'output_stride': None, 'pretraining': None, 'moco_state_dict': None,
                                     'state_dict': None}
     assert (p['optimizer'], p['freeze_layers'], p['on_bad_image']) == ('sgd', False, 'stop')
@@ -57,7 +58,8 @@ def test_defaults_of_the_evaluations(tmp_path):
     kmeans = plain(create_config(env, exp))
     assert kmeans['transformation_kwargs'] == {'resolution': [512, 512]}
     assert kmeans['kmeans_kwargs'] == {'n_clusters': None, 'whiten': True, 'pca': False, 'features': 'embedding'}
-    assert kmeans['val_db_kwargs'] == {'split': 'val', 'batch_size': 10, 'saliency': None, 'hide_background': False}
+    assert kmeans['val_db_kwargs'] == {'split': 'val', 'batch_size': 10, 'saliency': None, 'instances': False,
+                                       'hide_background': False}
     exp.write_text(yaml.safe_dump({**common, 'kmeans_eval': True, 'retrieval_kwargs': None}))
     retrieval = plain(create_config(env, exp))
     assert retrieval['retrieval_kwargs'] == {'train_split': 'train', 'saliency': None, 'ignore_classes': None}
@@ -198,7 +200,7 @@ def test_values_outside_the_choices(mistake, key, value, valid, nearest):
     ('epochs', 0, 'at least 1'), ('train_batch_size', 0, 'at least 1'), ('num_workers', -1, 'at least 0'),
     ('optimizer_kwargs.lr', 0, 'more than 0'), ('optimizer_kwargs.lr', '-1e-3', 'more than 0'),
     ('optimizer_kwargs.weight_decay', -1, 'at least 0'), ('moco_kwargs.T', 0.0, 'more than 0'),
-    ('moco_kwargs.m', 1.5, 'at most 1'), (MOCO_K, 0, 'at least 1'), ('model_kwargs.ndim', 0, 'at least 1'),
+    ('moco_kwargs.m', 1.5, 'at most 1'), (MOCO_K, -4, 'at least 0'), ('model_kwargs.ndim', 0, 'at least 1'),
     ('seed', -1, 'at least 0'), ('seed', 2 ** 32, 'at most 4294967295'), ('checkpoint_every', 0, 'at least 1'),
     ('keep_every', 0, 'at least 1'),
     ('transformation_kwargs.crop_size', 8, 'at least 16'), ('kmeans_kwargs.n_clusters', 1, 'at least 2')])
@@ -214,9 +216,9 @@ def test_values_that_do_not_go_together(mistake):
     two = {BACKBONE: 'imagenet_moco', 'backbone_kwargs.moco_state_dict': str(CONFIGS / 'env.yml'),
            'backbone_kwargs.state_dict': str(CONFIGS / 'env.yml')}
     assert mistake(two).startswith('backbone_kwargs.state_dict and pretraining: imagenet_moco')
-    assert mistake({'optimizer': 'adam'}).startswith('optimizer_kwargs.momentum belongs to sgd')
+    assert mistake({'optimizer': 'adam'}).startswith('optimizer_kwargs.momentum is only for sgd')
     no_momentum = {'optimizer': 'adam', 'optimizer_kwargs.momentum': ...}
-    assert mistake(no_momentum).startswith('optimizer_kwargs.nesterov belongs to sgd')
+    assert mistake(no_momentum).startswith('optimizer_kwargs.nesterov is only for sgd')
     plain_nesterov = {'optimizer_kwargs.nesterov': True, 'optimizer_kwargs.momentum': ...}
     assert mistake(plain_nesterov).startswith('optimizer_kwargs.nesterov needs optimizer_kwargs.momentum')
     step = {'scheduler': 'step', 'scheduler_kwargs.lr_decay_rate': 0.1}

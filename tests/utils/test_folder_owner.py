@@ -33,7 +33,7 @@ def test_all_pairs(tmp_path, owner, script):
         require_own_folder(folder, script, 'small.yml')
     else:
         line = refusal(require_own_folder, folder, script, 'small.yml')
-        assert line.startswith(f'{folder}: this folder belongs to {owner}, and small.yml is for {script}: give the file ')
+        assert line.startswith(f'{folder}: this folder belongs to {owner}, and small.yml is for {script}: ')
 
 
 def test_how_an_owner_is_known(tmp_path):
@@ -64,7 +64,7 @@ def test_nothing_is_moved_or_replaced(experiment, pretrained, user_error, tmp_pa
                 changes = {} if script == 'main.py' else {'pretraining': str(folder / 'checkpoint.pth.tar')}
                 arguments = experiment(changes, base=base)
                 line = user_error(lambda call=other, words=[*arguments, *flags, *more]: call(words))
-                assert f'{folder}: this folder belongs to {owner}' in line and 'give the file another name' in line
+                assert f'{folder}: this folder belongs to {owner}' in line and 'rename the file' in line
     assert contents(tmp_path / 'output') == before
 
 

@@ -88,7 +88,7 @@ def test_names_that_fall_together_or_differ_in_more():
     assert set(unwrapped({'module.encoder.a': one, 'model.b': one}, 'f')) == {'encoder.a', 'model.b'}
     assert set(unwrapped({'backbone._orig_mod.a': one, 'my_module.b': one}, 'f')) == {'backbone.a', 'my_module.b'}
     for content in ({'model': 3}, {'state_dict': None}, [1], 7, {'model': {'model': 'x'}}):
-        assert refusal(unwrapped, content, 'f').startswith('f: not a file of weights')
+        assert refusal(unwrapped, content, 'f').startswith('f: not a weights file')
 
 
 @pytest.mark.slow

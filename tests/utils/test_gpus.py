@@ -18,7 +18,7 @@ WHEEL = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120', 'compute_120'] 
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(count, available, capability) answers as a machine with so many GPUs."""
+    """machine(count, available, capability) answers as a machine with `count` GPUs."""
     def answer(count, available, capability=(8, 0)):
         for name, value in (('device_count', count), ('is_available', available), ('get_device_capability', capability),
                             ('get_arch_list', WHEEL), ('get_device_name', 'Tesla')):
@@ -67,7 +67,7 @@ def test_gpus_without_kernels(machine, capability, words):
 def test_a_machine_without_gpus(machine):
     machine(0, available=False)
     assert choose_device('auto').type == 'cpu'
-    assert 'finds no such device' in refusal(choose_device, 'cuda')
+    assert 'does not find this device' in refusal(choose_device, 'cuda')
 
 
 def test_two_processes_on_one_gpu_by_hand():

@@ -36,4 +36,4 @@ def test_take_rows_copies_its_indices_non_blocking(world_size):
     rows = torch.empty(4, 3, device='meta')
     with Copies() as copies:
         distributed.take_rows(rows, torch.randperm(4 * world_size))
-    assert copies.non_blocking == [True] * world_size  # alone: the order; else what is sent, and where what comes belongs
+    assert copies.non_blocking == [True] * world_size  # alone: the order; otherwise what is sent, and where what comes belongs

@@ -54,7 +54,7 @@ def test_every_script_looks_for_packages_first(script):
 
 
 def test_other_programs_keep_their_hook():
-    assert sys.excepthook is not packages._report  # this one has imported the module, and is no script of the project
+    assert sys.excepthook is not packages._report  # this one has imported the module, and is not a script of the project
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_packages_that_are_missing_later(experiment, tmp_path, package, called, 
 @pytest.mark.parametrize('error, words', [
     (ModuleNotFoundError(name='google.protobuf'), 'the package google: pip install -r requirements.txt'),
     (ModuleNotFoundError(name='rembg'), 'the package rembg: pip install -r requirements-optional.txt'),
-    (ImportError('libGL.so.1: no such file', name='cv2'), 'can not be imported (libGL.so.1: no such file)'),
+    (ImportError('libGL.so.1: no such file', name='cv2'), 'cannot be imported (libGL.so.1: no such file)'),
     (ModuleNotFoundError(name='utils.nowhere'), None), (ModuleNotFoundError(name='main'), None),
     (ImportError('cannot import name x', name='data'), None), (ModuleNotFoundError(name='_lzma'), None),
     (ImportError('x'), None)])
@@ -104,7 +104,7 @@ def test_which_imports_are_of_packages(error, words):
     (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nmore'), 'memory has run out (CUDA out of memory.'),
     (MemoryError('Caught MemoryError in DataLoader worker process 0.\nTrace\n  x\nMemoryError: 3 TiB'), '(MemoryError: 3 TiB)'),
     (RuntimeError('DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that x'),
-     'DataLoader worker (pid 7) is killed by signal: Bus error: memory has probably run out, or the room in /dev/shm'),
+     'DataLoader worker (pid 7) is killed by signal: Bus error: memory or the space in /dev/shm has probably run out'),
     (RuntimeError('Too many open files. Communication with the workers'), 'too many open files for the workers')])
 def test_memory_that_runs_out(user_error, error, words):
     @command
@@ -198,4 +198,4 @@ def test_a_port_in_use(experiment, tmp_path, by):
                         MASTER_ADDR='localhost', MASTER_PORT=str(port))
     lines = [line for line in done.printed().splitlines() if line.startswith('error: ')]
     assert done.returncode == 2 and len(lines) == 1, done.printed()
-    assert lines[0].startswith(f'error: port {port}, at which') and 'is in use' in lines[0] and 'use another port' in lines[0]
+    assert lines[0].startswith(f'error: port {port}, where') and 'is in use' in lines[0] and 'use another port' in lines[0]

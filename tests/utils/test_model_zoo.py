@@ -71,7 +71,7 @@ def test_a_file_put_there_by_hand_that_is_none(server, zoo, content):
     path = zoo / 'model_zoo' / f'{NAME}.pth.tar'
     path.parent.mkdir(parents=True)
     path.write_bytes(b'<html>what a browser saves</html>')
-    assert refusal(zoo).startswith(f'{path} is not a whole PyTorch checkpoint: delete it and run again, or open {server.url}')
+    assert refusal(zoo).startswith(f'{path} is not a complete PyTorch checkpoint: delete it and run again')
     path.unlink()
     server.reply = send(content)
     assert Path(local_file(f'zoo://{NAME}', zoo)).read_bytes() == content
@@ -100,12 +100,12 @@ def test_a_file_that_changes(server, zoo, content, tmp_path):
     path = Path(local_file(f'zoo://{NAME}', zoo))
     path.write_bytes(content[:-1] + b'?')  # here
     message = refusal(zoo)
-    assert message.startswith(f'{path} has changed since it was fetched') and f'delete {path.name} to fetch it again' in message
+    assert message.startswith(f'{path} has changed since it was downloaded') and f'delete {path.name} to download' in message
     path.unlink()
     torch.save({'weight': torch.zeros(3)}, tmp_path / 'another')
     server.reply = send((tmp_path / 'another').read_bytes())  # there
     message = refusal(zoo)
-    assert message.startswith(f'{server.url} gives another file than it did at first')
+    assert message.startswith(f'{server.url} gives a different file than before')
     assert below(zoo) == {f'{path.name}.sha256'}
     path.with_name(f'{path.name}.sha256').unlink()
     assert Path(local_file(f'zoo://{NAME}', zoo)).read_bytes() == (tmp_path / 'another').read_bytes()
@@ -121,7 +121,7 @@ def test_list(zoo, server, content, tmp_path, capsys):
     model_zoo.main(['--config_env', str(env)])
     printed = capsys.readouterr().out
     assert f'on disk: {path}' in printed and f'zoo://{NAME}' in printed and server.url in printed
-    with pytest.raises(UserError, match=f'zoo://nothing: there are no weights of this name, only {NAME}'):
+    with pytest.raises(UserError, match=f'zoo://nothing: unknown name of weights, available: {NAME}'):
         local_file('zoo://nothing', zoo)
 
 

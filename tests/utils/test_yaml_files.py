@@ -25,7 +25,7 @@ def line_of(tmp_path):
     ('a: [{b: 1}, {c: 1, "c": 2}]', 'c', 1, 1), ('a:\n- b: 1\n  b: 2\n', 'b', 2, 3), ('1: x\n2: y\n1: z\n', '1', 1, 3),
     ('base: &b {k: 1}\nother:\n  <<: *b\n  k: 2\n  k: 3\n', 'k', 4, 5)])
 def test_a_key_that_is_there_twice(line_of, text, key, first, second):
-    assert line_of(text) == f"the key '{key}' is there twice, in line {first} and in line {second}: remove one of them"
+    assert line_of(text) == f"the key '{key}' appears twice, in line {first} and in line {second}: remove one of them"
 
 
 def test_keys_that_only_look_alike():
@@ -35,9 +35,9 @@ def test_keys_that_only_look_alike():
 
 
 @pytest.mark.parametrize('text, words', [
-    ('010', 'an octal number to YAML: write 10 or 8'), ('-012', 'write -12 or -10'),
+    ('010', 'an octal number in YAML: write 10 or 8'), ('-012', 'write -12 or -10'),
     ('007', 'write 7,'),
-    ('0_17', 'write 17 or 15'), ('1:30', 'a number in base 60 to YAML: write 90'), ('-1:30', 'write -90'),
+    ('0_17', 'write 17 or 15'), ('1:30', 'a number in base 60 in YAML: write 90'), ('-1:30', 'write -90'),
     ('1:30.5', 'write 90.5'), ('20:30:40', 'write 73840')])
 def test_numbers_that_mean_something_else(line_of, text, words):
     for before, after, number in (('', '', 1), ('a: 1\nb: ', '\n', 2), ('a:\n- {c: [1, ', ']}\n', 2)):
@@ -53,7 +53,7 @@ def test_numbers_that_mean_what_they_look_like():
 @pytest.mark.parametrize('changes, words', [
     ({'epochs': '010'}, 'epochs must be an integer'), ({'epochs': '0o10'}, 'epochs must be an integer'),
     ({'optimizer_kwargs.lr': '1,5'}, 'optimizer_kwargs.lr must be a number'),
-    ({'train_db_name': False}, 'put quotes around a name'), ({'retrieval_kwargs.ignore_classes': ['bus', True]}, 'put quotes'),
+    ({'train_db_name': False}, 'put quotes around'), ({'retrieval_kwargs.ignore_classes': ['bus', True]}, 'put quotes'),
     ({'seed': 'None'}, 'seed: write null instead of None'),
     ({'pretraining': 'None'}, 'pretraining: write null instead of None')])
 def test_values_that_are_no_numbers_or_names(experiment, changes, words):

@@ -1,4 +1,4 @@
-"""Where the data sets are, unless `db_root` in configs/env.yml says so, which is the better place.
+"""Where the data sets are, unless `db_root` in configs/env.yml is set, which is the better place.
 
 The published code had the folder of each data set here; here it is only the default of `db_root`.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code from them, loaded with exactly the right keys."""
+"""Checkpoints: written completely or not at all, read without running code in them, loaded with exactly the right keys."""
 from utils.checkpoint.background import BackgroundWriter, snapshot
 from utils.checkpoint.loading import load_data, load_exactly, load_file
 from utils.checkpoint.saving import previous_checkpoint, save_checkpoint

@@ -1,4 +1,4 @@
-"""Where a pre-training leaves its numbered checkpoints, for those who write and those who score them."""
+"""The paths of a pre-training's numbered checkpoints, for writing and scoring."""
 import re
 from pathlib import Path
 

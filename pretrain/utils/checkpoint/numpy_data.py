@@ -18,7 +18,7 @@ class _Dtype:
     def __init__(self, code: str, *_: Any):
         self.dtype = np.dtype(code) if isinstance(code, str) else np.dtype(object)
         if self.dtype.kind not in PLAIN:
-            raise pickle.UnpicklingError(f'an array of {self.dtype} is no plain data')
+            raise pickle.UnpicklingError(f'an array of {self.dtype} is not plain data')
 
     def __setstate__(self, state: tuple[Any, ...]):
         if state[1] in ('<', '>'):
@@ -31,7 +31,7 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple[Any, ...]):  # type: ignore[override]
         version, shape, dtype, by_column, content = state
         if not isinstance(content, bytes):
-            raise pickle.UnpicklingError('an array of objects is no plain data')
+            raise pickle.UnpicklingError('an array of objects is not plain data')
         super().__setstate__((version, shape, dtype.dtype, by_column, content))
 
 

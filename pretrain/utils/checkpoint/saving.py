@@ -1,4 +1,4 @@
-"""Checkpoints are written whole or not at all, and the one before is kept."""
+"""Checkpoints are written completely or not at all, and the previous one is kept."""
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from utils.storage.atomic import atomic_file
 
 
 def previous_checkpoint(path: str | Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept."""
+    """The path of the checkpoint before the one at `path`."""
     path = Path(path)
     return path.with_name(f'{path.name}.previous')
 
@@ -20,14 +20,14 @@ def save_checkpoint(state: Mapping[str, Any], path: str | Path) -> None:
     """Write `state` (tensors, numbers, strings, lists and dicts) to `path`, which is replaced only when all is on disk. What it
     held is kept as `previous_checkpoint(path)`.
 
-    Raises `UserError` when it can't be written (a full disk, say); the files that were there stay whole.
+    Raises `UserError` if it can't be written (for example on a full disk); existing files stay intact.
     """
     with atomic_file(path) as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # how torch reports that the stream below it failed
             raise OSError(str(error).splitlines()[0]) from error
-        if os.path.exists(path):  # from here on it is there under both names, until the new one takes its place
+        if os.path.exists(path):  # from now on it is there under both names, until the new one takes its place
             _keep(Path(path), previous_checkpoint(path))
 
 

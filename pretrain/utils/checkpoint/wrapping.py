@@ -19,7 +19,7 @@ def unwrapped(content: Any, source: object) -> dict[str, Any]:
             break
         state, seen = state[holder], seen + 1
     if not isinstance(state, dict) or any(name in state and not hasattr(state[name], 'shape') for name in HOLDERS):
-        raise UserError(f'{source}: not a file of weights: it holds no state dict (names and tensors)')
+        raise UserError(f'{source}: not a weights file: it contains no state dict (names and tensors)')
     plain = {_plain(str(key)): value for key, value in state.items()}
     return plain if len(plain) == len(state) else dict(state)
 

@@ -1,4 +1,4 @@
-"""config.yml: the configuration as run, with versions and revision. It says whose folder it is in."""
+"""config.yml: the configuration as run, with versions and revision. It identifies the script that owns the folder."""
 import json
 import platform
 import subprocess
@@ -29,12 +29,12 @@ def write_config(path: str | Path, p: Mapping[str, Any], **resolved: Any) -> Non
 
 
 def require_own_folder(folder: str | Path, script: str, exp_file: str | Path) -> None:
-    """Raise a `UserError` where `folder`, the output of an experiment, has results of another script: both would write their
-    log, configuration and results there. eval.py, which writes below it, may share that of the training."""
+    """Raise a `UserError` if `folder`, the output of an experiment, has results of another script: both would write their log,
+    configuration and results there. eval.py, which writes below it, may share that of the training."""
     owner = folder_owner(folder)
     if owner not in (None, script) and not (EVAL in (owner, script) and {owner, script} <= set(PROBES)):
-        raise UserError(f'{folder}: this folder belongs to {owner}, and {exp_file} is for {script}: give the file another '
-                        'name, as results go to a folder of that name')
+        raise UserError(f'{folder}: this folder belongs to {owner}, and {exp_file} is for {script}: rename the file, since '
+                        'results go to a folder of that name')
 
 
 def folder_owner(folder: str | Path) -> str | None:

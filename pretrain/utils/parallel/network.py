@@ -1,4 +1,4 @@
-"""Which network interface leads to another machine."""
+"""The network interface that leads to another machine."""
 import fcntl
 import ipaddress
 import os
@@ -14,8 +14,8 @@ IF_INET6 = Path('/proc/net/if_inet6')
 
 
 def check_url(url: str) -> str:
-    """The address of a meeting point, unchanged. Raises ValueError, which shows the form that is probably meant, for one that
-    PyTorch would not understand."""
+    """The address of a meeting point, unchanged. Raises ValueError, which shows the form that is probably meant, for an address
+    that PyTorch would not understand."""
     if url == 'env://' or url.startswith('env://?') or re.fullmatch('file://.+', url):
         return url
     given = re.fullmatch(r'tcp://(?:[^\s/:\[\]@]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})/?', url)

@@ -23,7 +23,7 @@ class RandomStreams:
         self._set(self.states[0])
 
     def use(self, index: int) -> None:
-        """From here on, draw the numbers of the `index`th of these processes."""
+        """From now on, draw the numbers of the `index`th of these processes."""
         if index != self.current:
             self.states[self.current] = self._state()
             self._set(self.states[index])

@@ -1,4 +1,4 @@
-"""Worker processes and threads: how many, and that workers don't outlive the main process."""
+"""Worker processes and threads: their number, and ensuring that workers don't outlive the main process."""
 import math
 import multiprocessing
 import multiprocessing.queues
@@ -60,19 +60,19 @@ def prepare_threads() -> None:
 
 
 def end_on_lost_batch() -> None:
-    """End this worker process when it can't hand over what it has read, for want of shared memory above all. By itself Python
-    prints why and goes on, and the main process waits for the batch for ever."""
+    """End this worker process if it can't pass on a batch, usually for lack of shared memory. By default Python only prints the
+    reason, and the main process waits for the batch forever."""
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined, method-assign]
 
 
 def _end(error: BaseException, _: object):
-    print(f'a worker could not hand over a batch: {error}', file=sys.stderr, flush=True)
+    print(f'a worker could not pass on a batch: {error}', file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def end_with_parent() -> None:
-    """End this worker process when the one that started it is gone. A main process that was killed can't do it, and the
-    workers would wait for work for ever, or for somebody to read theirs."""
+    """End this worker process when the one that started it is gone. A killed main process can't do it, and the workers would
+    wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # as in every process that multiprocessing has started
     sentinel = parent.sentinel
@@ -84,7 +84,7 @@ def end_with_parent() -> None:
 
 
 def obey_only_parent(signals: Collection[signal.Signals]) -> None:
-    """Ignore `signals` in this worker process, and in threads that it starts from here on, unless its parent sends them:
+    """Ignore `signals` in this worker process, and in threads that it starts from now on, unless its parent sends them:
     clusters send them to all processes of a run, of which the main one still needs its workers."""
     if not hasattr(signal, 'sigwaitinfo'):  # macOS
         return

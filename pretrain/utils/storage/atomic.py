@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent, whatever happens while they are written."""
+"""Files and folders that are either complete or absent, even if writing them is interrupted."""
 import contextlib
 import os
 import shutil
@@ -17,7 +17,7 @@ def atomic_file(path: str | Path, mode: str = 'wb', flush: bool = True) -> Itera
 
     The content is flushed to the disk before the rename, so that after a crash or a full disk `path` holds either what
     it held before or everything that was written. `flush` costs milliseconds a file; without it a crash of the machine may
-    lose the file, which will do for what can be made again. Raises `UserError` when the file can't be written.
+    lose the file, which will do for what can be made again. Raises `UserError` if the file can't be written.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -34,7 +34,7 @@ def atomic_file(path: str | Path, mode: str = 'wb', flush: bool = True) -> Itera
             _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f'{path} could not be written ({error.strerror or error}): '
-                        'make room or choose another folder; what was there before is unchanged') from error
+                        'make room or choose another folder; the earlier file is unchanged') from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,7 +43,7 @@ def atomic_file(path: str | Path, mode: str = 'wb', flush: bool = True) -> Itera
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name when the block ends well, and vanishes when it doesn't.
 
-    `path` must not exist: its presence means that it is whole. Raises `UserError` when it can't be written.
+    `path` must not exist: its presence means that it is whole. Raises `UserError` if it can't be written.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -69,7 +69,7 @@ def remove_temporaries(folder: str | Path) -> None:
 
 
 def make_folder(path: str | Path) -> None:
-    """Make `path` and its parents. Raises `UserError` where that is impossible, say below a regular file."""
+    """Make `path` and its parents. Raises `UserError` if that is impossible, for example below a regular file."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

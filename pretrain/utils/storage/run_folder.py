@@ -19,19 +19,19 @@ _held: dict[Path, TextIO] = {}  # lock files by their paths
 def hold_folder(path: str | Path) -> None:
     """Make the folder `path`, and keep other processes from holding it until `release_folders`, or the end of this process.
 
-    Raises `UserError` when another one holds it. A run that was killed a moment ago is waited for.
+    Raises `UserError` if another one holds it. A run that was killed a moment ago is waited for.
     """
     make_folder(path)
     lock, end = Path(path) / '.lock', time.monotonic() + PATIENCE
     while (holder := _try_to_lock(lock)) is not None:
         if time.monotonic() > end:
-            raise UserError(f'{path}: another run is writing into this folder ({holder}): wait for it, or give the '
-                            'experiment file another name')
+            raise UserError(f'{path}: another run is writing into this folder ({holder}): wait for it, or rename the '
+                            'experiment file')
         time.sleep(0.1)
 
 
 def _try_to_lock(lock: Path):
-    """None when it succeeded, else what the holder has written into the lock file."""
+    """None if it succeeded, otherwise the holder's text in the lock file."""
     try:
         file = open(lock, 'a+', encoding='utf-8')  # noqa: SIM115 - open as long as the lock is held
         try:
@@ -80,7 +80,7 @@ def is_held(path: str | Path) -> bool:
 def set_aside(path: str | Path) -> Path:
     """Rename `path` to `path.old-1` (or the next free number) and return the new path. Nothing is deleted.
 
-    Raises `UserError` when the folder above can't be written."""
+    Raises `UserError` if the folder above can't be written."""
     path = Path(path)
     number = 1
     while path.with_name(f'{path.name}.old-{number}').exists():

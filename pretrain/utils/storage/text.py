@@ -1,8 +1,8 @@
-"""Text files as people's editors leave them."""
+"""Text files as editors write them."""
 import codecs
 from pathlib import Path
 
-BOM = '\ufeff'  # what some editors put before the text, unseen
+BOM = '\ufeff'  # invisible marks that some editors put before the text
 MARKS = ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'),
          (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))  # UTF-32's begins as UTF-16's does
 
@@ -11,7 +11,7 @@ def read_text(path: str | Path) -> str:
     """The content of a text file, in UTF-8 or as its byte order mark says, without that mark, lines ended by \\n.
 
     A mark at the start of a later line, as files that were joined have it, is left out too. Raises OSError, and
-    UnicodeDecodeError for what is no text.
+    UnicodeDecodeError for what is not text.
     """
     data = Path(path).read_bytes()
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), 'utf-8')

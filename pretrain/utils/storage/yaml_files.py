@@ -1,5 +1,4 @@
-"""YAML files as people mean them. What YAML 1.1 reads in another way than it looks is an error: a key that is there twice, of
-which it takes the last; `010`, which is 8; `1:30`, which is 90."""
+"""YAML files, in which the surprises of YAML 1.1 are errors: duplicate keys, `010` (it is 8) and `1:30` (it is 90)."""
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ LEADING_ZERO = re.compile(r'[-+]?0[0-9_]+')
 
 
 class _Ambiguous(Exception):
-    """What looks like something else than it is, in words."""
+    """A misleading value, in words."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,7 +26,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, ScalarNode) and key.tag != MERGE:
                 first = seen.setdefault((key.tag, key.value), key)
                 if first is not key:
-                    raise _Ambiguous(f"the key '{key.value}' is there twice, in line {_line(first)} and in line {_line(key)}: "
+                    raise _Ambiguous(f"the key '{key.value}' appears twice, in line {_line(first)} and in line {_line(key)}: "
                                      'remove one of them')
         return node
 
@@ -39,10 +38,10 @@ class _Loader(yaml.SafeLoader):
             number = self.construct_yaml_int(node)
             decimal = text.lstrip('+-0_').replace('_', '') or '0'
             meant = str(number) if abs(number) == int(decimal) else f'{"-" * text.startswith("-")}{decimal} or {number}'
-            raise _Ambiguous(f"{text} in line {_line(node)} is an octal number to YAML: write {meant}, or '{text}' for a name")
+            raise _Ambiguous(f"{text} in line {_line(node)} is an octal number in YAML: write {meant}, or '{text}' for a name")
         if node.tag in (INT, FLOAT) and ':' in text:
             number = self.construct_object(node)
-            raise _Ambiguous(f"{text} in line {_line(node)} is a number in base 60 to YAML: write {number}, or '{text}' for a "
+            raise _Ambiguous(f"{text} in line {_line(node)} is a number in base 60 in YAML: write {number}, or '{text}' for a "
                              'name')
         return node
 
@@ -52,8 +51,8 @@ def _line(node: yaml.Node):
 
 
 def read_yaml(path: str | Path) -> dict[Any, Any]:
-    """The mapping in a YAML file. Raises `UserError` with file and line for one that can't be read, is no mapping, or where
-    something looks like something else than it is."""
+    """The mapping in a YAML file. Raises `UserError` with file and line for one that can't be read, is not a mapping, or
+    contains a misleading value."""
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -71,7 +70,7 @@ def parse_yaml(text: str, path: str | Path) -> Any:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except _Ambiguous as error:
         raise UserError(f'{path}: {error}') from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2020-13-45`, say, is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # `2020-13-45`, for example, is a ValueError
         mark = getattr(error, 'problem_mark', None)
         where = f' in line {mark.line + 1}' if mark else ''
         raise UserError(f'{path}: not valid YAML{where}: {getattr(error, "problem", None) or one_line(error)}') from error

@@ -1,1 +1,1 @@
-"""The training loop and what it is made of: optimiser, device, precision, metrics, resuming."""
+"""The training loop and its parts: optimiser, device, precision, metrics, resuming."""

@@ -22,26 +22,26 @@ log = logging.getLogger('maskcontrast')
 
 
 class _Split(Protocol):
-    """What is asked of a `SegmentationDataset` here."""
+    """The part of `SegmentationDataset` that is used here."""
     split_file: Path
 
     def __len__(self) -> int: ...
 
 
 class _Contents(Protocol):
-    """What is asked of `data.contents.Contents` here."""
+    """The part of `data.contents.Contents` that is used here."""
 
     def add(self, other: Any, /) -> None: ...
 
 
 def check_batch_size(name: str, batch_size: int, dataset: _Split, processes: int) -> None:
-    """Raise a `UserError` for a global batch that `dataset` can't fill, or that can't be divided over so many processes. name:
-    of the key, with its file."""
+    """Raise a `UserError` for a global batch that `dataset` can't fill, or that can't be divided over the processes. name: of
+    the key, with its file."""
     if len(dataset) < batch_size:
         raise UserError(f'{name} is {batch_size}, but {dataset.split_file} has only {len(dataset)} usable images')
     if batch_size % processes:
-        raise UserError(f'{name} is {batch_size}, which can not be divided over {processes} processes: start fewer of them '
-                        '(CUDA_VISIBLE_DEVICES says how many GPUs are used)')
+        raise UserError(f'{name} is {batch_size}, which cannot be divided over {processes} processes: start fewer of them '
+                        '(CUDA_VISIBLE_DEVICES selects the GPUs)')
 
 
 def batches_text(batch_size: int, processes: int) -> str:
@@ -51,7 +51,7 @@ def batches_text(batch_size: int, processes: int) -> str:
 
 
 class Trainer:
-    """Runs epochs of one model, optimiser and loader. What a step computes is the subclass's: it defines `train_step`.
+    """Runs epochs of one model, optimiser and loader. A subclass defines the step, `train_step`.
 
     model: on its device. loader: of `EpochBatchSampler` and a data set whose items have `id`, `skipped` (a list of lines
     about files that were passed over) and `contents` (what was read for it, a `_Contents`). streams: the `RandomStreams` of
@@ -59,7 +59,7 @@ class Trainer:
     checkpoint: path that is written every `checkpoint_every` steps (None: at the end of epochs only). extra: values that every
     checkpoint carries (seed, precision, configuration).
 
-    Of several processes each has its share of every batch; rank 0 alone writes. It does so in the background, one file after
+    With several processes, each has its share of every batch; rank 0 alone writes. It does so in the background, one file after
     the other: train inside the context of `writer`, at whose end all is on disk.
     """
     PREFIX = ''                           # of the model's keys in checkpoints
@@ -85,18 +85,18 @@ class Trainer:
         raise NotImplementedError
 
     def own_state(self) -> dict[str, Any]:
-        """What a subclass's checkpoints hold besides, as a dict."""
+        """Additional content of a subclass's checkpoints, as a dict."""
         return {}
 
     def report_seen(self, seen: Sequence[Any]) -> None:
-        """Say what the images hold, after the first whole epoch. seen: a `_Contents` of each process. Rank 0 alone calls it."""
+        """Log the summary of the images after the first whole epoch. seen: a `_Contents` of each process. Called on rank 0."""
 
     def resume(self, state: Mapping[str, Any], source: str | Path, same_optimizer: bool = True,
                same_batches: bool = True) -> None:
         """Go on from a checkpoint's `state`. source: its path, for messages.
 
         Without `same_optimizer` its optimiser starts anew; without `same_batches` its epoch does.
-        Raises `UserError` when the state is not one of such a run.
+        Raises `UserError` if the state is not one of such a run.
         """
         try:
             model = {key.removeprefix(self.PREFIX): value for key, value in state['model'].items()}
@@ -115,7 +115,7 @@ class Trainer:
                 self.skipped = state['skipped'] if ranks.is_main() else 0
             self._resume_random(state.get('random'))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise UserError(f'{source}: a run can not go on from it ({type(error).__name__}: {error}): move it away, or '
+            raise UserError(f'{source}: a run cannot resume from it ({type(error).__name__}: {error}): move it away, or '
                             'start over with --fresh') from error
 
     def _resume_random(self, states: Sequence[dict[str, torch.Tensor]] | None):
@@ -126,14 +126,14 @@ class Trainer:
         if len(states) == here * ranks.world_size():
             self.streams.set(states[here * ranks.rank():][:here])
         else:
-            warn_once('There were %d processes before, and are %d from here on: batch norm, in-batch prototypes and random '
-                      'numbers are not those of a run that was never stopped (simulate_processes: %d would keep them)',
+            warn_once('The number of processes changes from %d to %d: batch norm, in-batch prototypes and random numbers will '
+                      'differ from a run that was never stopped (simulate_processes: %d would keep them)',
                       len(states), here * ranks.world_size(), len(states))
 
     def save(self, then: Callable[[], object] | None = None) -> None:
-        """Write the checkpoint: all that the run needs to go on, loadable with weights_only=True. All processes call it. It is
-        on disk when the next one begins, at the latest at the end of the epoch or of the context of `writer`. then: what rank 0
-        calls as soon as it sees that.
+        """Write the checkpoint: the full state for resuming the run, loadable with weights_only=True. All processes call it. It
+        is on disk when the next one begins, at the latest at the end of the epoch or of the context of `writer`. then: what
+        rank 0 calls as soon as it sees that.
 
         Raises `UserError`, and leaves the one before, when the weights are not finite any more, and when the file before this
         could not be written; `run_epoch` and the end of the context raise it, too.
@@ -158,15 +158,15 @@ class Trainer:
     def _what_to_do(self):
         self.writer.wait()
         exists = Path(self.checkpoint).exists()
-        kept = f'{self.checkpoint} holds the state before' if exists else 'no checkpoint was written yet'
+        kept = f'{self.checkpoint} holds the last good state' if exists else 'no checkpoint was written yet'
         return f'lower optimizer_kwargs.lr, or try --amp none ({kept})'
 
     def run_epoch(self, look_at: Callable[[dict[str, Any]], object] | None = None) -> dict[str, float]:
         """Run the rest of the epoch and return its mean numbers, with `images_per_second` and `skipped_images`.
 
         look_at: called with the first batch, for pictures. `end_epoch` is left to the caller, after its reports.
-        Raises `UserError` when a loss is not finite, naming step and image ids; nothing is saved then. When one of the
-        processes is asked to stop, all write the checkpoint after the same step, and raise `Preempted`.
+        Raises `UserError` if a loss is not finite, naming step and image ids; nothing is saved then. When one of the processes
+        is asked to stop, all write the checkpoint after the same step, and raise `Preempted`.
         """
         sampler: Any = self.loader.batch_sampler  # an `EpochBatchSampler`, which PyTorch doesn't know
         sampler.epoch, sampler.start = self.epoch, self.step
@@ -233,7 +233,7 @@ class Trainer:
         if not torch.isfinite(means[:, 0]).all():
             bad = [self._not_finite(*row) for row in zip(unread, own.tolist(), strict=True) if not math.isfinite(row[1][0])]
             found = sum(distributed.gather_objects(bad[:1]) or [], [])
-            raise UserError(distributed.broadcast_object(found and min(found)[1]))  # from one, they spread to all
+            raise UserError(distributed.broadcast_object(found and min(found)[1]))  # from one parameter, they spread to all
         for row in means.tolist():
             numbers = dict(zip(self.NUMBERS, row, strict=True))
             for name, value in numbers.items():

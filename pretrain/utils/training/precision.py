@@ -13,15 +13,15 @@ DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def choose_precision(amp: str, device: torch.device) -> str:
-    """Resolve `--amp`: 'auto' becomes 'bf16' where the hardware is fast at it, else 'none'.
+    """Resolve `--amp`: 'auto' becomes 'bf16' where the hardware is fast at it, otherwise 'none'.
 
-    What is not autocast is float32 in earnest: on CUDA neither convolutions nor matrix products round to TF32.
+    Everything outside autocast is true float32: on CUDA neither convolutions nor matrix products round to TF32.
     """
     if amp == 'auto':
         fast = {'cuda': _cuda_has_bfloat16, 'cpu': _cpu_is_fast_at_bfloat16}.get(device.type)
         amp = distributed.broadcast_object('bf16' if fast and fast() else 'none')  # which is a measurement: all need the same
-        log.info('--amp auto: %s', 'bf16, in which this device is faster' if amp == 'bf16' else
-                 'none, as this device is no faster in bfloat16')
+        log.info('--amp auto: %s', 'bf16, which is faster on this device' if amp == 'bf16' else
+                 'none, since bfloat16 is not faster on this device')
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision('highest')  # also where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE asks for less
     return amp

@@ -1,4 +1,4 @@
-"""What a training run goes on from, and whether it is still the same run."""
+"""The checkpoint from which a training run resumes, and whether it is still the same run."""
 import argparse
 import logging
 import secrets
@@ -19,9 +19,10 @@ from utils.parallel import distributed, ranks
 from utils.storage.run_folder import hold_folder, release_folders, set_aside
 from utils.training.precision import choose_precision
 
-# Experiment keys that may change between two halves of a run: no number depends on them, or only the initial weights do.
+# Experiment keys that may change between two halves of a run: they don't affect results, or only the initial weights.
 # simulate_processes may, like the real number of processes: `Trainer` warns of what changes then.
 FREE = ('num_workers', 'checkpoint_every', 'keep_every', 'on_bad_image', 'max_image_pixels', 'simulate_processes',
+        'moco_kwargs.loss',  # forms of the same losses
         'val_db_kwargs.batch_size',
         'pretraining', 'backbone_kwargs.moco_state_dict', 'backbone_kwargs.state_dict')
 
@@ -36,7 +37,7 @@ class Start:
     precision: str
 
     def extra(self, p: EasyDict) -> dict[str, Any]:
-        """What every checkpoint of the run carries besides its state. p: the configuration."""
+        """Additional content of every checkpoint of the run. p: the configuration."""
         return {'seed': self.seed, 'precision': self.precision, 'config': plain(p)}
 
 
@@ -62,8 +63,8 @@ def earlier_state(path: str | Path) -> dict[str, Any] | None:
     """The training checkpoint at `path`, or None without one. A damaged one is set aside, and the one before takes its place.
     Only rank 0 needs the file.
 
-    Raises `UserError` when no file that is there is a whole one, and where another machine has one that is further than rank
-    0's: the run would begin anew beside it. Whether its weights fit is for `Trainer.resume` to say.
+    Raises `UserError` if all existing files are damaged, or if another machine has a later one than rank 0: the run would begin
+    anew beside it. Whether its weights fit is for `Trainer.resume` to say.
     """
     seen = distributed.gather_objects((socket.gethostname(), _position(Path(path)) if ranks.local_rank() == 0 else None))
     further = distributed.broadcast_object(_further(seen) if seen else None)
@@ -114,10 +115,10 @@ def _whole_state(path: Path):
         try:
             state = _training_state(previous)
         except UserError as second:
-            raise UserError(f'neither checkpoint of this run can be read ({error.line()}; {second.line()}): start over with '
+            raise UserError(f'both checkpoints of this run are unreadable ({error.line()}; {second.line()}): start over with '
                             f'--fresh, which keeps this folder as {path.parent.name}.old-1') from second
-        aside = f', is set aside as {set_aside(path).name}' if path.exists() else ''
-        log.warning('%s%s: going on from the checkpoint before, %s', error.line(), aside, previous.name)
+        aside = f', was renamed to {set_aside(path).name}' if path.exists() else ''
+        log.warning('%s%s: resuming from the previous checkpoint, %s', error.line(), aside, previous.name)
         return state
 
 
@@ -144,7 +145,7 @@ def resolve_start(p: EasyDict, state: Mapping[str, Any] | None, args: argparse.N
     before = (state or {}).get('precision')
     precision = choose_precision(before if args.amp == 'auto' and before else args.amp, device)
     if before and before != precision:
-        warn_once('The precision was %s before, and is %s from here on', before, precision)
+        warn_once('The precision changes from %s to %s', before, precision)
     return Start(changed, p.seed if p.seed is not None else drawn, precision)
 
 
@@ -157,5 +158,5 @@ def changed_keys(p: EasyDict, state: Mapping[str, Any] | None, exp_file: str | P
     changed = differing_keys(p, state['config'], script, ignored=FREE) if state and 'config' in state else []
     if changed and not override:
         raise UserError(f"{exp_file} and flags: {', '.join(changed)} differ{'s' * (len(changed) == 1)} from the run that wrote "
-                        f'{p.checkpoint}: give --override to go on all the same, or --fresh to start over')
+                        f'{p.checkpoint}: give --override to resume anyway, or --fresh to start over')
     return changed

@@ -1,4 +1,4 @@
-"""Which checkpoints of a pre-training are to be scored, also while it runs."""
+"""The checkpoints of a pre-training that are to be scored, also while it runs."""
 import logging
 import time
 from collections.abc import Iterator
@@ -13,24 +13,24 @@ log = logging.getLogger('maskcontrast')
 
 
 def run_folder(name: str, root_dir: str) -> Path:
-    """The folder of a run, from its path or from its name below `root_dir`. Raises `UserError` when there is none."""
+    """The folder of a run, from its path or from its name below `root_dir`. Raises `UserError` if there is none."""
     for folder in (Path(name), Path(root_dir) / name):
         if folder.is_dir():
             return folder.resolve()
-    raise UserError(f'--run {name}: there is no such folder, neither here nor in {root_dir}')
+    raise UserError(f'--run {name}: this folder exists neither here nor in {root_dir}')
 
 
 def first_checkpoint(run: Path, follow: bool, poll: float) -> Path:
-    """The first checkpoint that the run has kept; with `follow` it is waited for as long as the run goes on. Raises `UserError`
-    when there is none."""
+    """The first checkpoint that the run has kept; with `follow`, wait for it as long as the run continues. Raises `UserError`
+    if there is none."""
     while True:
-        running = is_held(run)  # before the look at what it kept, which may be the last thing that it does
+        running = is_held(run)  # before listing its checkpoints, since it may keep one just before it ends
         kept = kept_checkpoints(run)
         if kept:
             return next(iter(kept.values()))
         if not (follow and running):
-            raise UserError(f'{run / KEPT_FOLDER}: there is no checkpoint to score: give main.py an experiment with keep_every '
-                            '(epochs from one to the next)')
+            raise UserError(f'{run / KEPT_FOLDER}: there is no checkpoint to score: run main.py with keep_every (epochs '
+                            'between checkpoints) in the experiment')
         time.sleep(poll)
 
 

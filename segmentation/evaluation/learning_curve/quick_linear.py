@@ -1,7 +1,8 @@
 """A linear classifier of pixels, fitted in seconds to features that were computed once.
 
-`linear_finetune.py` is the measure that is published: it trains on ever new views, for hours. This one sees each image once, as
-it is, and only some cells of its grid, but reaches the optimum of its convex loss, so that checkpoints can be compared.
+`linear_finetune.py` is the published measure, which trains on new views in each epoch, for hours. This one sees each image
+once, unchanged, and only some cells of its grid, but reaches the optimum of its convex loss, so that checkpoints can be
+compared.
 
 Axes: N cells of the grids of all training images, F channels, C classes, B batch, h w the grid.
 """

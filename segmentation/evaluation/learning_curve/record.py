@@ -1,4 +1,5 @@
-"""curve.json: what each kept checkpoint scores. It grows by one point at a time, and what is in it is not computed again."""
+"""curve.json: the scores of the kept checkpoints. It grows by one point at a time, and existing points are not computed
+again."""
 import hashlib
 import json
 import os
@@ -18,9 +19,9 @@ CURVE = 'curve.json'
 class Curve:
     """The points of one run.
 
-    path: of curve.json. settings: what all of its scores depend on; a file with others is renamed and begun anew.
-    `points`: by epoch; each has `epoch`, `steps`, `sha256` of the checkpoint's file, and `scores` as `score_network` gives
-    them. Raises `UserError` for a file that is none of this.
+    path: of curve.json. settings: the values on which all of its scores depend; a file with others is renamed and a new one
+    started. `points`: by epoch; each has `epoch`, `steps`, `sha256` of the checkpoint's file, and `scores` as `score_network`
+    gives them. Raises `UserError` for any other file.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
@@ -34,7 +35,7 @@ class Curve:
             content = json.loads(self.path.read_text(encoding='utf-8'))
             points, same = {int(point['epoch']): point for point in content['points']}, content['settings'] == self.settings
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{self.path} is not what curve.py leaves ({error}): move it away') from error
+            raise UserError(f'{self.path} was not written by curve.py ({error}): move it away') from error
         if same:
             self.points = points
         else:
@@ -55,7 +56,7 @@ class Curve:
         return self._digests[path][1]
 
     def add(self, epoch: int, path: Path, steps: int, scores: Mapping[str, Scores]) -> None:
-        """Record what the checkpoint at `path` scores, and write the file."""
+        """Record the scores of the checkpoint at `path`, and write the file."""
         self.points[epoch] = {'epoch': epoch, 'steps': steps, 'sha256': self.digest(path), 'scores': dict(scores)}
         with atomic_file(self.path, 'w') as file:
             json.dump({'settings': self.settings, 'start': self.start(), 'points': self.in_order()}, file, indent=1)
@@ -65,6 +66,6 @@ class Curve:
         return [self.points[epoch] for epoch in sorted(self.points)]
 
     def start(self) -> Scores | None:
-        """What there was before: the scores of the backbone alone with its initial weights, or None while the run's first
-        checkpoint is not scored."""
+        """The start: the scores of the backbone alone with its initial weights, or None while the run's first checkpoint is not
+        scored."""
         return self.points[0]['scores'][BACKBONE] if 0 in self.points else None

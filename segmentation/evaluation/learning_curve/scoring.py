@@ -1,7 +1,7 @@
-"""What one network scores: K-means, retrieval, neighbours and a quick linear classifier, all from one pass over each split.
+"""The scores of one network: K-means, retrieval, neighbours and a quick linear classifier, all from one pass over each split.
 
-Scores are those that `kmeans.py` and `retrieval.py` would report, for two sorts of features at once: those of the whole
-network, and those of its backbone alone (`head: none`).
+Scores equal those of `kmeans.py` and `retrieval.py`, for two kinds of features at once: those of the whole network, and those
+of its backbone alone (`head: none`).
 
 Axes: M images of a split, D embedding, C classes, B batch.
 """
@@ -82,7 +82,7 @@ def read_segments(network: PretrainingNetwork, loader: DataLoader, device: torch
     without any the objects of the labels), and in the network's own if it predicts any.
 
     each: called with every batch's `Grids.linear`, float32, and the batch. Raises `UserError` for unreadable images, labels
-    that are no class, and outputs that are not finite.
+    that name no class, and outputs that are not finite.
     """
     gathered: dict[str, _Gathered] = {}
     for batch in progress(loader, 'Scoring'):
@@ -113,10 +113,10 @@ def _objects(labels: Sequence[np.ndarray], size: Sequence[int], space: LabelSpac
 
 def score_network(network: PretrainingNetwork, database: DataLoader, queries: DataLoader, device: torch.device, precision: str,
                   space: LabelSpace, seeds: Sequence[int]) -> dict[str, Scores]:
-    """Scores in percent, by sort of features and name; None where there is nothing to score.
+    """Scores in percent, by sort of features and name; None if there is nothing to score.
 
-    database, queries: loaders of `EvaluationImages` with labels, and with masks or without: what is looked up and fitted to,
-    and what is scored. seeds: of K-means; the first also chooses the linear classifier's cells.
+    database, queries: loaders of `EvaluationImages` with labels, and with masks or without: the images for lookup and fitting,
+    and the images to score. seeds: of K-means; the first also chooses the linear classifier's cells.
 
     kmeans, retrieval, linear: mIoU on the queries. neighbours: share of the database's objects whose nearest other one is of
     their class. `..._own_masks` are in the network's masks, all others in the given ones.
@@ -152,12 +152,14 @@ def score_network(network: PretrainingNetwork, database: DataLoader, queries: Da
 
 
 def point_text(point: Mapping[str, Any], start: Scores | None) -> str:
-    """A point of a `Curve` in a line; in parentheses what `start` has."""
+    """A point of a `Curve` in a line: each score of the whole network and, in parentheses, of its backbone alone and of the
+    `start`."""
     parts = []
     for name, score in point['scores'][NETWORK].items():
-        before = (start or {}).get(name)
+        others = {'backbone': point['scores'][BACKBONE].get(name), 'start': (start or {}).get(name)}
         shown = 'none' if score is None else f'{score:.1f}'
-        parts.append(f'{name.replace("_", " ")} {shown}' + (f' ({before:.1f})' if before is not None else ''))
+        known = ', '.join(f'{part} {value:.1f}' for part, value in others.items() if value is not None)
+        parts.append(f'{name.replace("_", " ")} {shown}' + (f' ({known})' if known else ''))
     return f'Epoch {point["epoch"]}, {point["steps"]} steps: {", ".join(parts)}'
 
 

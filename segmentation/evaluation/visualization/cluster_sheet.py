@@ -1,13 +1,11 @@
 """A picture of a clustering: a row for each cluster, in its colour, its most typical images first."""
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
-from data.dataset import SegmentationDataset
-from data.image_folder import ImageFolder
 from data.label_space import VOID, LabelSpace
 from evaluation.visualization.pictures import FONT, ascii_text, overlay, save_picture, thumbnail
 
@@ -17,8 +15,11 @@ TITLE = 140  # width of a row's title
 MOST_ROWS = 100
 
 
-class _Mask(Protocol):
-    def array(self) -> np.ndarray: ...
+class _Objects(Protocol):
+    @property
+    def unit(self) -> str: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
 class _Clustering(Protocol):
@@ -27,17 +28,15 @@ class _Clustering(Protocol):
 
 
 def cluster_space(n_clusters: int) -> LabelSpace:
-    """The predicted ids as classes, where there are no labels."""
+    """The predicted ids as classes, if there are no labels."""
     return LabelSpace(('background', *(f'cluster {number}' for number in range(1, n_clusters))))
 
 
-def save_cluster_sheet(path: str | Path, dataset: SegmentationDataset | ImageFolder, masks: Sequence[_Mask],
-                       clustering: _Clustering, order: np.ndarray, space: LabelSpace,
+def save_cluster_sheet(path: str | Path, objects: _Objects, clustering: _Clustering, order: np.ndarray, space: LabelSpace,
                        shown: Collection[int] | None = None) -> None:
-    """Write the sheet of a `Clustering` of the M images of `dataset`, whose `CompressedMask`s are `masks`: of the first 100
-    clusters.
+    """Write the sheet of a `Clustering` of N `Objects`: of the first 100 clusters.
 
-    order: M values; the images of the smallest come first. space: of what `clustering.classes_of` gives. shown: clusters,
+    order: N values; the objects of the smallest come first. space: of what `clustering.classes_of` gives. shown: clusters,
     counted from 0, that have a row; None for all.
     """
     rows: list[np.ndarray] = []
@@ -46,9 +45,9 @@ def save_cluster_sheet(path: str | Path, dataset: SegmentationDataset | ImageFol
             continue
         members = np.flatnonzero(clustering.clusters == cluster)
         typical = members[np.argsort(order[members], kind='stable')][:COLUMNS]
-        title = dict.fromkeys((f'cluster {cluster + 1}', space.names[label], f'{len(members)} images'))
-        pictures = [overlay(dataset[index]['image'], np.where(masks[index].array(), np.uint8(label), VOID), space)
-                    for index in typical]
+        title = dict.fromkeys((f'cluster {cluster + 1}', space.names[label], f'{len(members)} {objects.unit}s'))
+        pictures = [overlay(sample['image'], np.where(sample['saliency'], np.uint8(label), VOID), space)
+                    for sample in map(objects.__getitem__, typical.tolist())]
         rows.append(_row(title, space.colours[label], pictures))
     save_picture(path, np.concatenate(rows))
 

@@ -19,7 +19,7 @@ function quoted(text) {
 
 function namesFile() {
   const lines = fields.filter(nameOf).map(field => '\n  ' + field.dataset.cluster + ': ' + quoted(nameOf(field)));
-  return '# What the clusters are called. Those with the same name are one.\nclustering: "' +
+  return '# Names of the clusters. Those with the same name are one.\nclustering: "' +
     document.body.dataset.clustering + '"\nnames:' + (lines.join('') || ' {}') + '\n';
 }
 

@@ -1,6 +1,6 @@
-"""A page on which people name clusters: one file, that needs no server and no network.
+"""A page for naming clusters: a single file that works without a server or a network.
 
-What comes from outside, names of files and clusters, stands in attributes and text alone, escaped; the script reads it there.
+External text, names of files and clusters, is only in attributes and text, escaped; the script reads it from there.
 """
 import base64
 import hashlib
@@ -24,8 +24,8 @@ DIMMED = 0.55  # brightness of what is around the object
 
 @dataclass(frozen=True)
 class Row:
-    """number: of the cluster, from 1. name: or ''. colour: RGB. images: how many it has. typical, doubtful: indices of those
-    that are shown."""
+    """number: of the cluster, from 1. name: or ''. colour: RGB. images: their number. typical, doubtful: indices of the shown
+    ones."""
     number: int
     name: str
     colour: Sequence[int]
@@ -62,34 +62,34 @@ def thumbnail_jpeg(image: np.ndarray, mask: np.ndarray, colour: Sequence[int]) -
 
 
 def save_clusters_page(path: str | Path, name: str, clustering: str, rows: Sequence[Row], names: Sequence[str],
-                       thumbnail: Callable[[int, Row], bytes], command: str) -> None:
+                       thumbnail: Callable[[int, Row], bytes], command: str, unit: str = 'image') -> None:
     """Write the page.
 
-    name: of the experiment. clustering: what names.yml has as `clustering`. names: M file names. thumbnail: gives the JPEG of
-    an image in a row. command: what hands names.yml on.
+    name: of the experiment. clustering: the value of `clustering` in names.yml. names: M file names. thumbnail: gives the JPEG
+    of an image in a row. command: the command that passes names.yml on. unit: image or object.
     """
     folder = Path(__file__).parent
     template, style, script = ((folder / f'clusters_page.{kind}').read_text(encoding='utf-8') for kind in ('html', 'css', 'js'))
     images = sum(row.images for row in rows)
     page = Template(template).substitute(
         title=html.escape(f'{name}: clusters'), clustering=html.escape(clustering),
-        summary=f'{images} images in {len(rows)} clusters', command=html.escape(command), style=style, script=script,
-        style_hash=_hash(style), script_hash=_hash(script), rows='\n'.join(_row(row, names, thumbnail) for row in rows))
+        summary=f'{images} {unit}s in {len(rows)} clusters', command=html.escape(command), style=style, script=script,
+        style_hash=_hash(style), script_hash=_hash(script), rows='\n'.join(_row(row, names, thumbnail, unit) for row in rows))
     with atomic_file(path, 'w') as file:
         file.write(page)
 
 
 def _hash(text: str):
-    """What the page's policy names its own style and script by: nothing else runs in it."""
+    """The hash by which the page's policy allows its own style and script, and nothing else."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _row(row: Row, names: Sequence[str], thumbnail: Callable[[int, Row], bytes]):
+def _row(row: Row, names: Sequence[str], thumbnail: Callable[[int, Row], bytes], unit: str):
     def pictures(indices: Iterable[int]):
         return ''.join(f'<img loading="lazy" src="data:image/jpeg;base64,{base64.b64encode(thumbnail(index, row)).decode()}"'
                        f' alt="{_shown(names[index])}" title="{_shown(names[index])}">' for index in indices)
     doubtful = f'<div class="doubtful">{pictures(row.doubtful)}</div>' if row.doubtful else ''
-    count = f'{row.images} image{"" if row.images == 1 else "s"}'
+    count = f'{row.images} {unit}{"" if row.images == 1 else "s"}'
     colour = '#' + ''.join(f'{value:02x}' for value in row.colour)
     return (f'<section><svg class="colour" viewBox="0 0 1 1" preserveAspectRatio="none"><rect width="1" height="1" '
             f'fill="{colour}"/></svg><div class="about"><h2>Cluster {row.number}</h2><p>{count}</p>'
@@ -100,5 +100,5 @@ def _row(row: Row, names: Sequence[str], thumbnail: Callable[[int, Row], bytes])
 
 
 def _shown(text: str):
-    """Text for an attribute. What is no text in a file's name becomes an escape."""
+    """Text for an attribute. Undecodable parts of file names are escaped."""
     return html.escape(text.encode(errors='backslashreplace').decode())

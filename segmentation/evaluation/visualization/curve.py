@@ -11,7 +11,7 @@ from utils.storage.atomic import atomic_file
 PANELS = {'kmeans': 'K-means, mIoU (%)', 'retrieval': 'retrieval, mIoU (%)', 'linear': 'quick linear, mIoU (%)',
           'neighbours': 'neighbour of the same class (%)'}
 LINES = (('network', '', 'C0', 'o-', 'network'), ('network', '_own_masks', 'C0', 'o:', "network, its own masks"),
-         ('backbone', '', 'C1', 's-', 'its backbone alone'))
+         ('backbone', '', 'C1', 's-', 'backbone alone'))
 
 
 def curve_figure(points: Sequence[Mapping[str, Any]], start: Mapping[str, float | None] | None, title: str) -> Figure:

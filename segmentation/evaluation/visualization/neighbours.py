@@ -39,7 +39,7 @@ def _tile(image: np.ndarray, mask: np.ndarray, label: int, space: LabelSpace, co
     tile[FRAME:FRAME + SIDE, FRAME:FRAME + SIDE] = 255
     top, left = (FRAME + (SIDE - length) // 2 for length in small.shape[:2])
     tile[top:top + small.shape[0], left:left + small.shape[1]] = small
-    if notch:  # for who can't tell the frames' colours apart
+    if notch:  # for people who can't tell the frames' colours apart
         cv2.fillPoly(tile, [np.array([(0, 0), (22, 0), (0, 22)])], colour)
     name = space.names[label] if known else 'no class'
     colour_of_class = space.colours[label if known else len(space)].tolist()

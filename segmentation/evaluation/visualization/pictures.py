@@ -1,4 +1,4 @@
-"""What people look at: predictions as palette images, and image, ground truth and prediction side by side."""
+"""Pictures for people: predictions as palette images, and image, ground truth and prediction side by side."""
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path

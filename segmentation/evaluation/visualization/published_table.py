@@ -1,4 +1,4 @@
-"""A picture of the paper's tables: what was published, and what is measured."""
+"""A picture of the paper's tables: published and measured results."""
 from collections.abc import Mapping
 from typing import Any
 

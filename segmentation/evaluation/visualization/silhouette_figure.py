@@ -1,4 +1,4 @@
-"""The figure of how well each number of clusters fits."""
+"""A figure of how well each number of clusters fits."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FIGURE = 'silhouette.png'
 
 def save_silhouette_figure(path: str | Path, counts: Sequence[int], scores: np.ndarray, chosen: int) -> None:
     """Draw the mean silhouette (`scores`) of each of `counts` clusters, and mark the number that was chosen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, as it takes half a second that others should not wait
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here, since it takes half a second
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.5), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""Files that are written by a thread, while the training goes on."""
+"""Files that are written by a thread during the training."""
 import copy
 import threading
 from collections.abc import Callable, Mapping
@@ -23,10 +23,10 @@ def snapshot(state: Any) -> Any:
 
 
 class BackgroundWriter:
-    """Runs one write at a time in a thread of its own. A context manager, at whose end nothing is left to write.
+    """Runs one write at a time in its own thread. A context manager; all is written at its end.
 
-    What a write raises, the thread that started it sees: in its next call of `start`, `check` or `finish`, or at the end of
-    the context unless another error ends it.
+    An error of a write is raised in the thread that started it: in its next call of `start`, `check` or `finish`, or at the end
+    of the context unless another error ends it.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def check(self) -> None:
-        """Deal with the end of a write, if it has ended: raise its error, or do what was to be done then."""
+        """If a write has ended, raise its error or call its `then`."""
         if self._thread and not self._thread.is_alive():
             self.finish()
 

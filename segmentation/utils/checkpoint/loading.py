@@ -27,25 +27,25 @@ def load_file(path: str | Path, check: bool = False) -> Any:
     values is accepted.
 
     check: whether to compare the checksums that torch.save wrote, which torch.load does not look at.
-    Raises `UserError` when the file is missing, damaged, or holds code.
+    Raises `UserError` if the file is missing, damaged, or holds code.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f'{path}: there is no such checkpoint file')
+        raise UserError(f'{path}: this checkpoint file does not exist')
     if path.suffix == SAFETENSORS:
         return _load_safetensors(path)
     try:
         if check:
             _check_sums(path)
         return load_data(path)
-    except Exception as error:  # damaged bytes make the unpickler raise anything
+    except Exception as error:  # damaged bytes can make the unpickler raise any exception
         if isinstance(error, pickle.UnpicklingError) and 'weights_only' in str(error) and 'GLOBAL' in str(error):
-            raise UserError(f'{path}: refused, since loading it would run code that it carries: '
-                            'save it again as a plain state dict of tensors') from error
+            raise UserError(f'{path}: refused, since loading it would run code in it: save it again as a plain state dict '
+                            'of tensors') from error
         reason = (str(error).splitlines() or [''])[0] or type(error).__name__
         if 'weights_only' in reason:  # PyTorch's advice is to run what the file says
-            reason = 'its content is not one of torch.save'
-        raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): fetch or make it again') from error
+            reason = 'it was not written by torch.save'
+        raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): download or make it again') from error
 
 
 def _load_safetensors(path: Path):
@@ -53,18 +53,18 @@ def _load_safetensors(path: Path):
     try:
         return load_tensors(path)
     except Exception as error:  # damaged bytes: its exceptions have no base of their own
-        raise UserError(f'{path}: damaged, or not a safetensors file ({one_line(error)}): fetch it again') from error
+        raise UserError(f'{path}: damaged, or not a safetensors file ({one_line(error)}): download it again') from error
 
 
 def _check_sums(path: Path):
-    """Raise BadZipFile for an archive of which a member is damaged. Files of before PyTorch 1.6 are no archives."""
+    """Raise BadZipFile for an archive with a damaged member. Files from before PyTorch 1.6 are not archives."""
     with open(path, 'rb') as file:
         if file.read(2) != b'PK':
             return
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     if damaged:
-        raise zipfile.BadZipFile(f'the checksum of {damaged} is another')
+        raise zipfile.BadZipFile(f'the checksum of {damaged} does not match')
 
 
 def load_exactly(module: torch.nn.Module, state: Mapping[str, Any], source: str | Path, missing: Collection[str] = (),

@@ -1,4 +1,4 @@
-"""How a script ends: its exit codes, and what a mistake, a signal or a lost process leaves on the screen."""
+"""How a script ends: its exit codes, and the output for a mistake, a signal or a lost process."""
 import functools
 import logging
 import os
@@ -93,25 +93,25 @@ def _run_to_its_end(main: Callable[..., T], *arguments: Any):
             raise UserError(line) from error
         raise
     except BaseException:
-        preemption.ignore()  # a second signal would cut short what is done about this one
+        preemption.ignore()  # a second signal would interrupt the handling of this one
         raise
 
 
 def _mistake(error: Exception):
-    """What to say of an error of Python or PyTorch that only the user can mend; None for others."""
+    """The message for an error of Python or PyTorch that only the user can fix; None for others."""
     text = one_line(error)
     if isinstance(error, ImportError):
         return missing_package(error)
     if isinstance(error, RuntimeError) and text.startswith(LOST_WORKER):
         what = text.partition(' Details are lost')[0].partition(' It is possible')[0].rstrip('. ')
-        return (f'{what}: memory has probably run out, or the room in /dev/shm: lower num_workers or the batch size, or make '
+        return (f'{what}: memory or the space in /dev/shm has probably run out: lower num_workers or the batch size, or make '
                 'room (docker run: --memory, --shm-size)')
     if isinstance(error, RuntimeError) and text.startswith(MANY_FILES):
         return 'too many open files for the workers: lower num_workers, or raise the limit (ulimit -n)'
     if isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError' or ALLOCATOR in text:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         words = lines[-1 if lines[0].startswith('Caught ') else 0]  # below a worker's traceback, or above one of C++
-        return f'memory has run out ({words}): lower the batch size or num_workers, or take a machine with more'
+        return f'memory has run out ({words}): lower the batch size or num_workers, or use a machine with more'
     return None
 
 
@@ -131,9 +131,9 @@ def _end(line: str, code: int):
 
 
 def _leave(stop: preemption.Preempted):
-    """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, else by ending the others."""
+    """End because of SIGTERM or SIGUSR1: with all processes when these have agreed to, otherwise by ending the others."""
     stop.__traceback__ = None
-    line = f'stopped by {stop}: give the same command again'
+    line = f'stopped by {stop}: repeat the command'
     if not stop.agreed:
         return _end(line, preemption.EXIT_PREEMPTED)
     if is_main():

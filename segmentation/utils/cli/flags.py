@@ -1,4 +1,4 @@
-"""The flags that several scripts have. Nothing here loads PyTorch, so that `--help` and a mistake in a flag cost no seconds."""
+"""The flags that several scripts have. Nothing here loads PyTorch, so that `--help` and mistakes in flags are fast."""
 import argparse
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ def make_plain_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def make_env_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
-    """A parser with --config_env alone. options: of its argument, `default`, say."""
+    """A parser with --config_env alone. options: of its argument, for example `default`."""
     parser = make_plain_parser(description)
     parser.add_argument('--config_env', help='YAML file with root_dir and db_root', **(options or {'required': True}))
     return parser
@@ -35,21 +35,21 @@ def make_parser(description: str | None, amp: str, trains: bool = False) -> argp
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
     add_machine_flags(parser, amp)
     parser.add_argument('--dist-timeout', type=_seconds, default=TIMEOUT, metavar='SECONDS',
-                        help='with several processes: how long they may stand still before the run ends, naming the one that '
-                             f'hangs (default: {TIMEOUT})')
+                        help='with several processes: how long they may be stuck before the run ends and names the stuck '
+                             f'process (default: {TIMEOUT})')
     parser.add_argument('--share-gpus', action='store_true',
-                        help='let several processes compute on one GPU (default: refuse)')
+                        help='allow several processes on one GPU (default: an error)')
     if trains:
         parser.add_argument('--override', action='store_true',
-                            help='go on although the experiment file has changed since the checkpoint (default: refuse)')
+                            help='resume although the experiment file has changed since the checkpoint (default: an error)')
         parser.add_argument('--fresh', action='store_true',
-                            help='start over; the folder of the earlier run is renamed, not deleted (default: go on)')
+                            help='start over; the folder of the earlier run is renamed and kept (default: resume)')
     return parser
 
 
 def check_early(args: argparse.Namespace, script: str) -> None:
-    """Read the configuration for its mistakes alone, and look whose folder it names, before PyTorch is loaded. Of several
-    processes each does it only after they have met, so that a mistake is reported once and ends all of them."""
+    """Read the configuration for its mistakes alone, and look whose folder it names, before PyTorch is loaded. With several
+    processes, each does it only after they have met, so that a mistake is reported once and ends all of them."""
     if from_environment('WORLD_SIZE', default=1) == 1 and getattr(args, 'world_size', 1) <= 1:
         p = create_config(args.config_env, args.config_exp, script)
         require_own_folder(p.output_dir, script, args.config_exp)
@@ -58,14 +58,25 @@ def check_early(args: argparse.Namespace, script: str) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser, amp: str) -> None:
     """--device, --amp and --seed. amp: the default of --amp."""
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
-                        help='where to compute (default: auto, the first there is of cuda, mps and cpu)')
+                        help='device (default: auto, the first available one of cuda, mps and cpu)')
     parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default=amp,
                         help=f'precision of the networks (default: {amp}; auto is bf16 where the hardware is fast at it, '
-                             'else none)')
+                             'otherwise none)')
     parser.add_argument('--deterministic', action='store_true',
-                        help='algorithms that give the same bits in every run on a GPU, if need be slower ones (default: no; '
-                             'on a CPU a run with a seed repeats itself anyway)')
-    parser.add_argument('--seed', type=_seed, help="seed of everything random (default: the experiment's, if it has one)")
+                        help='use algorithms that are reproducible bit for bit on a GPU, and may be slower (default: no; on a '
+                             'CPU, runs with a seed are always reproducible)')
+    parser.add_argument('--seed', type=_seed, help="seed of all random numbers (default: that of the experiment, if any)")
+
+
+def fraction(text: str) -> float:
+    """The value of a flag that takes a share: from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'must be a number of at least 0 and below 1, not {text}')
+    return value
 
 
 def _seed(text: str):
@@ -76,5 +87,5 @@ def _seed(text: str):
 
 def _seconds(text: str):
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f'must be a whole number of seconds, at least 1, not {text}')
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1 (seconds), not {text}')
     return int(text)

@@ -15,7 +15,7 @@ COLOURS = {logging.WARNING: 'yellow', logging.ERROR: 'red'}
 
 
 class _Formatter(logging.Formatter):
-    """Shows what is no text in a file's name as an escape, which every terminal and file takes."""
+    """Escapes undecodable parts of file names, so that every terminal and file accepts them."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(record).encode(errors='backslashreplace').decode()
@@ -42,7 +42,7 @@ class _Console(logging.Handler):
 def start_log(log_file: str | Path | None = None) -> logging.Logger:
     """Send the logger 'maskcontrast' to the console, and append it to `log_file`, whose folder is made. Returns it.
 
-    Of several processes, rank 0 says everything, the others only what went wrong.
+    With several processes, rank 0 says everything, the others only what went wrong.
     """
     log = logging.getLogger('maskcontrast')
     stop_log()
@@ -74,7 +74,7 @@ def stop_log() -> None:
 
 
 def warn_once(text: str, *values: object) -> None:
-    """Warn of what all processes find alike: rank 0 says it. text, values: as for a logger."""
+    """Log a warning that all processes share, on rank 0 only. text, values: as for a logger."""
     if is_main():
         logging.getLogger('maskcontrast').warning(text, *values)
 

@@ -14,7 +14,7 @@ OPTIONAL = ('onnx', 'onnxruntime', 'onnxscript', 'rembg')  # in requirements-opt
 
 
 def require(package: str, what: str) -> ModuleType:
-    """Import `package` and return it. what: needs it, for the message.
+    """Import `package` and return it. what: the part that needs it, for the message.
 
     Raises `UserError` that says how to install it when it is missing or broken."""
     try:
@@ -31,7 +31,7 @@ def missing_package(error: ImportError) -> str | None:
     if not package or own or package in sys.stdlib_module_names:
         return None
     called = f' ({NAMES[package]})' if package in NAMES else ''
-    reason = '' if isinstance(error, ModuleNotFoundError) else f', which can not be imported ({one_line(error)})'
+    reason = '' if isinstance(error, ModuleNotFoundError) else f', which cannot be imported ({one_line(error)})'
     file = 'requirements-optional.txt' if package in OPTIONAL else 'requirements.txt'
     return f'this script needs the package {package}{called}{reason}: pip install -r {file}'
 

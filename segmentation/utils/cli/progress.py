@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, plain lines in a file."""
+"""Progress of long work: a bar on a terminal, plain lines in a file."""
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sized

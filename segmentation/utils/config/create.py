@@ -1,4 +1,4 @@
-"""env.yml and an experiment file become one checked configuration. Mistakes end before any work, in one line."""
+"""Read env.yml and an experiment file into one checked configuration. Mistakes end a script in one line, before any work."""
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def read_env(file: str | Path) -> EasyDict:
 
 def differing_keys(p: Mapping[str, Any], other: Mapping[str, Any], script: str, ignored: Collection[str] = ()) -> list[str]:
     """Names of the keys that `script` reads, nested ones with a dot, whose values differ between two configurations. A key that
-    one of them lacks, as it was written before there was such a key, has its default."""
+    one of them lacks, because it was written before the key existed, has its default."""
     keys = [key for key in KEYS if script in key.readers and key.name not in ignored]
     return [key.name for key in keys if not _same(_get(p, key), _get(other, key))]
 
@@ -147,7 +147,7 @@ def _check_backbone(p: EasyDict, given: Collection[str], script: str, file: str 
     layers, most = p.get('freeze_layers', False), len(spec.stages)
     if not isinstance(layers, (bool, str)) and layers > most:
         raise UserError(f'{file}: freeze_layers is {layers}, but backbone: {p.backbone} has {most} stages (all freezes the '
-                        'whole of it)')
+                        'whole backbone)')
     sizes = p.transformation_kwargs
     key, size = ('crop_size', [sizes.crop_size] * 2) if script == config_keys.PRETRAIN else ('resolution', sizes.resolution)
     problem = spec.size_error(stride, *size)
@@ -156,23 +156,24 @@ def _check_backbone(p: EasyDict, given: Collection[str], script: str, file: str 
 
 
 def _check_masks(p: EasyDict, script: str, file: str | Path):
-    """Where the network has no saliency head, or the masks' images are changed by them, the masks must be the data set's."""
+    """Masks must come from the data set if the network has no saliency head, or if the masks change its input."""
     keys = ['val_db_kwargs.saliency', *(['retrieval_kwargs.saliency'] if script == config_keys.RETRIEVAL else [])]
     for key in keys:
         group, _, inner = key.partition('.')
         if not p[group][inner] and (p.head == 'none' or not p.model_kwargs.use_classification_head):
             raise UserError(f'{file}: without a saliency head (head: none, or model_kwargs.use_classification_head: False) '
-                            f"{key} must name the data set's masks")
-    if script == config_keys.KMEANS and not p.val_db_kwargs.saliency and (
-            p.val_db_kwargs.hide_background or p.kmeans_kwargs.features != config_keys.EMBEDDING):
-        raise UserError(f'{file}: val_db_kwargs.hide_background and kmeans_kwargs.features need masks: name them as '
-                        'val_db_kwargs.saliency')
+                            f"{key} must name masks of the data set")
+    kwargs = p.val_db_kwargs
+    if script == config_keys.KMEANS and not kwargs.saliency and (
+            kwargs.instances or kwargs.hide_background or p.kmeans_kwargs.features != config_keys.EMBEDDING):
+        raise UserError(f'{file}: val_db_kwargs.instances, val_db_kwargs.hide_background and kmeans_kwargs.features need '
+                        'masks: name them in val_db_kwargs.saliency')
 
 
 def _check_training(p: EasyDict, file: str | Path):
     for key in ('momentum', 'nesterov'):
         if p.optimizer == 'adam' and p.optimizer_kwargs[key] is not None:
-            raise UserError(f'{file}: optimizer_kwargs.{key} belongs to sgd: remove it, or set optimizer: sgd')
+            raise UserError(f'{file}: optimizer_kwargs.{key} is only for sgd: remove it, or set optimizer: sgd')
     if p.optimizer_kwargs.nesterov and not p.optimizer_kwargs.momentum:
         raise UserError(f'{file}: optimizer_kwargs.nesterov needs optimizer_kwargs.momentum above 0')
     needs = {'step': ('lr_decay_rate', 'lr_decay_epochs'), 'cosine': ('lr_decay_rate',)}.get(p.scheduler, ())
@@ -188,6 +189,11 @@ def _check_pretraining(p: EasyDict, file: str | Path):
     if p.moco_kwargs.K % p.train_batch_size:
         raise UserError(f'{file}: moco_kwargs.K ({p.moco_kwargs.K}) must be a multiple of '
                         f'train_batch_size ({p.train_batch_size})')
+    if p.train_db_kwargs.saliency is None and p.train_db_kwargs.instances:
+        raise UserError(f'{file}: train_db_kwargs.instances needs train_db_kwargs.saliency, the name of instances_<name>/')
+    if p.train_db_kwargs.saliency is None and p.model_kwargs.use_classification_head:
+        raise UserError(f'{file}: saliency cannot be predicted without masks (train_db_kwargs.saliency: null): set '
+                        'model_kwargs.use_classification_head: False, or name the masks')
 
 
 def _check_initial_weights(p: EasyDict, file: str | Path):

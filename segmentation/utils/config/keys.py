@@ -1,7 +1,6 @@
-"""Every key that an experiment file may hold: its type, default, permitted values and who reads it.
+"""All keys of experiment files: type, default, permitted values and the scripts that read them.
 
-A key that is not in this table is an error. One that is read by another script than the one that runs is accepted, so
-that one file can serve several scripts.
+A key that is not in this table is an error. Keys of other scripts are accepted, so that one file can serve several scripts.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ PROBES = (*CLASSIFIERS, EVAL)
 TRAINED = (PRETRAIN, *CLASSIFIERS)
 CLUSTERED = (KMEANS, RETRIEVAL)  # by masks
 EMBEDDED = (*CLUSTERED, KNN)  # read the pre-training network
-EMBEDDING = 'embedding'  # what is clustered if nothing else is said
+EMBEDDING = 'embedding'  # the features clustered by default
 MAX_SEED = 2 ** 32 - 1  # the most that scikit-learn takes
 NOBODY = ()  # keys of files for the published code, accepted without effect
 
@@ -47,9 +46,10 @@ class Key:
 
 KEYS = (
     # Data
-    Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, else val_db_name
+    Key('train_db_name', 'str', REQUIRED, TRAINED),  # retrieval.py takes it, too, otherwise val_db_name
     Key('val_db_name', 'str', REQUIRED, EVALUATIONS),
-    Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,)),
+    Key('train_db_kwargs.saliency', 'str', REQUIRED, (PRETRAIN,), nullable=True),  # null: all of the picture is the object
+    Key('train_db_kwargs.instances', 'bool', False, (PRETRAIN,)),
     Key('train_db_kwargs.split', 'str', 'trainaug', CLASSIFIERS),
     Key('train_db_kwargs.batch_size', 'int', 16, CLASSIFIERS, minimum=1),
     Key('train_db_kwargs.share', 'float', 1.0, (FINETUNE,), above=0, maximum=1),
@@ -57,11 +57,16 @@ KEYS = (
     Key('val_db_kwargs.split', 'str', 'val', (EVAL, *EMBEDDED)),
     Key('val_db_kwargs.batch_size', 'int', 10, EVALUATIONS, minimum=1),
     Key('val_db_kwargs.saliency', 'str', None, CLUSTERED),
+    Key('val_db_kwargs.instances', 'bool', False, (KMEANS,)),
     Key('val_db_kwargs.hide_background', 'bool', False, (KMEANS,)),
     Key('train_batch_size', 'int', REQUIRED, (PRETRAIN,), minimum=1),
     Key('simulate_processes', 'int', None, (PRETRAIN,), minimum=1),
     Key('num_workers', 'int', 4, SCRIPTS, minimum=0),
     Key('transformation_kwargs.crop_size', 'int', 224, (PRETRAIN,), minimum=16),
+    Key('transformation_kwargs.random_resized_crop', 'bool', True, (PRETRAIN,)),
+    Key('transformation_kwargs.color_jitter', 'bool', True, (PRETRAIN,)),
+    Key('transformation_kwargs.random_grayscale', 'bool', True, (PRETRAIN,)),
+    Key('transformation_kwargs.random_horizontal_flip', 'bool', True, (PRETRAIN,)),
     Key('transformation_kwargs.resolution', 'size', (512, 512), EVALUATIONS),
     Key('max_image_pixels', 'int', 178_956_970, SCRIPTS, minimum=1),
     Key('on_bad_image', 'str', 'stop', TRAINED, choices=('stop', 'skip')),
@@ -87,8 +92,9 @@ KEYS = (
     # Training
     Key('moco_kwargs.T', 'float', REQUIRED, (PRETRAIN,), above=0),
     Key('moco_kwargs.m', 'float', REQUIRED, (PRETRAIN,), minimum=0, maximum=1),
-    Key('moco_kwargs.K', 'int', REQUIRED, (PRETRAIN,), minimum=1),
-    Key('moco_kwargs.loss', 'str', 'fused', (PRETRAIN,), choices=('fused', 'plain', 'gathered')),
+    Key('moco_kwargs.K', 'int', REQUIRED, (PRETRAIN,), minimum=0),  # 0: no queue
+    Key('moco_kwargs.contrast', 'str', 'pixel', (PRETRAIN,), choices=('pixel', 'image')),
+    Key('moco_kwargs.loss', 'str', 'auto', (PRETRAIN,), choices=('auto', 'fused', 'gathered', 'plain')),
     Key('epochs', 'int', REQUIRED, TRAINED, minimum=1),
     Key('optimizer', 'str', 'sgd', TRAINED, choices=('sgd', 'adam')),
     Key('optimizer_kwargs.lr', 'float', REQUIRED, TRAINED, above=0),

@@ -14,7 +14,7 @@ NULL = 'None'  # Python's word; that of YAML is null
 
 
 def checked_value(key: Key, value: Any, file: str | Path) -> Any:
-    """`value` as `key` wants it, or a `UserError`."""
+    """`value` converted to the type of `key`, or a `UserError`."""
     if not key.readers:
         return value
     if value is None:
@@ -22,7 +22,7 @@ def checked_value(key: Key, value: Any, file: str | Path) -> Any:
             return None
         raise UserError(f'{file}: {key.name} needs a value ({_TYPE_NAMES[key.type]})')
     if value == NULL and (key.default is None or key.nullable):
-        raise UserError(f'{file}: {key.name}: write null instead of {NULL}, which YAML takes for a name')
+        raise UserError(f'{file}: {key.name}: write null instead of {NULL}, which YAML reads as text')
     converted = _path(value, f'{file}: {key.name}') if key.type == 'path' else _CONVERT[key.type](value)
     if converted is None:
         raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}{_hint(key.type, value)}')
@@ -102,16 +102,16 @@ def _path(value: Any, where: str):
     if '://' in path:
         return path
     if path.startswith('~'):
-        raise UserError(f'{where}: {value}: there is no user {path[1:].partition("/")[0]} on this machine (write ./~ for '
-                        'a name that begins so)')
+        raise UserError(f'{where}: {value}: there is no user {path[1:].partition("/")[0]} on this machine (write ./~ for a '
+                        'name that starts with ~)')
     return str((TREE / path).resolve())
 
 
 def _hint(kind: str, value: Any):
-    """For a name that YAML takes for something else."""
+    """The hint for a name that YAML reads as another type."""
     taken = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, (bool, datetime.date))]
     if taken and kind in ('str', 'strs', 'path'):
-        return ': YAML reads yes, no, on, off and dates so; put quotes around a name like these'
+        return ': YAML does not read yes, no, on, off and dates as text; put quotes around such a name'
     return ''
 
 

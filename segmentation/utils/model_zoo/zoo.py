@@ -1,6 +1,6 @@
-"""Published weights by name: wherever a checkpoint's path is asked for, `zoo://<name>` is one of these.
+"""Published weights by name: `zoo://<name>` is accepted wherever a checkpoint path is expected.
 
-They are fetched, or taken from an installed package, when they are first needed, into <root_dir>/model_zoo/;
+They are downloaded, or taken from an installed package, on first use, into <root_dir>/model_zoo/;
 `python -m utils.model_zoo` lists them.
 """
 import hashlib
@@ -58,10 +58,10 @@ def is_zoo(path: str | Path) -> bool:
 
 
 def zoo_file(name: str, root_dir: str | Path) -> Path:
-    """Where the weights called `name` (with or without zoo://) are or will be."""
+    """The path, existing or future, of the weights called `name` (with or without zoo://)."""
     name = str(name).removeprefix(SCHEME)
     if name not in ZOO:
-        raise UserError(f"{SCHEME}{name}: there are no weights of this name, only {', '.join(ZOO)}")
+        raise UserError(f"{SCHEME}{name}: unknown name of weights, available: {', '.join(ZOO)}")
     return Path(root_dir) / FOLDER / f'{name}.pth.tar'
 
 
@@ -82,17 +82,17 @@ def local_file(path: str, root_dir: str | Path) -> str:
     elif not file.exists():
         def check(stream: io.BufferedRandom):
             _whole(stream, f'{entry.url} gave a damaged checkpoint: run again{hint}')
-            _compare(stream, file, f'{entry.url} gives another file than it did at first')
+            _compare(stream, file, f'{entry.url} gives a different file than before')
         fetch(entry.url, file, STARTS, 'a PyTorch checkpoint', 'root_dir in env.yml', check)
     with _opened(file) as stream:
         if not _record(file).exists():
-            _whole(stream, f'{file} is not a whole PyTorch checkpoint: delete it and run again{hint}')
-        _compare(stream, file, f'{file} has changed since it was fetched')
+            _whole(stream, f'{file} is not a complete PyTorch checkpoint: delete it and run again{hint}')
+        _compare(stream, file, f'{file} has changed since it was downloaded')
     return str(file)
 
 
 def sha256(file: str | Path) -> str:
-    """The hexadecimal sha256 of the content of a path. Raises `UserError` when it can't be read."""
+    """The hexadecimal sha256 of the content of a path. Raises `UserError` if it can't be read."""
     with _opened(file) as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 
@@ -130,5 +130,5 @@ def _compare(stream: io.BufferedReader | io.BufferedRandom, file: Path, words: s
         return
     with _opened(record) as known:
         if known.read().split()[:1] != [digest.encode()]:
-            raise UserError(f'{words} (its sha256 is {digest}, not the one in {record}): to accept it all the same, delete '
-                            f'{record.name} and run again; else delete {file.name} to fetch it again')
+            raise UserError(f'{words} (its sha256 is {digest}, not the one in {record}): to accept it anyway, delete '
+                            f'{record.name} and run again; otherwise delete {file.name} to download it again')

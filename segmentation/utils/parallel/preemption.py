@@ -19,7 +19,7 @@ _state: dict[str, Any] = {'deferred': False, 'requested': None, 'since': None}
 
 
 class Preempted(BaseException):
-    """The run was asked to stop. Like KeyboardInterrupt it may come anywhere, and no handler of errors should take it.
+    """The run was asked to stop. Like KeyboardInterrupt it may be raised anywhere, and error handlers should not catch it.
 
     agreed: whether all processes stop here.
     """
@@ -46,8 +46,8 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a request waits for somebody to look at `requested`, but for no longer than PATIENCE, nor than until the next
-    signal. If nobody did, it raises `Preempted` at the end."""
+    """Inside, a request waits until `requested` is called, but at most for PATIENCE or until the next signal. Without such a
+    call, it raises `Preempted` at the end."""
     before, _state['deferred'] = _state['deferred'], 'until looked at'
     try:
         yield
@@ -68,8 +68,8 @@ def at_once() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """From here on, requests change nothing, as the run is ending anyway; but if it has not ended after PATIENCE, or at the
-    next signal after ECHO, the process ends on the spot."""
+    """From now on, requests change nothing, as the run is ending anyway; but if it has not ended after PATIENCE, or at the next
+    signal after ECHO, the process ends on the spot."""
     _state['deferred'] = 'for good'
 
 
@@ -92,7 +92,7 @@ def _handle(number: int, _: FrameType | None):
     _state['requested'] = name
     check()
     if now - _state['since'] > ECHO:
-        if _state['deferred'] == 'for good':  # the end itself waits, for a worker that hangs, say
+        if _state['deferred'] == 'for good':  # the end itself waits, for example for a stuck worker
             os._exit(EXIT_PREEMPTED)
         raise Preempted(name)
 
@@ -100,5 +100,5 @@ def _handle(number: int, _: FrameType | None):
 def _repeat(number: int, seconds: float, since: float):
     time.sleep(seconds)
     if _state['since'] == since:  # still in there
-        _state['since'] = -math.inf  # what comes now is no echo
+        _state['since'] = -math.inf  # a signal from now on is not an echo
         os.kill(os.getpid(), number)

@@ -1,10 +1,10 @@
-"""Which process of a run this is; a process without a group is the only one. Nothing here loads PyTorch."""
+"""The rank of this process in a run; a process without a group is the only one. Nothing here loads PyTorch."""
 import os
 import sys
 
 
 def _group():
-    """torch.distributed where it has a process group; who has not imported it has none."""
+    """torch.distributed if it has a process group; without importing it there is none."""
     dist = sys.modules.get('torch.distributed')
     return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
 

@@ -1,4 +1,4 @@
-"""Heartbeats between the processes of a run, so that none waits for one that has died or hangs."""
+"""Heartbeats between the processes of a run, so that none waits for a process that has died or is stuck."""
 from __future__ import annotations
 
 import contextlib
@@ -30,7 +30,8 @@ class Watchdog:
 
     When another one has failed, died, or keeps all others waiting for `patience` seconds inside `watched`, this process ends:
     its main thread may be inside a collective that will never return. `place` and `passed` are for others to set:
-    what the process is doing, in words, and how many points it has passed that all processes pass: collectives, above all.
+    the current work of the process, in words, and the number of points that it has passed which all processes pass, mainly
+    collectives.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int, patience: float):
@@ -67,7 +68,7 @@ class Watchdog:
                 self._until(lambda: self.store.add('closed', 0) == self.world_size)
 
     def fail(self, line: str, code: int) -> int:
-        """Tell the others that this process ends with exit code `code`, and why. Returns the code with which to end.
+        """Tell the others that this process ends with exit code `code`, and the reason. Returns the code with which to end.
 
         Rank 0 says it, as its log is the run's; if it does not answer, this process does.
         """
@@ -84,7 +85,7 @@ class Watchdog:
         time.sleep(SHORT_SILENCE * HEARTBEAT + NOTICE)
 
     def _report(self, rank: int, line: str, of_mine: bool):
-        """Say once, for all processes, what happened to `rank`: rank 0 does, else the one that found out (`of_mine`)."""
+        """Say once, for all processes, what happened to `rank`: rank 0 does, otherwise the one that found out (`of_mine`)."""
         if self.rank and (not of_mine or self._said()) or not self.once.acquire(blocking=False):
             return  # the main thread and the watch may both end this process
         log.error('error: %s%s', f'rank {rank}: ' if rank else '', line)
@@ -136,7 +137,7 @@ class Watchdog:
             except RuntimeError:  # the store is gone, and it lived in rank 0 or in what had started this process
                 if not self.closed.is_set() and not self.failed:
                     self.lost.add(0)
-                    self._end(self.rank, f'rank 0, or what had started it, has died ({self.place})', EXIT_LOST)
+                    self._end(self.rank, f'rank 0, or the process that started it, has died ({self.place})', EXIT_LOST)
                 continue
             self.rounds += 1
             for rank, sign in enumerate(signs):
@@ -147,12 +148,12 @@ class Watchdog:
             self._judge(signs, silent)
 
     def _watch_store(self):
-        """End this process when the store gives no answer: then the other thread waits for ever."""
+        """End this process when the store does not answer: then the other thread waits forever."""
         before, silent = self.rounds, 0
         while not self.closed.wait(HEARTBEAT):
             before, silent = self.rounds, 0 if self.rounds != before or self.failed else silent + 1
             if silent > 2 * SILENCE:  # the other thread, which knows more, comes first where it can
-                log.error('error: rank 0, or what had started it, gives no answer (%s)', self.place)
+                log.error('error: rank 0, or the process that started it, does not answer (%s)', self.place)
                 os._exit(EXIT_LOST)
 
     def _judge(self, signs: list[list[Any]], silent: list[int]):
@@ -169,7 +170,7 @@ class Watchdog:
             self._end_together(f'{behind}: no progress for {self.patience:.0f} s')
 
     def _end_together(self, line: str):
-        line = f'{line}; the run goes on from its last checkpoint when it is started again'
+        line = f'{line}; start the run again to resume from its last checkpoint'
         own = json.dumps([self.rank, line, EXIT_LOST])
         failure: str | bytes = own
         with contextlib.suppress(RuntimeError):

@@ -1,1 +1,1 @@
-"""Files and folders that are whole or absent, and what is fetched into them."""
+"""Files and folders that are complete or absent, and what is fetched into them."""

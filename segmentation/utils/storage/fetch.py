@@ -1,4 +1,4 @@
-"""Fetches files, from Google Drive or any other address, so that each is either whole or absent."""
+"""Fetches files, from Google Drive or any other address, so that each is either complete or absent."""
 import io
 import logging
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from utils.errors import UserError, one_line
 from utils.storage.atomic import atomic_file
 
-TIMEOUT = 60  # seconds without a byte; gdown's own default waits for ever
+TIMEOUT = 60  # seconds without a byte; gdown's own default waits forever
 CHUNK = 2 ** 20  # bytes
 QUOTA = ('too many users have viewed or downloaded this file recently', 'quota exceeded')
 
@@ -19,15 +19,15 @@ def fetch(url: str, path: Path, starts: tuple[bytes, ...], kind: str, room: str,
           check: Callable[[io.BufferedRandom], None] | None = None) -> None:
     """Fetch `url` to `path`, which gets its name only when all of it has come.
 
-    starts: the bytes that such a file may begin with, a tuple. kind: what it is, and room: where there may be more room
+    starts: the bytes that such a file may begin with, a tuple. kind: its description, and room: where there may be more room
     on the disk, both for messages. check: called with the open file, may raise a `UserError` of its own.
-    Raises `UserError` when the file can't be fetched (Google Drive's quota, the network), is something else, or can't be
-    written. Nothing half-done is left.
+    Raises `UserError` if the file can't be fetched (Google Drive's quota, the network), is something else, or can't be written.
+    Nothing half-done is left.
     """
     import gdown  # here, because it takes a third of a second and only the first run needs it
     import requests  # gdown's own; its exceptions are OSErrors, so they must be told from those of the disk
 
-    log.info('fetching %s to %s', url, path)
+    log.info('downloading %s to %s', url, path)
     with atomic_file(path, 'w+b') as file:
         assert isinstance(file, io.BufferedRandom)  # as this mode gives it
         try:
@@ -40,7 +40,7 @@ def fetch(url: str, path: Path, starts: tuple[bytes, ...], kind: str, room: str,
         except (gdown.exceptions.DownloadError, requests.RequestException) as error:
             if _is_quota(str(error)):
                 raise _quota_error(url, path) from error
-            raise UserError(f'{url} could not be fetched ({one_line(error)}): run again, or {by_hand(url, path)}') from error
+            raise UserError(f'{url} could not be downloaded ({one_line(error)}): run again, or {by_hand(url, path)}') from error
         except OSError as error:
             raise UserError(f'{path} could not be written ({one_line(error)}): make room there or choose another '
                             f'{room}') from error

@@ -1,4 +1,4 @@
-"""Which device to compute on, and the memory that is kept there."""
+"""The device for computing, and its memory."""
 import argparse
 import ctypes
 import os
@@ -19,14 +19,14 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto' takes CUDA, else Apple's MPS, else the CPU. Raises `UserError` for a device that is not there, and for GPUs that
-    are there but that this PyTorch can't use."""
+    """'auto' takes CUDA, otherwise Apple's MPS, otherwise the CPU. Raises `UserError` for a missing device, and for GPUs that
+    this PyTorch can't use."""
     gpus = count_gpus() if name in ('auto', 'cuda') else 0
     there = {'cuda': gpus > 0, 'mps': torch.backends.mps.is_available(), 'cpu': True}
     if name == 'auto':
         name = next(kind for kind, available in there.items() if available)
     if not there[name]:
-        raise UserError(f'--device {name}: PyTorch finds no such device on this machine')
+        raise UserError(f'--device {name}: PyTorch does not find this device on this machine')
     for index in range(gpus):
         check_kernels(index)
     return torch.device(name)
@@ -36,7 +36,7 @@ def keep_freed_memory() -> None:
     """Have this process keep the memory of freed tensors and images for the next ones. glibc gives large blocks back to the
     kernel, which then has to map and clear them anew: some 5% of a training step on a CPU. On other systems it does nothing."""
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-    if mallopt and (mallopt(MMAP_THRESHOLD, 1 << 30) or mallopt(MMAP_THRESHOLD, 1 << 25)):  # the most that older ones take
+    if mallopt and (mallopt(MMAP_THRESHOLD, 1 << 30) or mallopt(MMAP_THRESHOLD, 1 << 25)):  # the maximum for older versions
         mallopt(TRIM_THRESHOLD, 1 << 30)
 
 
@@ -52,7 +52,8 @@ def join_processes(args: argparse.Namespace, **meeting: Any) -> torch.device:
     if device.type == 'cuda' and ranks.world_size() > 1:
         gpus, number = torch.cuda.device_count(), ranks.local_rank()
         if 1 < gpus <= number and not args.share_gpus:  # a single one may be this process's own, as SLURM gives them
-            raise UserError(f'there are more processes than the {gpus} GPUs of this machine: start fewer, or give --share-gpus')
+            raise UserError(f'there are more processes than the {gpus} GPUs of this machine: start fewer processes, or give '
+                            '--share-gpus')
         device = torch.device('cuda', number % gpus)
         torch.cuda.set_device(device)
         if not args.share_gpus:
@@ -67,7 +68,7 @@ def _refuse_shared_gpus(device: torch.device):
     if shared:
         lines = [f'ranks {", ".join(map(str, numbers))} are on one GPU of {host} ({uuid})'
                  for (host, uuid), numbers in shared.items()]
-        raise UserError(f'{"; ".join(lines)}: start a process for each GPU, or give --share-gpus')
+        raise UserError(f'{"; ".join(lines)}: start one process for each GPU, or give --share-gpus')
 
 
 def be_deterministic() -> None:

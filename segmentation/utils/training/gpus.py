@@ -16,20 +16,20 @@ TURING = (7, 5)
 
 
 def count_gpus() -> int:
-    """How many GPUs this process sees and can use. Raises `UserError` where there are some that the driver can't serve."""
+    """How many GPUs this process sees and can use. Raises `UserError` if there are some that the driver can't serve."""
     count = torch.cuda.device_count()  # which asks NVML: it counts under any driver
     if not count or torch.cuda.is_available():
         return count
     needed = torch.version.cuda or ''
     least = LEAST_DRIVER.get(needed.partition('.')[0])
     wanted = f'{least} or newer' if least else 'a newer one'
-    raise UserError(f'this machine has {count} GPUs that PyTorch {torch.__version__} can not use: its driver is {_driver()}, '
+    raise UserError(f'this machine has {count} GPUs that PyTorch {torch.__version__} cannot use: its driver is {_driver()}, '
                     f'and CUDA {needed} needs {wanted}: update the driver, install a PyTorch for an older CUDA '
                     '(https://pytorch.org/get-started/previous-versions), or give --device cpu')
 
 
 def check_kernels(index: int) -> None:
-    """Raise a `UserError` where this PyTorch has no kernels for GPU number `index`."""
+    """Raise a `UserError` if this PyTorch has no kernels for GPU number `index`."""
     capability, built = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
     if not built or any(_runs_on(arch, capability) for arch in built):
         return

@@ -1,4 +1,4 @@
-"""The curves of a training run: a JSON line an epoch, and the same for tensorboard."""
+"""The curves of a training run: one JSON line per epoch, and the same for tensorboard."""
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,7 +42,7 @@ class MetricsWriter:
             self.writer.add_image('views', self.draw(batch), epoch, dataformats='HWC')
 
     def scalars(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Add the `values`, numbers by name. Raises `UserError` when they can't be written."""
+        """Add the `values`, numbers by name. Raises `UserError` if they can't be written."""
         if not self.writer:
             return
         try:

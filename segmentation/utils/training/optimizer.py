@@ -9,10 +9,10 @@ import torch
 def get_optimizer(parameters: Iterable[torch.nn.Parameter], name: str, lr: float, weight_decay: float = 0.0,
                   momentum: float | None = None, nesterov: bool | None = None, head_lr: float | None = None,
                   heads: Iterable[torch.nn.Parameter] = ()) -> torch.optim.Optimizer:
-    """SGD or Adam over the parameters that learn: one group, weight decay on all of it, batch norm and biases too.
+    """SGD or Adam over the trained parameters: one group, weight decay on all of it, batch norm and biases too.
 
-    head_lr: a learning rate of their own for the parameters in `heads`, which then are a second group; the schedule multiplies
-    both alike.
+    head_lr: a separate learning rate for the parameters in `heads`, which then are a second group; the schedule multiplies both
+    alike.
     """
     groups: list[dict[str, Any]] = [{'params': [parameter for parameter in parameters if parameter.requires_grad]}]
     if head_lr is not None:

@@ -1,0 +1,1 @@
+"""Annotations for other tools, made from clusters and labels."""
