@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from helpers.experiments import KMEANS, PRETRAINING
+from helpers.experiments import KMEANS, PRETRAINING, RESNET
 from helpers.experiments import LINEAR as WITHOUT_WEIGHTS
 from helpers.files import cut
 from PIL import Image
@@ -239,12 +239,12 @@ def module(tree, arguments):
 
 @pytest.mark.slow
 def test_as_a_process_of_either_tree(experiment, root, folder, tmp_path):
-    whole = module(ROOT / 'segmentation', experiment({'num_workers': 2}, db_root=root, base=KMEANS)[:4])
+    whole = module(ROOT / 'segmentation', experiment({**RESNET, 'num_workers': 2}, db_root=root, base=KMEANS)[:4])
     assert (whole.returncode, whole.stdout, whole.stderr) == (
         0, 'Problems: 0; notes: 0; read for kmeans.py: 6 ids of val\n', '')
     tree = shutil.copytree(ROOT / 'pretrain', tmp_path / 'alone' / 'pretrain', ignore=shutil.ignore_patterns('__pycache__'))
     (folder / MASKS / f'{name(3)}.png').unlink()
-    arguments = experiment({'num_workers': 2}, db_root=root)[:4]
+    arguments = experiment({**RESNET, 'num_workers': 2}, db_root=root)[:4]
     env = Path(arguments[1])  # paths in it start at the tree, wherever that is
     env.write_text(yaml.safe_dump({'root_dir': '../output', 'db_root': '../../datasets'}))
     broken = module(tree, [*arguments, '--json', 'list.json'])

@@ -1,6 +1,4 @@
 """Third-party packages. Every script imports this module first, so that a missing package ends the script with one line."""
-import atexit
-import gc
 import importlib
 import sys
 from pathlib import Path
@@ -55,5 +53,3 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 if _is_script(getattr(sys.modules['__main__'], '__file__', None)):  # a program that only imports this keeps its own hook
     sys.excepthook = _report
-    # Before it ends, Python would look for garbage among the million objects that PyTorch has loaded, for a second.
-    atexit.register(gc.freeze)
