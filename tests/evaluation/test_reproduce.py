@@ -74,8 +74,8 @@ def test_rows_run_with_files_of_ones_own(env, toys, toy_checkpoint, tmp_path, mo
         reproduce.main([*env, '--weights', f'voc_supervised_linear={tmp_path / "link.pth"}',
                         f'{SUPERVISED_MOCO}={toy_checkpoint}', '--rows', 'linear_supervised_crf', 'kmeans_supervised'])
     assert stop.value.code == 2  # one failed
-    monkeypatch.setattr(reproduce, 'subprocess', SimpleNamespace(run=functools.partial(start_warm, tmp_path / 'out')))
     reproduce.main([*env, '--weights', f'{SUPERVISED_MOCO}={toy_checkpoint}', '--rows', 'retrieval_supervised_7'])
+    monkeypatch.setattr(reproduce, 'subprocess', SimpleNamespace(run=functools.partial(start_warm, tmp_path / 'out')))
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(('linear_', 'retrieval_', 'kmeans_'))]
     results = json.loads((tmp_path / 'output' / 'reproduce' / 'results.json').read_text())
     for name, folder in (('linear_supervised_crf', 'eval/linear.pth_crf'), ('retrieval_supervised_7', '')):
