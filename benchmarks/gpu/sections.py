@@ -18,6 +18,7 @@ SECTIONS = (
     Section('precisions', 'a step in each precision against float32 on the CPU', 60, 'needs a GPU to compare'),
     Section('losses', 'the losses in each form', 80, BENCH),
     Section('steps', 'a whole step', 200, BENCH),
+    Section('algorithms', 'a whole step without cudnn.benchmark', 40, BENCH),
     Section('training', 'training, kill, resume', 100),
     Section('processes', 'two processes against simulated ones', 100),
     Section('evaluations', 'each evaluation on Shapes', 150),

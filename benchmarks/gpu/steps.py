@@ -27,13 +27,6 @@ def plain(settings, precision):
     return made.whole
 
 
-def untimed(settings):
-    """Ours without cudnn.benchmark."""
-    made = make(settings, loss='gathered')
-    torch.backends.cudnn.benchmark = False
-    return made.whole
-
-
 def kinds(settings):
     """(name, function that makes a step) of each kind; made one after the other, for their memory."""
     for freeze in (False, True):
@@ -42,7 +35,6 @@ def kinds(settings):
         yield f'bare networks{where}', lambda frozen=frozen: frozen().bare
         yield f'ours, fused losses{where}', lambda frozen=frozen: frozen().whole
         yield f'ours, gathered losses{where}', lambda frozen=frozen: frozen(loss='gathered').whole
-    yield 'ours, gathered losses, without cudnn.benchmark', lambda: untimed(settings)
     yield 'ours, float32', lambda: make(settings, 'none').whole
     yield 'plain method, autocast', lambda: plain(settings, 'bf16')
     yield 'plain method, TF32', lambda: plain(settings, 'none')

@@ -211,7 +211,7 @@ def _size_error(name: str, stride: int, height: int, width: int) -> str | None:
                                                intermediates_only=True)[0]
     except (RuntimeError, AssertionError, ValueError) as error:
         own = ' x '.join(map(str, model.pretrained_cfg['input_size'][1:]))
-        return f'do not suit backbone: {name} takes ({one_line(error)}): its own size is {own}'
+        return f'do not suit backbone: {name} ({one_line(error)}): its own size is {own}'
     if tuple(grid.shape[2:]) != (-(-height // stride), -(-width // stride)):
         return f'must be multiples of {stride}, or the grid of backbone: {name} would not cover them (nearest: {nearest})'
     return None

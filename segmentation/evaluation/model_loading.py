@@ -158,9 +158,9 @@ def stored_network(path: str | Path, backbone: str | None = None,
     """The network in a file of weights: a `PretrainingNetwork` (the query's) of a pre-training checkpoint, otherwise a
     `LinearNetwork`.
 
-    backbone, output_stride: None for what the checkpoint's configuration otherwise the config.yml beside it says. A file
-    without either is recognised by its names and shapes, and has the backbone's densest grid: the stride is not in the weights,
-    and the wrong one gives wrong outputs.
+    backbone, output_stride: None for those in the checkpoint's configuration or, without one, in the config.yml beside it. A
+    file without either is recognised by its names and shapes, and has the backbone's densest grid: the stride is not in the
+    weights, and the wrong one gives wrong outputs.
     Raises `UserError` for files that do not hold such a network, and if the backbone can't be determined.
     """
     content = load_file(path)
@@ -195,7 +195,7 @@ def _backbone_shapes(state: Mapping[str, Any]):
 
 
 def _architecture(content: dict[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]):
-    """The configuration that a checkpoint carries, otherwise the config.yml beside it has, where its backbone fits `shapes`.
+    """The configuration in a checkpoint or, without one, in the config.yml beside it, if its backbone fits `shapes`.
     Empty without either."""
     if isinstance(content.get('config'), dict):
         return content['config']

@@ -42,7 +42,7 @@ class Objects(Sequence[dict[str, Any]]):
 
     @property
     def unit(self) -> str:
-        """Their names."""
+        """What an item is: an image with its mask, or an object of one."""
         return 'object' if self.dataset.instances else 'image'
 
     def __len__(self):
