@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights, resnet
 
 from models.atrous import AtrousConv2d
+from models.backbones import KEYS_OF_FILES
 from models.base import Backbone
 from utils.errors import UserError
 
@@ -69,5 +70,5 @@ def _load(weights: Any) -> tuple[dict[str, Any], str]:
     try:
         return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True), weights.url
     except (OSError, RuntimeError, EOFError, HTTPException, pickle.UnpicklingError) as error:
-        raise UserError(f'{weights.url} could not be downloaded or read ({error}): download it by hand and name the file in '
-                        'the experiment (backbone_kwargs.state_dict in pre-training, pretraining in evaluations)') from error
+        raise UserError(f'{weights.url} could not be downloaded or read ({error}): download it by hand and name '
+                        f'that file ({KEYS_OF_FILES})') from error

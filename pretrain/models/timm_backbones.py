@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbones import TIMM, TIMM_WEIGHTS, BackboneSpec
+from models.backbones import KEYS_OF_FILES, TIMM, TIMM_WEIGHTS, BackboneSpec
 from models.base import Backbone
 from utils.errors import UserError, one_line
 
 STRIDES = (8, 16, 32)  # that are asked of convolutional networks
 TOKENS, KEYS = 'tokens', 'keys'  # of a transformer: its last tokens, normalised, and the keys of its last attention
-KEYS_OF_FILES = ('backbone_kwargs.state_dict in pre-training, pretraining in evaluations, --weights of generate_masks.py')
 CLASSIFIERS = {'head', 'head_dist', 'fc', 'fc_norm', 'pre_logits', 'mask_token'}  # of files, also of other authors'
 OPTIONS: tuple[dict[str, Any], ...] = ({'dynamic_img_size': True}, {'strict_img_size': False}, {})  # images of any size
 

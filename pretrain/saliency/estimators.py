@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 Estimator = Callable[[np.ndarray], np.ndarray]
-ObjectFinder = Callable[[np.ndarray], np.ndarray]  # an image -> H x W int32, 0 background, 1 to n the objects
+# An image and its mask, or None to make it -> H x W int32, 0 background, 1 to n the objects
+ObjectFinder = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 ROBUST_BACKGROUND, FEATURE_CUES, TOKENCUT = 'robust_background', 'feature_cues', 'tokencut'
 REMBG = ('u2net', 'isnet-general-use', 'birefnet-general')

@@ -66,7 +66,8 @@ class MaskGenerator(torch.utils.data.Dataset):
     that it finds are kept too, and the mask is all of them; None: a mask alone.
     An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, their number, or None; `skipped`, the
     reason for a missing mask, or None. Masks newer than their photograph are not made again. Instances newer than their mask
-    were corrected by hand: they are kept, and the mask becomes their union. Masks of less than 1% are not kept.
+    were corrected by hand: they are kept, and the mask becomes their union. A mask without instances is divided as it is, since
+    it may have been corrected too. Masks of less than 1% are not kept.
     Raises `UserError` if a file can't be written, and when a network fails.
     """
 
@@ -82,18 +83,20 @@ class MaskGenerator(torch.utils.data.Dataset):
         mask_path = self.target.masks / f'{name}.png'
         image_path = self.target.images / f'{name}.jpg' if self.target.images else source
         result: dict[str, Any] = {'id': name, 'cover': None, 'objects': None, 'skipped': None}
+        divided = None
         if _is_younger(mask_path, source) and image_path.is_file():
             try:
                 return {**result, **self._made(name, mask_path)}
             except UserError as error:  # what is damaged is made again
                 if self._corrected(name, mask_path):
                     return {**result, 'skipped': error.line()}
+                divided = self._without_objects(name, mask_path)
         try:
             image, jpeg = self._read(source)
         except UserError as error:
             return {**result, 'skipped': error.line()}
         with threadpool_limits(1 if torch.utils.data.get_worker_info() else None):
-            instances = self.find_objects(image) if self.find_objects else None
+            instances = self.find_objects(image, divided) if self.find_objects else None
             mask = object_mask(self.estimator(image)) if instances is None else (instances > 0).astype(np.uint8)
         cover = float(mask.mean())
         if cover < SMALLEST:
@@ -122,6 +125,15 @@ class MaskGenerator(torch.utils.data.Dataset):
             mask = (instances > 0).astype(np.uint8)
             save_mask(mask_path, mask)
         return {'cover': float(mask.mean()), 'objects': int(instances.max())}
+
+    def _without_objects(self, name: str, mask_path: Path):
+        """The existing mask where its objects were never found, or None."""
+        if self.find_objects is None or (self.target.instances / f'{name}.png').exists():
+            return None
+        try:
+            return read_saliency(mask_path)
+        except UserError:  # damaged
+            return None
 
     def _corrected(self, name: str, mask_path: Path):
         """Whether the objects of an image are younger than its mask, which is written after them."""

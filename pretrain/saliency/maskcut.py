@@ -27,13 +27,13 @@ INSIDE_TAU, APART = 0.4, 0.1  # of `split`: patches are similar above the first,
 class MaskCut:
     """find(image): H x W x 3 uint8 RGB -> H x W int32, 0 background, 1 to n the objects, in the order in which they were found.
 
-    estimator: the network, of whose keys the cuts are made.
+    estimator: the network, of whose keys the cuts are made. It makes its own mask, whatever is given.
     """
 
     def __init__(self, estimator: TokenCut):
         self.estimator = estimator
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         keys, shape = self.estimator.keys(image)
         height, width = image.shape[:2]
         found = np.zeros((height, width), np.int32)
@@ -55,8 +55,9 @@ class SplitCues:
     def __init__(self, estimator: FeatureCues):
         self.estimator = estimator
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        mask = object_mask(self.estimator(image))
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        if mask is None:
+            mask = object_mask(self.estimator(image))
         grid = self.estimator.features(image)[1]
         features = torch.from_numpy(grid).flatten(1).T                  # N x C
         features = features - features.mean(0)  # outputs of ReLU are alike everywhere, around their mean they are not

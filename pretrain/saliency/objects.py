@@ -1,5 +1,5 @@
-"""Single objects instead of one mask, by the name of the method. A finder takes an image, H x W x 3 uint8 RGB, and gives H x W
-int32: 0 for background, 1 to n for the objects."""
+"""Single objects instead of one mask, by the name of the method. A finder takes an image, H x W x 3 uint8 RGB, and its
+mask, H x W uint8, 1 = object, or None to make it, and gives H x W int32: 0 for background, 1 to n for the objects."""
 from __future__ import annotations
 
 import numpy as np
@@ -30,5 +30,5 @@ class Parts:
     def __init__(self, estimator: Estimator):
         self.estimator = estimator
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        return parts(object_mask(self.estimator(image)))
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        return parts(object_mask(self.estimator(image)) if mask is None else mask)

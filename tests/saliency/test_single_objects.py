@@ -112,6 +112,21 @@ def test_corrected_objects_stay(tmp_path, images):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('way, flags', [('parts', ()), ('cuts', ('--model', 'feature_cues', '--weights'))])
+def test_a_corrected_mask_is_divided_as_it_is(tmp_path, images, own_weights, way, flags):  # noqa: F811
+    """Objects that are asked for later are those of the mask on disk, not of one made anew."""
+    out, flags = tmp_path / 'mine', (*flags, str(own_weights)) if flags else ()
+    name = 'feature_cues' if flags else NAME
+    make_masks(images, out, *flags)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[4:12, 4:30] = mask[30:44, 40:60] = 255  # where no object is
+    Image.fromarray(mask).save(out / f'saliency_{name}' / 'a.png')
+    assert make_masks(images, out, *flags, '--objects', way)['objects']['a'] >= 2
+    assert np.array_equal(read_saliency(out / f'saliency_{name}' / 'a.png') * 255, mask)
+    assert np.array_equal(read_instances(out / f'instances_{name}' / 'a.png') > 0, mask > 0)
+
+
+@pytest.mark.slow
 def test_ways_that_do_not_fit(tmp_path, images, own_weights, user_error):  # noqa: F811
     def run(*flags):
         return user_error(lambda: generate_masks.main(['--images', str(images), '--out', str(tmp_path / 'mine'),

@@ -26,6 +26,8 @@ def curve_figure(points: Sequence[Mapping[str, Any]], start: Mapping[str, float 
                 axes.plot(*zip(*known, strict=True), style, color=colour, markersize=4, label=legend)
         if start and start.get(name) is not None:
             axes.axhline(start[name], color='black', linestyle='--', linewidth=1, label='start: initial backbone alone')
+        if not axes.lines:  # K-means, with fewer images than clusters
+            axes.text(0.5, 0.5, 'no score', ha='center', va='center', transform=axes.transAxes)
         axes.set(xlabel='epoch', title=label)
         axes.title.set_fontsize(9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
