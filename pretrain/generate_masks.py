@@ -162,7 +162,8 @@ def _options(args: argparse.Namespace):
         raise UserError(f'--backbone is for --model {FEATURE_CUES}')
     check_way(args.objects, name)
     if args.weights and is_zoo(args.weights):
-        raise UserError(f'--weights {args.weights}: name its file, <root_dir>/model_zoo/{args.weights.removeprefix(SCHEME)}.pth.tar, or use `make mine`')
+        file = f'{args.weights.removeprefix(SCHEME)}.pth.tar'
+        raise UserError(f'--weights {args.weights}: name its file, <root_dir>/model_zoo/{file}, or use `make mine`')
     weights = args.weights and (args.weights if '://' in args.weights else os.path.abspath(args.weights))
     return name, {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'weights': weights, 'vit': args.vit,
                   'backbone': args.backbone, **format_options(args)}
