@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds, earlier = range(seed, seed + SEEDS), earlier_clusters(output / FILE)
     named = earlier if args.names or (output / NAMES).exists() else None
     clusters = how_many(args.clusters, len(named) if named else None, points, seeds, output, objects.unit)
-    settings['kmeans_kwargs']['n_clusters'] = clusters + 1
+    settings['kmeans_kwargs']['n_clusters'] = p.kmeans_kwargs.n_clusters = clusters + 1
     _write_experiment(output, settings)
     data = {'name': args.name, **masks}
     found, best = most_compact_clusters(points, clusters, seeds, projection, chosen, keys, data)

@@ -41,8 +41,8 @@ class MaskDataSet:
         self.target = Target(self.out / 'images', masks, max_side)
         earlier = self._read()
         if earlier and earlier['folder'] != str(photographs.folder):
-            raise UserError(f'{out} holds the photographs of {earlier["folder"]}: name another --out (make mine: '
-                            'NAME=), or move it away')
+            raise UserError(f'{out} holds the photographs of {earlier["folder"]}: move it away, or name another --out (make '
+                            'mine: NAME=; make segment: rename the folder of photographs)')
         if earlier and earlier['max_side'] != max_side:
             raise UserError(f'{out}: its photographs were shrunk with --max_side {earlier["max_side"]}: give the same, or '
                             'name another --out')

@@ -116,6 +116,8 @@ class MaskGenerator(torch.utils.data.Dataset):
     def _made(self, name: str, mask_path: Path):
         """The item for an existing mask. Raises `UserError` if it is damaged, or its objects are missing."""
         mask = read_saliency(mask_path)
+        if not mask.any():
+            return {'skipped': f'{mask_path}: the mask is empty: 255 is object, 0 background; delete it to have it made again'}
         if self.find_objects is None:
             return {'cover': float(mask.mean())}
         instances = read_instances(self.target.instances / f'{name}.png')

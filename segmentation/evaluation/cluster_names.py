@@ -21,6 +21,7 @@ from evaluation.saved_clusters import SavedClusters
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 from utils.storage.run_folder import set_aside
+from utils.storage.yaml_files import parse_yaml
 
 FILE = 'names.yml'
 LONGEST = 60  # characters of a name
@@ -34,13 +35,17 @@ def read_names(path: str | Path) -> tuple[str, dict[int, str]]:
     Raises `UserError` for a file that is missing, unreadable or something else.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        content = parse_yaml(Path(path).read_text(encoding='utf-8'), path)
         names = content['names'] or {}
-        if not all(isinstance(number, int) and number > 0 and isinstance(name, (str, int, float)) for number, name
-                   in names.items()):
-            raise ValueError('names must map numbers of clusters to texts')
+        for number, name in names.items():
+            if type(number) is not int or number < 1:
+                raise ValueError(f'{number} is not the number of a cluster')
+            if type(name) not in (str, int, float):
+                raise ValueError(f'the name of cluster {number} is not a text: write it in quotes')
         return str(content['clustering']), {number: tidy(str(name)) for number, name in names.items() if tidy(str(name))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except FileNotFoundError as error:
+        raise UserError(f'{path}: there is no such file of names') from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = ' '.join(str(getattr(error, 'strerror', None) or error).split())
         if isinstance(error, KeyError):
             reason = f'the key {error} is missing'
@@ -101,6 +106,8 @@ def names_for(found: SavedClusters, earlier: SavedClusters | None, path: str | P
     handed_on = {number: count.most_common(1)[0][0] for number, count in votes.items()}
     log.info('%d of %d clusters took their names from the earlier ones: check them in clusters.html', len(handed_on),
              len(found))
+    if lost := sorted(set(names.values()) - set(handed_on.values())):
+        log.warning('No cluster has these names any more: %s', ', '.join(lost))
     return handed_on
 
 

@@ -16,6 +16,7 @@ from utils.cli.progress import progress
 from utils.errors import UserError
 
 SAMPLE = 2000  # vectors that the silhouette is taken of: its time grows with their square
+NEARLY = 0.01  # difference of silhouettes that hardly matters
 EXACT = 20  # numbers up to here are all tried, then every tenth part more
 AUTO = 'auto'
 
@@ -46,8 +47,12 @@ def how_many(asked: int | str | None, named: int | None, points: np.ndarray, see
     scores = silhouettes(points, counts, seeds)
     best = best_count(counts, scores)
     save_silhouette_figure(output / FIGURE, counts, scores, best)
+    highest = scores[counts.index(best)]
     log.info('%d clusters: of %d to %d this number has the highest silhouette, %.3f (from -1 to 1; higher is better '
-             'separated), see %s', best, counts[0], counts[-1], scores[counts.index(best)], output / FIGURE)
+             'separated), see %s', best, counts[0], counts[-1], highest, output / FIGURE)
+    nearly = next((count for count, score in zip(counts, scores, strict=True) if score >= highest - NEARLY), best)
+    if nearly < best:
+        log.info('%d clusters are nearly as good: their silhouette is less than %g lower', nearly, NEARLY)
     return best
 
 

@@ -109,11 +109,14 @@ def test_names_files(tmp_path):
     assert tidy('a\x00b\u2028c' + 'd' * 90) == ('a b c' + 'd' * 90)[:60]
 
 @pytest.mark.parametrize('content', ['', 'names: [1, 2]', 'names: {1: dog}', 'clustering: a\nnames: {dog: 1}', 'a: [',
-                                     'clustering: a\nnames: {1: [x]}', b'\xff\xfe'])
+                                     'clustering: a\nnames: {1: [x]}', b'\xff\xfe', 'clustering: a\nnames: {1: no}',
+                                     'clustering: a\nnames:\n  1: dog\n  1: cat'])
 def test_other_files_are_no_names(content, tmp_path):
     from utils.errors import UserError
     path = tmp_path / 'names.yml'
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match='the names of clusters could not be read') as caught:
+    with pytest.raises(UserError) as caught:
         read_names(path)
+    assert str(path) in str(caught.value)
+    assert ': no}' not in str(content) or 'the name of cluster 1 is not a text: write it in quotes' in str(caught.value)
     assert content != 'names: {1: dog}' or "the key 'clustering' is missing" in str(caught.value)

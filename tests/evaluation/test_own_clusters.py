@@ -190,7 +190,7 @@ def test_the_number_is_found(clusters, output, capsys):
                     for seed in range(1234, 1239)), key=lambda labels: spread(points, labels))
         expected.append(silhouette_score(points, best))
     chosen = 2 + int(np.argmax(expected))
-    assert found['n_clusters'] == chosen + 1
+    assert found['n_clusters'] == chosen + 1 and f'n_clusters: {chosen + 1}\n' in (output / 'config.yml').read_text()
     assert f'{chosen} clusters: of 2 to 8 this number has the highest silhouette, {max(expected):.3f}' in said
     assert np.asarray(Image.open(output / 'silhouette.png')).shape[1] == 770
 
@@ -275,7 +275,7 @@ def test_other_files_are_no_clusters(tmp_path):
 def test_mistakes(clusters, mine, tmp_path, user_error):  # noqa: F811
     assert '--clusters 17: only 16 of the images have masks' in user_error(lambda: clusters('--clusters', '17'))
     assert '--clusters: must be auto or an integer' in user_error(lambda: clusters('--clusters', '0'))
-    assert 'the names of clusters could not be read' in user_error(lambda: clusters('--names', str(tmp_path / 'none.yml')))
+    assert 'none.yml: there is no such file of names' in user_error(lambda: clusters('--names', str(tmp_path / 'none.yml')))
     assert 'run own_images.py --name other first' in user_error(lambda: clusters('--name', 'other'))
     (tmp_path / 'output' / 'mine' / 'network.yml').write_text('[]')
     assert 'network.yml could not be read' in user_error(clusters)

@@ -131,6 +131,8 @@ def test_run_again(tmp_path, images):
     assert times(out) == before and again['cover'] == first['cover'] and again['masks'] == 4
     mask = out / 'saliency_robust_background' / 'b.png'
     whole = mask.read_bytes()
+    Image.fromarray(np.ones((48, 64), np.uint8)).save(mask)  # by hand, with 1 for object
+    assert 'the mask is empty: 255 is object' in make_masks(images, out)['skipped'][mask.stem]
     mask.write_bytes(whole[:len(whole) // 2])  # damaged: made again
     make_masks(images, out)
     assert mask.read_bytes() == whole
