@@ -28,8 +28,7 @@ class ImageFolder:
         self.max_pixels = max_pixels
         self.folder = Path(os.path.realpath(folder))  # Path.resolve() fails on a loop of links
         if not self.folder.is_dir():
-            raise UserError(f'{self.folder} {"is not a folder" if self.folder.exists() else "does not exist"}: name a folder of '
-                            'images')
+            raise UserError(f'{self.folder} is not a folder of images{"" if self.folder.exists() else ": it does not exist"}')
         self.others: Counter[str] = Counter()
         files = sorted(self._files(without))
         if not files:

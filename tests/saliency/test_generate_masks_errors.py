@@ -101,14 +101,14 @@ def test_folders_of_something_else(root, refuse):
 def test_other_photographs_and_another_size(root, refuse):
     photograph(root / 'holiday' / 'a.jpg')
     line = refuse(images=root / 'holiday')
-    assert line.startswith(f'{root}/mine holds the photographs of {root}/photographs: name another --out')
+    assert line.startswith(f'{root}/mine holds the photographs of {root}/photographs: move it away, or name another --out')
     assert refuse('--max_side', 60).startswith(f'{root}/mine: its photographs were shrunk with --max_side 1024: give the same')
 
 
 def test_no_photographs(root, refuse):
     (root / 'nothing').mkdir()
     (root / 'nothing' / 'a.txt').touch()
-    assert refuse(images=root / 'absent') == f'{root}/absent is not a folder of images'
+    assert refuse(images=root / 'absent') == f'{root}/absent is not a folder of images: it does not exist'
     assert refuse(images=root / 'photographs' / 'a.jpg') == f'{root}/photographs/a.jpg is not a folder of images'
     assert refuse(images=root / 'nothing').startswith(f'{root}/nothing: no images in this folder (.jpg, ')
 
