@@ -17,7 +17,7 @@ from data.instances import read_instances
 from data.label_colours import VOC_TABLE
 from data.label_space import VOC, VOID, colour_table, is_described, label_space, object_values
 from data.synthetic_shapes import draw_shapes
-from utils.errors import UserError
+from utils.errors import UserError, nearest_name
 
 log = logging.getLogger('maskcontrast')
 
@@ -36,8 +36,10 @@ def dataset_folder(db_root: str | Path, name: str) -> Path:
         log.info('Drawing the Shapes data set in %s', folder)
         draw_shapes(folder)
         return folder
-    raise UserError(f'{folder}: this data set does not exist: make the folder (images/, sets/, classes.txt and masks or '
-                    'labels; see docs/data-sets.md), or correct db_root in env.yml')
+    near = nearest_name(name, [VOC, 'Shapes', *(path.name for path in Path(db_root).glob('*/') if path.is_dir())])
+    raise UserError(f'{folder}: this data set does not exist{f" (nearest: {near})" if near else ""}: correct its name in '
+                    'the experiment or db_root in env.yml, or make the folder (images/, sets/, classes.txt and masks or labels; '
+                    'see docs/data-sets.md)')
 
 
 class SegmentationDataset:

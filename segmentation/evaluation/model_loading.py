@@ -33,7 +33,8 @@ def query_weights(path: str | Path) -> dict[str, Any]:
     weights = {key: value.float() if getattr(value, 'dtype', None) == torch.float16 else value
                for key, value in _query_part(_state(path)).items()}
     if not weights:
-        raise UserError(f"{path}: not a pre-training checkpoint: none of its keys starts with 'module.{QUERY}'")
+        raise UserError(f"{path}: not a pre-training checkpoint: none of its keys starts with 'module.{QUERY}': name the "
+                        'checkpoint.pth.tar of main.py')
     return weights
 
 

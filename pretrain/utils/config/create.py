@@ -114,7 +114,8 @@ def _checked(content: Mapping[Any, Any], keys: Iterable[Key], file: str | Path, 
     result: dict[str, Any] = {}
     for name, value in given.items():
         if name not in table or name in content and '.' in name:  # dots are our notation, not YAML's
-            near = nearest_name(str(name), [*table, *groups], cutoff=0)
+            inside = [key for key in table if key.startswith(f'{str(name).partition(".")[0]}.')]
+            near = nearest_name(str(name), inside or [*table, *groups], cutoff=0)
             raise UserError(f"{file}: unknown key '{name}' (nearest valid key: '{near}')")
         _put(result, name, checked_value(table[name], value, file))
     for name, key in table.items():
