@@ -38,8 +38,8 @@ def dataset_folder(db_root: str | Path, name: str) -> Path:
         return folder
     near = nearest_name(name, [VOC, 'Shapes', *(path.name for path in Path(db_root).glob('*/') if path.is_dir())])
     raise UserError(f'{folder}: this data set does not exist{f" (nearest: {near})" if near else ""}: correct its name in '
-                    'the experiment or db_root in env.yml, or make the folder (images/, sets/, classes.txt and masks or labels; '
-                    'see docs/data-sets.md)')
+                    'the experiment or db_root in env.yml, or make the folder (images/, sets/, classes.txt and masks or '
+                    'labels; see docs/data-sets.md)')
 
 
 class SegmentationDataset:
