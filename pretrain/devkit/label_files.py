@@ -71,8 +71,8 @@ def convert_labels(kind: LabelFiles, pairs: Mapping[str, Mapping[str, tuple[Path
     Raises `UserError` for the first image whose files are broken, or whose labels are of another size or hold another value.
     """
     names, lookup, colours = list(kind.classes.values()), kind.lookup, VOC_COLOURS.copy()
-    for index, name in enumerate(names):
-        colours[index] = kind.colours[name] if kind.colours else colours[index]
+    if kind.colours:
+        colours[:len(names)] = [kind.colours[name] for name in names]
     write_description(root, names, kind.colours)
     write_splits(root, {split: list(files) for split, files in pairs.items()})
 

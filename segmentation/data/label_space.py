@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data.label_colours import COLOURS, INDICES, Colour, ColourTable, voc_values
+from data.label_colours import COLOURS, INDICES, VOC_TABLE, Colour, ColourTable, voc_values
 from data.palette import VOC_COLOURS
 from utils.errors import UserError, nearest_name
 from utils.storage import text
@@ -109,7 +109,7 @@ def colour_table(folder: str | Path) -> ColourTable:
     VOC's."""
     folder = Path(folder)
     if not is_described(folder):
-        return ColourTable(voc_values())
+        return VOC_TABLE
     described, names, coloured, file = _described(folder)
     if not coloured:
         given, source = voc_values(len(names)), "PASCAL VOC's colours"
