@@ -25,8 +25,8 @@ class LabelFiles:
     """Where the files of a data set are, and what their labels mean.
 
     classes: the name of each stored value that is a class, in the order that the classes get, from 0. void: the values that
-    count as void. splits: their names there by those here. images, labels: folder of a split, below which the files may be in
-    folders, and what follows the id in a file's name. colours: RGB by name, or None. source: where to get it.
+    count as void. splits: its own names for the splits of this project. images, labels: the folder of a split, which may have
+    sub-folders. image_end, label_end: what follows the id in a file's name. colours: RGB by name, or None. source: its origin.
     """
     name: str
     classes: Mapping[int, str]
