@@ -168,9 +168,9 @@ def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: Segment
         yaml.safe_dump(settings, file, sort_keys=False)
     with atomic_file(seen, 'w') as file:
         file.write(images + '\n')
-    more = [*([] if args.seed is None else ['--seed', str(args.seed)]), *(['--deterministic'] if args.deterministic else [])]
+    flags = [*([] if args.seed is None else ['--seed', str(args.seed)]), *(['--deterministic'] if args.deterministic else [])]
     pretraining.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device,
-                      '--amp', args.amp, '--world-size', '1', *more])
+                      '--amp', args.amp, '--world-size', '1', *flags])
     return settings
 
 

@@ -154,7 +154,7 @@ def palette_index(path: str | Path) -> tuple[int, str] | None:
     if image.mode != 'P':
         return None
     largest = int(np.max(np.array(image)))
-    return largest, '#' + bytes(image.getpalette('RGB')[3 * largest:][:3]).hex()
+    return largest, '#' + bytes(image.getpalette('RGB') or ())[3 * largest:][:3].hex()
 
 
 def _inside(values: np.ndarray, object_values: Sequence[int] | None):
