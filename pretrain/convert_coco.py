@@ -17,7 +17,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.label_space import read_text
 from data.new_data_set import TRAINAUG, VAL, new_data_set
 from devkit.coco import choose_classes, class_numbers, read_coco
 from devkit.convert_coco import choose_images, convert_coco
@@ -25,6 +24,7 @@ from utils.cli.command import command
 from utils.cli.flags import fraction, make_plain_parser
 from utils.cli.log import start_log
 from utils.errors import UserError
+from utils.storage.text import read_text
 
 VOID, OBJECTS = 'void', 'objects'
 

@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     photographs = ImageFolder(args.images, without=out)
     why = _choose(args) if args.model == AUTO and not args.onnx else None
     name, options = _options(args)
-    # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
-
+    # Imported here, so that --help and mistakes in the flags do not wait for PyTorch.
     from data.loaders import make_loader
     from saliency.mask_data_set import MaskDataSet, earlier_option, require_same_options
     from saliency.mask_generation import MaskGenerator

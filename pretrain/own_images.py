@@ -8,7 +8,7 @@ pre-trained on the photographs: the experiment <root_dir>/<name>/<name>.yml is w
 the command resumes where it stopped; if photographs have been added, only their masks are made, but a training starts over, and
 the earlier run's folder is renamed.
 
-With --segment only the masks of DIR are made, with the model of those of <name>, for segment.py (`make segment`).
+With --segment, only the masks of DIR are made, by the model that made those of <name>, for segment.py (`make segment`).
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     env = read_env(args.config_env)
     if not re.fullmatch(r'\w[\w.-]*', args.name) or args.name in (VOC, 'Shapes'):
-        raise UserError(f'--name {args.name}: use letters, digits, dots, hyphens and underscores; {VOC} and Shapes are others')
+        raise UserError(f'--name {args.name}: use letters, digits, dots, hyphens and underscores, but not {VOC} or Shapes')
     output = Path(env.root_dir) / args.name
     folder = segmented_folder(env.db_root, args.name, args.images) if args.segment else Path(env.db_root) / args.name
     photographs = len(ImageFolder(args.images, without=folder))
@@ -168,9 +168,9 @@ def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: Segment
         yaml.safe_dump(settings, file, sort_keys=False)
     with atomic_file(seen, 'w') as file:
         file.write(images + '\n')
-    seed = [] if args.seed is None else ['--seed', str(args.seed)]
+    flags = [*([] if args.seed is None else ['--seed', str(args.seed)]), *(['--deterministic'] if args.deterministic else [])]
     pretraining.main(['--config_env', args.config_env, '--config_exp', str(experiment), '--device', args.device,
-                      '--amp', args.amp, '--world-size', '1', *seed])
+                      '--amp', args.amp, '--world-size', '1', *flags])
     return settings
 
 

@@ -57,8 +57,8 @@ class ContrastiveModel(nn.Module):
 
         im_q, im_k: B x 3 x H x W normalised float images, the query and the key view.
         sal_q, sal_k: B x H x W integer masks, nonzero = object (B x h x w without `upsample`).
-        object_pixels: number of nonzero pixels in each mask of `sal_q`, B numbers on the host, used only by the losses
-        `gathered`; None: unknown.
+        object_pixels: number of nonzero pixels in each mask of `sal_q`, B numbers on the host, for
+        `gathered_losses` alone; None: unknown.
         Returns scalars: `loss`, `contrastive_loss`, `saliency_loss`, `acc1`, `acc5` (percent).
         Raises ValueError for masks of another size, and if K is not a multiple of the global batch.
         """

@@ -1,7 +1,6 @@
 """The initial weights for a folder of photographs: those requested, or the best available."""
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ BACKBONES = ('resnet18', 'resnet50')  # whose weights `auto` takes: the first on
 RANDOM = 'resnet18'  # the backbone where there are no weights
 PACKAGED, PACKAGED_BACKBONE = 'zoo://efficientnet_lite0', 'timm/tf_efficientnet_lite0'  # from the Python package index
 TIMM = 'timm://'  # timm://<model name>: the backbone timm/<model name> with the weights that timm has of it
-TIMEOUT = 20  # seconds to wait for a server
 
 
 @dataclass(frozen=True)
@@ -112,13 +110,8 @@ def _can_have(backbone: str):
 
 
 def _read(source: str, backbone: str):
-    from models.backbone_weights import backbone_weights  # here, as it loads torchvision
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none of its own
-    try:
-        return backbone_weights(source, backbone)
-    finally:
-        socket.setdefaulttimeout(before)
+    from models.backbone_weights import weights_at_hand  # here, as it loads torchvision
+    return weights_at_hand(source, backbone)
 
 
 def _published(source: str):

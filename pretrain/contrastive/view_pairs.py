@@ -1,4 +1,4 @@
-"""Pairs of views, and the order in which a run sees them. All randomness follows from (seed, epoch, image id)."""
+"""Pairs of views. All randomness follows from (seed, epoch, image id)."""
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 

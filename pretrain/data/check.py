@@ -56,14 +56,13 @@ class Finding:
 class FileChecks:
     """Problems in the files of each id of a split. An id that is listed twice is read once.
 
-    dataset: a `SegmentationDataset`, whose folders say what is read. split: its name. space: the meaning of the labels; None:
-    unknown, any values are accepted. training: ids of the training split, of which this one should hold none.
-    Item i is a dict: `findings`, a list of `Finding`. Broken files raise nothing.
+    dataset: a `SegmentationDataset`, whose folders say what is read. space: the meaning of the labels; None: unknown, any
+    values are accepted. training: ids of the training split, of which this one should hold none.
+    Item i is a dict: `findings`, a list of `Finding`, and `contents`, a `Contents` of what it read. Broken files raise nothing.
     """
 
-    def __init__(self, dataset: SegmentationDataset, split: str, space: LabelSpace | None = None,
-                 training: Iterable[str] = ()):
-        self.dataset, self.split, self.space, self.training = dataset, split, space, frozenset(training)
+    def __init__(self, dataset: SegmentationDataset, space: LabelSpace | None, training: Iterable[str]):
+        self.dataset, self.space, self.training = dataset, space, frozenset(training)
         self.listed = Counter(dataset.ids)
         self.ids = list(self.listed)  # in the order of the split
 
@@ -72,7 +71,7 @@ class FileChecks:
 
     def __getitem__(self, index: int):
         name, seen = self.ids[index], Contents()
-        return {'findings': [Finding(self.split, name, kind, str(file), f'{file}{words}', kind in NOTES)
+        return {'findings': [Finding(self.dataset.split, name, kind, str(file), f'{file}{words}', kind in NOTES)
                              for kind, file, words in self._findings(name, seen)], 'contents': seen}
 
     def _findings(self, name: str, seen: Contents):
@@ -153,7 +152,7 @@ class FileChecks:
 
 def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int | None) -> Iterator[Finding]:
     """Problems of a split as a whole. seen: of all its files. needed: images that it must have, None for any number."""
-    data, split = checks.dataset, checks.split
+    data, split = checks.dataset, checks.dataset.split
     if seen.masks and seen.masks == seen.empty:
         yield Finding(split, None, 'no object in any mask', str(data.masks), contents.all_empty(data, seen.masks, False), False)
     if seen.labels is not None and checks.space is not None:
@@ -246,7 +245,7 @@ def check(p: EasyDict, read: list[str]) -> Iterator[Finding]:
             except UserError as error:
                 spaces[name] = None
                 yield Finding(None, None, 'unusable classes.txt', str(folder / 'classes.txt'), error.line(), False)
-        checks, seen = FileChecks(dataset, split, spaces.get(name), training if name == parts[0][0] else ()), Contents()
+        checks, seen = FileChecks(dataset, spaces.get(name), training if name == parts[0][0] else ()), Contents()
         for batch in progress(make_loader(checks, p.num_workers, torch.device('cpu')), f'Reading {split}'):
             yield from batch['findings'][0]
             seen.add(batch['contents'][0])

@@ -135,8 +135,7 @@ class SegmentationDataset:
     def why_dropped(self) -> str:
         """The missing file of the first id that was left out, in words."""
         name = self.first_dropped
-        if name is None:
-            return 'none'
+        assert name is not None  # callers ask if `dropped` is above 0
         part = next((part for part in (IMAGE, MASK) if not files.is_there(self.path_of(part, name))), IMAGE)
         path = self.path_of(part, name)
         return f'{path} does not exist{files.nearest(path, self.folder_of(part))}'

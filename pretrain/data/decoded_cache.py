@@ -29,14 +29,14 @@ class DecodedCache:
         self.writes = True
         make_folder(self.folder)
 
-    def read(self, decode: Callable[[Path], np.ndarray], path: Path, kind: str = '') -> np.ndarray:
+    def read(self, decode: Callable[[Path], np.ndarray], path: Path, kind: str) -> np.ndarray:
         """decode(path), an array, or the one that an earlier call has kept. decode: a function of `data.decoding`. kind:
-        its name with all else that its results depend on; by default its name alone."""
+        its name with all else that its results depend on."""
         try:
             source = os.stat(path)
         except OSError:
             return decode(path)  # which says what is wrong
-        kept = self._place(kind or decode.__name__, os.path.abspath(path), source.st_size, source.st_mtime_ns)
+        kept = self._place(kind, os.path.abspath(path), source.st_size, source.st_mtime_ns)
         array = _loaded(kept)
         if array is None:
             array = decode(path)

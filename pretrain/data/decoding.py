@@ -47,7 +47,7 @@ def read_photograph(path: str | Path, limit: int = MAX_PIXELS) -> np.ndarray:
     """
     if is_plain_jpeg(path):
         return read_image(path, limit)
-    image = _open(path, _bytes(path), limit)
+    image = open_whole(path, limit)
     turn = TURNS.get(_orientation(image))
     image = image if turn is None else image.transpose(turn)
     if image.mode.startswith('I'):
@@ -95,7 +95,7 @@ def read_mask(path: str | Path, object_values: Sequence[int] | None = None, limi
     values that are neither 0 nor object have the bit LOSSY in all pixels.
     Raises `UserError` if the file is missing, truncated, not an image, not 8-bit, or of more than `limit` pixels.
     """
-    image = _open(path, _bytes(path), limit)
+    image = open_whole(path, limit)
     values = _channel(path, image, object_values is not None)
     if image.format in JPEGS:
         return (values >= HALF).view(np.uint8) | np.uint8(THRESHOLDED)
@@ -139,7 +139,7 @@ def read_gray(path: str | Path) -> np.ndarray:
 
     Raises `UserError` if the file is missing, truncated, or not such an image.
     """
-    return _channel(path, _open(path, _bytes(path), sys.maxsize), True)
+    return _channel(path, open_whole(path, sys.maxsize), True)
 
 
 def open_whole(path: str | Path, limit: int = MAX_PIXELS) -> Image.Image:
@@ -150,11 +150,11 @@ def open_whole(path: str | Path, limit: int = MAX_PIXELS) -> Image.Image:
 
 def palette_index(path: str | Path) -> tuple[int, str] | None:
     """Of a palette image: its largest index in use and that one's colour, #rrggbb; otherwise None."""
-    image = _open(path, _bytes(path), sys.maxsize)
+    image = open_whole(path, sys.maxsize)
     if image.mode != 'P':
         return None
     largest = int(np.max(np.array(image)))
-    return largest, '#' + bytes(image.getpalette('RGB')[3 * largest:][:3]).hex()
+    return largest, '#' + bytes(image.getpalette('RGB') or ())[3 * largest:][:3].hex()
 
 
 def _inside(values: np.ndarray, object_values: Sequence[int] | None):

@@ -1,9 +1,8 @@
 """Shapes: a small synthetic data set in the layout of PASCAL VOC, drawn from a seed in seconds.
 
 It replaces photographs where none are available: objects of eight classes on textured backgrounds, with labels and with two
-sets of imperfect saliency masks. A class is a shape filled with a texture of its own. All classes share
-their colours, so that nothing can be learnt from these, and every texture survives a horizontal flip, rescaling and
-grayscale conversion.
+sets of imperfect saliency masks. A class is a shape filled with a texture of its own. All classes share their colours, so that
+nothing can be learnt from these, and every texture survives a horizontal flip, rescaling and grayscale conversion.
 
 Axis legend: H W space. Fields are float32 arrays H x W; distances are in pixels; masks are bool H x W.
 """
@@ -15,11 +14,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from data.label_space import VOID
 from data.palette import save_labels
 from utils.errors import UserError
 from utils.storage.atomic import atomic_folder
 
-VOID = 255
 MASK_FOLDERS = {'saliency_supervised_model': False, 'saliency_unsupervised_model': True}  # value: the rough detector?
 TWO_OBJECTS = 0.2  # share of the images with a second object; half of those repeat the class of the first
 SMALLEST_MASK = 0.035  # share of the image; pre-training rejects views with nearly empty masks

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from data.download import CHUNK, GZIP, member_filter
 from utils.errors import UserError
-
-GZIP = b'\x1f\x8b'  # how such files begin
-CHUNK = 2 ** 20      # bytes
 
 log = logging.getLogger('maskcontrast')
 
@@ -63,7 +61,7 @@ def open_archives(voc: str | Path, sbd: str | Path, out: str | Path) -> Iterator
     """The folders of PASCAL VOC 2012 (`JPEGImages/`...) and of SBD (`cls/`...), for the time of the block.
 
     voc, sbd: a folder or an archive each. out: the result's path; archives are unpacked to a temporary folder beside it,
-    which vanishes with the block. Of SBD's images only those come that VOC lacks.
+    which vanishes with the block. Of SBD's images, only those that VOC lacks are unpacked.
     A `UserError` of the block that names a file unpacked here names the archive and its member instead.
     Raises `UserError` for a missing path, a folder or archive of something else, an archive that is truncated, broken or has a
     member that leads outside, and if there is no room at `out`.
@@ -128,7 +126,7 @@ def _unpack(archive: str | Path, folder: Path, release: Release, wanted: Callabl
         with _open(archive) as stream:
             with tarfile.open(fileobj=stream, mode='r|', tarinfo=_Header) as tar:
                 for member in tar:
-                    _check_member(member, folder)
+                    member_filter(member, str(folder))
                     name = os.path.basename(member.name)
                     if member.isreg() and needed.fullmatch(member.name) and (not name.endswith('.jpg') or wanted(name)):
                         tar.extract(member, folder, set_attrs=False, filter='data')
@@ -149,10 +147,3 @@ def _open(archive: str | Path):
     with open(archive, 'rb') as file:
         packed = file.read(len(GZIP)) == GZIP
     return gzip.open(archive) if packed else open(archive, 'rb')
-
-
-def _check_member(member: tarfile.TarInfo, folder: Path):
-    """Raise tarfile's FilterError for what its `data` filter refuses, and for a leading slash, which that strips."""
-    if member.name.startswith('/'):
-        raise tarfile.AbsolutePathError(member)
-    tarfile.data_filter(member, str(folder))

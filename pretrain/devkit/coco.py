@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.label_space import read_text
 from data.new_data_set import TRAINAUG
 from utils.errors import UserError, nearest_name, one_line
+from utils.storage.text import read_text
 
 MOST = 254  # categories: labels of 8 bits hold these, background and void
 BACKGROUND = 'background'

@@ -50,8 +50,9 @@ def _of_rle(rle: dict[str, Any], height: int, width: int):
 
 
 def unpack_counts(text: str) -> list[int]:
-    """The counts of a compressed RLE: of 5 bits a character, from the lowest on, the fourth as the difference to the second
-    and so on. Here, since pycocotools reads on in memory behind a text that is cut off. Raises ValueError for such a one."""
+    """The counts of a compressed RLE: 5 bits a character, the lowest first; the fourth and later ones are differences to the
+    count two before. Unpacked here, as pycocotools reads past the end of a text that is cut off. Raises ValueError for a
+    damaged one."""
     counts: list[int] = []
     value = shift = 0
     for character in text:

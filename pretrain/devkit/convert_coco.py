@@ -27,7 +27,7 @@ Split = tuple[CocoFile, Path, Mapping[int, int]]  # annotations, folder of the i
 def choose_images(files: Mapping[str, Split], fraction: float, keep: bool) -> tuple[dict[str, list[CocoImage]], int]:
     """The images of `trainaug` and `val`, by id, and how many have no annotation of any class.
 
-    files: one for each split, or one for `trainaug` alone, of whose images so large a `fraction` goes to `val`.
+    files: one for each split, or one for `trainaug` alone, of whose images the share `fraction` goes to `val`.
     keep: whether images without annotation stay, as background. Raises `UserError` if no image is left for training, and for an
     image in both splits.
     """
@@ -56,8 +56,8 @@ def convert_coco(files: Mapping[str, Split], splits: Mapping[str, Sequence[CocoI
 
     files, splits: as in `choose_images`. classes: names, without background. masks: the name of the masks.
     void_crowds: whether crowds are void; False: objects like all others.
-    Labels are H x W uint8: 0 background, 1, 2, ... classes, 255 void. Where objects overlap, the smaller is
-    in front. Masks and instances have the objects, not what is void.
+    Labels are H x W uint8: 0 background, 1, 2, ... classes, 255 void. Where objects overlap, the smaller is in front. Masks and
+    instances have the objects, not what is void.
     Returns counts. Raises `UserError` for the first image with a fault, in the order of the splits.
     """
     write_classes(root, (BACKGROUND, *classes))

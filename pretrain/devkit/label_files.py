@@ -25,8 +25,8 @@ class LabelFiles:
     """Where the files of a data set are, and what their labels mean.
 
     classes: the name of each stored value that is a class, in the order that the classes get, from 0. void: the values that
-    count as void. splits: their names there by those here. images, labels: folder of a split, below which the files may be in
-    folders, and what follows the id in a file's name. colours: RGB by name, or None. source: where to get it.
+    count as void. splits: its own names for the splits of this project. images, labels: the folder of a split, which may have
+    sub-folders. image_end, label_end: what follows the id in a file's name. colours: RGB by name, or None. source: its origin.
     """
     name: str
     classes: Mapping[int, str]
@@ -71,8 +71,8 @@ def convert_labels(kind: LabelFiles, pairs: Mapping[str, Mapping[str, tuple[Path
     Raises `UserError` for the first image whose files are broken, or whose labels are of another size or hold another value.
     """
     names, lookup, colours = list(kind.classes.values()), kind.lookup, VOC_COLOURS.copy()
-    for index, name in enumerate(names):
-        colours[index] = kind.colours[name] if kind.colours else colours[index]
+    if kind.colours:
+        colours[:len(names)] = [kind.colours[name] for name in names]
     write_description(root, names, kind.colours)
     write_splits(root, {split: list(files) for split, files in pairs.items()})
 

@@ -116,7 +116,7 @@ def _plan(name: str) -> _Plan:
     try:
         options = next(options for options in OPTIONS if _takes(own, options))
         model = _meta_model(own, tuple(options.items()))
-        infos = [dict(info) for info in getattr(model.feature_info, 'info', model.feature_info)]
+        infos = [dict(info) for info in _infos(model)]
         reductions = [int(info['reduction']) for info in infos]
         patches = len(infos) > 1 and len(set(reductions)) == 1 and hasattr(model, 'blocks') and hasattr(model, 'patch_embed')
         strides = (reductions[-1],) if patches else tuple(
@@ -155,17 +155,18 @@ def _has_stride(name: str, options: dict[str, Any], stride: int):
         model = _meta_model(name, tuple(options.items()), stride)
     except (TypeError, ValueError, AssertionError, NotImplementedError):  # each network fails in its own way
         return False
-    return getattr(model.feature_info, 'info', model.feature_info)[-1]['reduction'] == stride
+    return _infos(model)[-1]['reduction'] == stride
 
 
 def _pruned(model: nn.Module, norm: bool):
     """`model` without what its last grid doesn't need. norm: whether that needs the last norm."""
-    model.prune_intermediate_layers([_stages(model) - 1], prune_norm=not norm)  # type: ignore[operator]
+    model.prune_intermediate_layers([len(_infos(model)) - 1], prune_norm=not norm)  # type: ignore[operator]
     return model
 
 
-def _stages(model: nn.Module):
-    return len(list(getattr(model.feature_info, 'info', model.feature_info)))  # type: ignore[arg-type]
+def _infos(model: nn.Module) -> list[dict[str, Any]]:
+    """timm's descriptions of the network's grids, in order."""
+    return list(getattr(model.feature_info, 'info', model.feature_info))  # type: ignore[arg-type]
 
 
 def _last_grid(name: str, options: dict[str, Any], size: Sequence[int]):
@@ -177,7 +178,7 @@ def _last_grid(name: str, options: dict[str, Any], size: Sequence[int]):
         with torch.device('meta'):
             model = _pruned(_create(name, options), norm)
             try:
-                grid = model.forward_intermediates(torch.empty(2, *size), indices=[_stages(model) - 1], norm=norm,
+                grid = model.forward_intermediates(torch.empty(2, *size), indices=[len(_infos(model)) - 1], norm=norm,
                                                    intermediates_only=True)[0]
             except AssertionError:  # of networks that give it without the norm only
                 if norm:
@@ -192,9 +193,7 @@ def _last_grid(name: str, options: dict[str, Any], size: Sequence[int]):
 
 def _has_keys(model: nn.Module):
     attention = getattr(model.blocks[-1], 'attn', None)  # type: ignore[index]
-    if isinstance(getattr(attention, 'qkv', None), nn.Linear):
-        return True
-    return isinstance(getattr(attention, 'k_proj', None), nn.Linear)
+    return any(isinstance(getattr(attention, name, None), nn.Linear) for name in ('qkv', 'k_proj'))
 
 
 @functools.cache  # each script reads its configuration twice

@@ -37,10 +37,10 @@ class FeatureCues:
     """estimator(image): H x W x 3 uint8 RGB -> H x W float32 in [0, 1], above 0.5 on the salient object.
 
     backbone: its name. weights: a file or published weights, see `models.backbone_weights`; None for the backbone's own of
-    ImageNet. Raises `UserError` for an unknown name, and unavailable weights or that don't fit.
+    ImageNet. Raises `UserError` for an unknown name, and for weights that are unavailable or don't fit.
     """
 
-    def __init__(self, backbone: str = 'resnet18', weights: str | Path | None = None, device: torch.device | str = 'cpu'):
+    def __init__(self, backbone: str, weights: str | Path | None = None, device: torch.device | str = 'cpu'):
         spec = find_backbone(backbone)
         source = weights or spec.imagenet
         if source is None:

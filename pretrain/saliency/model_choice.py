@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 from pathlib import Path
 
 from saliency.estimators import BACKBONE, FEATURE_CUES, ROBUST_BACKGROUND
@@ -13,7 +12,6 @@ AUTO = 'auto'
 SUPERVISED = ('birefnet-general', 'isnet-general-use', 'u2net')  # of rembg, the newest first
 FETCHED = 'isnet-general-use'  # where none is on disk: 180 MB, where BiRefNet is 970 and takes many times as long
 PACKAGES = 'rembg', 'onnxruntime'
-TIMEOUT = 20  # seconds to wait for a server
 
 
 def choose_model(backbone: str = BACKBONE, weights: str | Path | None = None) -> tuple[str, str]:
@@ -62,19 +60,15 @@ def _fetched():
 
 def _weights(backbone: str, weights: str | Path | None):
     """The available weights, or None."""
-    from models.backbone_weights import backbone_weights
+    from models.backbone_weights import weights_at_hand
     from models.backbones import find_backbone
     source = weights or find_backbone(backbone).imagenet
     if source is None:
         return None
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none of its own
     try:
-        backbone_weights(source, backbone)
+        weights_at_hand(source, backbone)
     except UserError:
         if weights:
             raise
         return None
-    finally:
-        socket.setdefaulttimeout(before)
     return str(source)

@@ -9,10 +9,10 @@ from saliency.mask_generation import object_mask, parts
 
 
 def get_finder(way: str | None, model: str, estimator: Estimator) -> ObjectFinder | None:
-    """`parts`: the connected segments of the model's mask are objects. `cuts`: repeated normalised cuts of the features of its
-    backbone; of tokencut, which finds one object, these are MaskCut, of the feature cues they divide the mask. None: no finder.
+    """The finder called `way`, or None for None. model: the name of the estimator.
 
-    model: the name of the estimator.
+    `parts`: the connected segments of the model's mask are the objects. `cuts`: repeated normalised cuts of the features of its
+    backbone: MaskCut for tokencut, which by itself finds one object; for the feature cues they divide the mask.
     """
     if way is None:
         return None

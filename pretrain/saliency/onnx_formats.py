@@ -46,9 +46,8 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--onnx_size', type=_size, metavar='H,W',
                         help="size of its input, if the file leaves it open (default: the preset's, or 320,320)")
     parser.add_argument('--onnx_output', choices=OUTPUTS,
-                        help="its output; stretched: scaled from the smallest to the largest value of the image (default: the "
-                             "preset's, "
-                             f'or {PROBABILITY})')
+                        help='its output; stretched: scaled from the smallest to the largest value of the image (default: '
+                             f"the preset's, or {PROBABILITY})")
     parser.add_argument('--onnx_logits', action='store_true', help=f'the same as --onnx_output {LOGITS}')
 
 

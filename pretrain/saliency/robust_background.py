@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import shortest_path
 from skimage.segmentation import slic
 
 from saliency.grabcut import refine
+from saliency.mask_generation import shrink
 from saliency.resizing import resize_probability
 
 SIDE = 400  # pixels: longer side of the image that is looked at
@@ -25,9 +26,7 @@ BACKGROUND, SMOOTHNESS = 5.0, 0.1  # weights in the cost function, where the for
 def robust_background(image: np.ndarray) -> np.ndarray:
     """estimator(image): H x W x 3 uint8 RGB -> H x W float32 in [0, 1], above 0.5 on the salient object."""
     height, width = image.shape[:2]
-    scale = min(1, SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    small = shrink(image, SIDE)
     return resize_probability(refine(small, saliency_map(small)), height, width)
 
 
@@ -40,12 +39,13 @@ def saliency_map(image: np.ndarray) -> np.ndarray:
     if len(border) == len(colours):  # nothing is inside
         return np.zeros(regions.shape, np.float32)
     distance = np.linalg.norm(colours[:, None] - colours, axis=2)        # N x N
-    linked = _matrix(neighbours, len(colours))                           # N x N bool
+    linked = np.zeros(distance.shape, bool)                              # N x N
+    linked[neighbours[0], neighbours[1]] = linked[neighbours[1], neighbours[0]] = True
     linked[np.ix_(border, border)] = True                                # all of the border is one neighbourhood
     np.fill_diagonal(linked, False)
 
     background = background_probability(distance, linked, neighbours, border)
-    near = np.exp(-_square(places) / (2 * SPACE ** 2))
+    near = np.exp(-((places[:, None] - places) ** 2).sum(2) / (2 * SPACE ** 2))
     foreground = _stretch((distance * near * background).sum(1))         # contrast with the background (paper eq. 7)
     values = _optimise(distance, linked, background, foreground)
     return _stretch(values).astype(np.float32)[regions]
@@ -99,16 +99,6 @@ def _neighbours(regions: np.ndarray):
                             np.stack([regions[:-1], regions[1:]]).reshape(2, -1)], axis=1)
     pairs = pairs[:, pairs[0] != pairs[1]]
     return np.unique(np.sort(pairs, axis=0), axis=1)
-
-
-def _matrix(pairs: np.ndarray, count: int):
-    matrix = np.zeros((count, count), bool)
-    matrix[pairs[0], pairs[1]] = matrix[pairs[1], pairs[0]] = True
-    return matrix
-
-
-def _square(places: np.ndarray):
-    return ((places[:, None] - places) ** 2).sum(2)
 
 
 def _stretch(values: np.ndarray):

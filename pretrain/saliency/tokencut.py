@@ -35,8 +35,7 @@ class TokenCut:
     Raises `UserError` for an unknown name, weights that can't be fetched, and a file that can't be read or has other keys.
     """
 
-    def __init__(self, vit: str = 'vit_small_patch16_224.dino', weights: str | Path | None = None,
-                 device: torch.device | str = 'cpu'):
+    def __init__(self, vit: str, weights: str | Path | None = None, device: torch.device | str = 'cpu'):
         name = vit if vit in backbone_names() or is_timm(vit) else f'{TIMM}{vit}'
         spec = find_backbone(name)
         self._source, self._stage = weights or vit, KEYS if KEYS in spec.others else spec.stages[-1]
@@ -77,9 +76,9 @@ def _stride(spec: BackboneSpec):
 def cut(keys: torch.Tensor) -> np.ndarray:
     """Keys, N x C, N > 1 -> N float64 in (0, 1): a soft cut of the patches, above 0.5 where they are foreground.
 
-    The second smallest eigenvector of (D - W) x = lambda D x, split at its mean; the foreground is the
-    side of the largest absolute entry. The map is a sigmoid of the eigenvector's standard score. Where every patch is like
-    every other one, or none is like another, all cuts are equal, and the answer is 0: no object.
+    The second smallest eigenvector of (D - W) x = lambda D x, split at its mean; the foreground is the side
+    of the largest absolute entry. The map is a sigmoid of the eigenvector's standard score. Where every patch is like every
+    other one, or none is like another, all cuts are equal, and the answer is 0: no object.
     """
     alike = alike_patches(keys, TAU)
     if all_cuts_are_equal(alike):

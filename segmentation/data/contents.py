@@ -54,7 +54,7 @@ class Contents:
             self.empty.add(name)
 
     def add(self, other: Contents) -> None:
-        """Count what `other` has seen, too. Of one image twice its labels count twice."""
+        """Count what `other` has seen, too. The labels of an image that both have seen count twice."""
         for mine, others in ((self.images, other.images), (self.masks, other.masks), (self.empty, other.empty),
                              (self.thresholded, other.thresholded), (self.lossy, other.lossy)):
             mine |= others

@@ -7,12 +7,12 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from data.label_space import VOC
 from utils.errors import UserError, one_line
 from utils.storage.fetch import by_hand, fetch
 
 VOC_URL = 'https://drive.google.com/file/d/1pxhY5vsLwXuz6UHZVUKhtb7EJdCg2kuH/view'
 ARCHIVE = 'PASCAL_VOC.tgz'
-FOLDER = 'VOCSegmentation'
 
 GZIP = b'\x1f\x8b'  # how such files begin
 CHUNK = 2 ** 20      # bytes
@@ -25,24 +25,17 @@ class _BadArchive(Exception):
 
 
 def fetch_voc(db_root: str | Path, url: str = VOC_URL) -> Path:
-    """Return the folder `<db_root>/VOCSegmentation`, fetched first when it is missing.
+    """The folder `<db_root>/VOCSegmentation`, fetched first when it is missing: its presence means that it is complete.
 
     The data are PASCAL VOC 2012 with the SBD labels ("trainaug") and saliency masks, as published with MaskContrast
     (arXiv 2102.06191). An archive `<db_root>/PASCAL_VOC.tgz` that is there already is used and kept; one that is
     fetched here is deleted once it is unpacked. Several processes may call this at once.
 
-    Args:
-        db_root: folder of the data sets, made when it is missing.
-        url: where the archive is: a Google Drive link or the file's own address.
-
-    Returns:
-        The folder's `Path`. Its presence means that it is complete.
-
-    Raises:
-        UserError: the archive can't be fetched (Google Drive's quota, the network), is broken, holds something else or
-            members that point outside, or there is no room. Nothing half-done is left in `db_root`.
+    db_root: folder of the data sets, made when it is missing. url: of the archive, a Google Drive link or the file's own
+    address. Raises `UserError` if the archive can't be fetched (Google Drive's quota, the network), is broken, or holds
+    something else or members that point outside, and if there is no room. Nothing half-done is left in `db_root`.
     """
-    folder, archive = Path(db_root) / FOLDER, Path(db_root) / ARCHIVE
+    folder, archive = Path(db_root) / VOC, Path(db_root) / ARCHIVE
     if folder.is_dir():
         return folder
     if os.path.lexists(folder):
@@ -72,12 +65,12 @@ def _unpack(archive: Path, folder: Path):
 
     Raises `_BadArchive`, or OSError for errors of the disk.
     """
-    with tempfile.TemporaryDirectory(prefix=f'.{FOLDER}.', suffix='.tmp', dir=folder.parent) as temporary:
-        source = Path(temporary) / FOLDER
+    with tempfile.TemporaryDirectory(prefix=f'.{VOC}.', suffix='.tmp', dir=folder.parent) as temporary:
+        source = Path(temporary) / VOC
         try:
             with gzip.open(archive) as stream:
                 with tarfile.open(fileobj=stream, mode='r|') as tar:
-                    tar.extractall(temporary, filter=_member_filter)
+                    tar.extractall(temporary, filter=member_filter)
                 while stream.read(CHUNK):  # tar stops at its own end mark; gzip's checksum comes after it
                     pass
         except FileNotFoundError:
@@ -88,7 +81,7 @@ def _unpack(archive: Path, folder: Path):
             raise _BadArchive(one_line(error)) from error
         missing = [name for name in ('', 'images', 'sets') if not (source / name).is_dir()]
         if missing:
-            raise _BadArchive(f'it has no folder {(Path(FOLDER) / missing[0]).as_posix()}/')
+            raise _BadArchive(f'it has no folder {(Path(VOC) / missing[0]).as_posix()}/')
         try:
             os.rename(source, folder)
         except OSError:
@@ -96,7 +89,7 @@ def _unpack(archive: Path, folder: Path):
                 raise
 
 
-def _member_filter(member: tarfile.TarInfo, folder: str):
+def member_filter(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """tarfile's `data` filter, which refuses what leads outside. A leading slash, which it strips, is refused too."""
     if member.name.startswith('/'):
         raise tarfile.AbsolutePathError(member)

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from data.decoding import exif_turn, palette_index, read_gray
-from data.label_space import object_values, read_text
+from data.label_space import object_values
 from utils.errors import UserError, nearest_name
+from utils.storage.text import read_text
 
 IMAGE, MASK, LABEL = 'image', 'mask', 'label'
 SUFFIXES = {IMAGE: ('.jpg',), MASK: ('.png', '.jpg', '.jpeg'), LABEL: ('.png',)}  # the first that is there counts

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from data.label_colours import COLOURS, INDICES, Colour, ColourTable, voc_values
+from data.label_colours import COLOURS, INDICES, VOC_TABLE, Colour, ColourTable, voc_values
 from data.palette import VOC_COLOURS
 from utils.errors import UserError, nearest_name
-from utils.storage import text
+from utils.storage.text import read_text
 from utils.storage.yaml_files import parse_yaml
 
 VOC = 'VOCSegmentation'
@@ -109,7 +109,7 @@ def colour_table(folder: str | Path) -> ColourTable:
     VOC's."""
     folder = Path(folder)
     if not is_described(folder):
-        return ColourTable(voc_values())
+        return VOC_TABLE
     described, names, coloured, file = _described(folder)
     if not coloured:
         given, source = voc_values(len(names)), "PASCAL VOC's colours"
@@ -179,15 +179,6 @@ def _class_lines(file: Path) -> tuple[list[str], dict[str, Colour]]:
         elif name != VOID_NAME:
             coloured[VOID_NAME] = coloured.pop(name)
     return names, coloured
-
-
-def read_text(path: Path) -> str:
-    """The content of a text file. Raises `UserError` that names it."""
-    try:
-        return text.read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not a text file'
-        raise UserError(f'{path} could not be read ({reason})') from error
 
 
 def _description(file: Path) -> dict[str, Any]:

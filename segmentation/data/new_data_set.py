@@ -71,7 +71,7 @@ def write_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> None:
 def write_classes(root: Path, names: Sequence[str]) -> None:
     """Write classes.txt, background first. Raises `UserError` for names that the file cannot hold."""
     (root / CLASSES).write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
-    _check(root, names)
+    _check(root, names, CLASSES)
 
 
 def write_description(root: Path, names: Sequence[str], colours: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -81,18 +81,17 @@ def write_description(root: Path, names: Sequence[str], colours: Mapping[str, Se
         content['colours'] = {name: list(colour) for name, colour in colours.items()}
     with open(root / DESCRIPTION, 'w', encoding='utf-8') as file:
         yaml.safe_dump(content, file, sort_keys=False, default_flow_style=None, width=120)
-    _check(root, names)
+    _check(root, names, DESCRIPTION)
 
 
-def _check(root: Path, names: Sequence[str]):
+def _check(root: Path, names: Sequence[str], file: str):
     try:
         read, reason = label_space(root).names, ''
     except UserError as error:  # one looks like a name with a colour
         read, reason = (), error.line().partition(': ')[2]
     if read != tuple(names):
         wrong = next((name for name in names if '#' in name or read and name not in read), names[-1])
-        raise UserError(f'the class {wrong!r}: classes.txt cannot hold this name'
-                        f'{f" ({reason})" if reason else ""}: rename it')
+        raise UserError(f'the class {wrong!r}: {file} cannot hold this name{f" ({reason})" if reason else ""}: rename it')
 
 
 def _place(path: Path):

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from data.dataset import SegmentationDataset
-from data.label_space import VOID, read_text
+from data.label_space import VOID
 from evaluation.evaluation_images import resize_image, resize_labels
 from evaluation.training_views import P_FLIP, TrainingViews
 from utils.errors import UserError
+from utils.storage.text import read_text
 
 SCALE = (0.5, 2.0)  # of the side, as DeepLab has it (arXiv 1706.05587)
 

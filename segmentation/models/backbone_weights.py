@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,11 @@ MOCO_PREFIXES = ('encoder_q.', 'base_encoder.')    # of MoCo v1 and v2, and of v
 DINO_NETWORKS = ('teacher', 'student')             # the first is what its authors evaluate
 DINO_PREFIX = 'backbone.'
 MAE_DECODER = ('decoder_', 'mask_token')           # what only its pre-training needs
-OUR_QUERY, OUR_BACKBONE = 'model_q.', 'backbone.'  # of this project's checkpoints, the first of pre-training alone, which
-OUR_HEADS = ('decoder.', 'linear.', 'head.', 'classification_head.')  # have at least one of these besides
+# Of this project's checkpoints: the first in those of pre-training alone, and at least one of the heads in each
+OUR_QUERY, OUR_BACKBONE = 'model_q.', 'backbone.'
+OUR_HEADS = ('decoder.', 'linear.', 'head.', 'classification_head.')
+
+TIMEOUT = 20  # seconds that `weights_at_hand` waits for a server
 
 log = logging.getLogger('maskcontrast')
 
@@ -69,6 +73,16 @@ def backbone_weights(source: str | Path, name: str) -> dict[str, Any]:
     Raises `UserError` as `load_initial_weights` does.
     """
     return _read(source, name)[0]
+
+
+def weights_at_hand(source: str | Path, name: str) -> dict[str, Any]:
+    """As `backbone_weights`, for callers that can do without: a server that is silent for TIMEOUT is an error, too."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub has none of its own
+    try:
+        return backbone_weights(source, name)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def published_weights(name: str) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_training_from_random_weights(one_step, begin, env, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_other_photographs_are_trained_on_anew(one_step, begin, own_weights, photographs, tmp_path):  # noqa: F811
+def test_other_photographs_are_trained_on_anew(one_step, begin, own_weights, photographs, tmp_path, monkeypatch):  # noqa: F811
     """Also where their number, and so the settings, are the same."""
     flags = '--weights', str(own_weights), '--train', '1', '--seed', '5'
     begin(*flags)
@@ -149,7 +149,12 @@ def test_other_photographs_are_trained_on_anew(one_step, begin, own_weights, pho
     source, = photographs.rglob(f'{Path(ids[0]).name}.jpg')
     image = Image.open(source).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image.save(source)
-    begin(*flags)
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which the flag would leave behind
+    try:
+        begin(*flags, '--deterministic')
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert ids_of(tmp_path) == ids and (tmp_path / 'output' / 'mine.old-1' / 'checkpoint.pth.tar').is_file()
     second = torch.load(tmp_path / 'output' / 'mine' / 'checkpoint.pth.tar', weights_only=True)
     assert second['epoch'] == first['epoch']

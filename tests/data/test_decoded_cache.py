@@ -40,18 +40,18 @@ def test_a_changed_file_is_read_again(tmp_path):
         save(path, np.full((4, 4, 3), value, np.uint8))
         os.utime(path, ns=(value, value))
         for _ in range(2):
-            assert (reader.read(read_image, path) == value).all()
+            assert (reader.read(read_image, path, 'read_image') == value).all()
 
 
 def test_a_damaged_file_is_replaced(tmp_path):
     path, reader = save(tmp_path / 'x.png', np.full((40, 40, 3), 7, np.uint8)), DecodedCache(tmp_path / 'cache')
-    reader.read(read_image, path)
+    reader.read(read_image, path, 'read_image')
     kept, = kept_files(tmp_path)
     whole = kept.read_bytes()
     for part in (whole[:1000], b'', b'nonsense', b'PK\x03\x04', whole.replace(b'|u1', b'|b1'),
                  whole.replace(b'(40, 40', b'(40, (0')):
         kept.write_bytes(part)
-        assert (reader.read(read_image, path) == 7).all()
+        assert (reader.read(read_image, path, 'read_image') == 7).all()
         assert kept.read_bytes() == whole
 
 
@@ -59,7 +59,7 @@ def test_without_room_nothing_is_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(cache, 'RESERVE', 2 ** 62)
     path, reader = save(tmp_path / 'x.png', np.full((4, 4, 3), 7, np.uint8)), DecodedCache(tmp_path / 'cache')
     for _ in range(3):
-        assert (reader.read(read_image, path) == 7).all()
+        assert (reader.read(read_image, path, 'read_image') == 7).all()
     assert not kept_files(tmp_path)
     assert caplog.text.count('No more decoded images are kept') == 1
 
@@ -67,7 +67,7 @@ def test_without_room_nothing_is_kept(tmp_path, monkeypatch, caplog):
 def test_errors_are_those_of_the_reader(tmp_path):
     reader = DecodedCache(tmp_path / 'cache')
     with pytest.raises(UserError, match='could not be read'):
-        reader.read(read_image, tmp_path / 'missing.png')
+        reader.read(read_image, tmp_path / 'missing.png', 'read_image')
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='could not be made'):
         DecodedCache(tmp_path / 'file' / 'cache')

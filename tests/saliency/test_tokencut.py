@@ -171,7 +171,7 @@ def test_tokencut_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(hub, 'HF_HUB_CACHE', str(tmp_path))
     keys = ('backbone_kwargs.state_dict in pre-training, pretraining in evaluations, --weights of generate_masks.py')
-    message = refusal(TokenCut)
+    message = refusal(TokenCut, 'vit_small_patch16_224.dino')
     assert message.startswith('timm://vit_small_patch16_224.dino could not be downloaded (')
     assert message.endswith('or download model.safetensors of https://huggingface.co/timm/vit_small_patch16_224.dino '
                             f'by hand and name that file ({keys})')

@@ -56,7 +56,7 @@ def check_early(args: argparse.Namespace, script: str) -> None:
 
 
 def add_machine_flags(parser: argparse.ArgumentParser, amp: str) -> None:
-    """--device, --amp and --seed. amp: the default of --amp."""
+    """--device, --amp, --deterministic and --seed. amp: the default of --amp."""
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
                         help='device (default: auto, the first available one of cuda, mps and cpu)')
     parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default=amp,

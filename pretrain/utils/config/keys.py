@@ -2,7 +2,6 @@
 
 A key that is not in this table is an error. Keys of other scripts are accepted, so that one file can serve several scripts.
 """
-from collections.abc import Callable
 from dataclasses import dataclass
 
 REQUIRED = object()  # the reading scripts can't run without the key
@@ -31,13 +30,13 @@ class Key:
     False, a number from 1, or all).
     default: the value when the key is absent, or REQUIRED. None as a default also permits null as a value.
     minimum, maximum: inclusive bounds of a number; above: an exclusive lower bound.
-    choices: permitted values, or a function that gives them. nullable: null is a value, though the key has to be there.
+    choices: permitted values. nullable: null is a value, though the key has to be there.
     """
     name: str
     type: str
     default: object
     readers: tuple[str, ...]
-    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] | None = None
+    choices: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None

@@ -26,9 +26,8 @@ def checked_value(key: Key, value: Any, file: str | Path) -> Any:
     converted = _path(value, f'{file}: {key.name}') if key.type == 'path' else _CONVERT[key.type](value)
     if converted is None:
         raise UserError(f'{file}: {key.name} must be {_TYPE_NAMES[key.type]}, not {value!r}{_hint(key.type, value)}')
-    choices = key.choices() if callable(key.choices) else key.choices
-    if choices and converted not in choices:
-        valid = [*choices, *(['null'] if key.default is None else [])]
+    if key.choices and converted not in key.choices:
+        valid = [*key.choices, *(['null'] if key.default is None else [])]
         near = nearest_name(converted, valid)
         hint = f" (nearest: '{near}')" if near else ''
         raise UserError(f"{file}: {key.name} must be one of {', '.join(valid)}, not '{value}'{hint}")

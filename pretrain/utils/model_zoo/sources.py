@@ -10,8 +10,8 @@ from utils.model_zoo.zoo import is_zoo, local_file
 def require_files(p: EasyDict, file: str | Path, *keys: str) -> None:
     """Replace those `keys` of `p` (nested ones with a dot) that are `zoo://` names by paths of files; download these.
 
-    Raises a `UserError` for the first key that names a file which is not there. Apart from `create_config`, since a run that
-    goes on from a checkpoint needs no initial weights any more. file: the experiment's, for messages.
+    Raises a `UserError` for the first key that names a file which is not there. `create_config` does not check this, since
+    a run that goes on from a checkpoint needs no initial weights any more. file: the experiment's, for messages.
     """
     for key in keys:
         group, _, inner = key.rpartition('.')

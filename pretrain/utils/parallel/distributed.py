@@ -207,7 +207,7 @@ def take_rows(tensor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     tensor = tensor.contiguous()[sent.to(tensor.device, non_blocking=True)]
     received = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received, tensor.contiguous(), owner[mine].bincount(minlength=world_size()).tolist(),
-                                  (owner == mine).sum(1).tolist())
+                           (owner == mine).sum(1).tolist())
     places = owner[mine].argsort(stable=True)  # they came sorted by owner
     return received[places.argsort().to(tensor.device, non_blocking=True)]
 

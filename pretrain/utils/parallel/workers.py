@@ -1,4 +1,4 @@
-"""Worker processes and threads: their number, and ensuring that workers don't outlive the main process."""
+"""Worker processes and threads: how many there are, and how workers end, at the latest with the main process."""
 import math
 import multiprocessing
 import multiprocessing.queues

@@ -7,7 +7,7 @@ import yaml
 from yaml.nodes import MappingNode, ScalarNode
 
 from utils.errors import UserError, one_line
-from utils.storage.text import read_text
+from utils.storage.text import decoded_text
 
 MERGE, INT, FLOAT = (f'tag:yaml.org,2002:{kind}' for kind in ('merge', 'int', 'float'))
 LEADING_ZERO = re.compile(r'[-+]?0[0-9_]+')
@@ -54,7 +54,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     """The mapping in a YAML file. Raises `UserError` with file and line for one that can't be read, is not a mapping, or
     contains a misleading value."""
     try:
-        text = read_text(path)
+        text = decoded_text(path)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or 'not a text file'
         raise UserError(f'{path}: the configuration file could not be read ({reason})') from error

@@ -41,9 +41,9 @@ class Start:
         return {'seed': self.seed, 'precision': self.precision, 'config': plain(p)}
 
 
-def start_run(output: Path, fresh: bool) -> logging.Logger:
-    """Start the log of a training run in the folder `output` and return it. With `fresh` that folder, if there is one, is
-    renamed before. Raises `UserError` while another run trains there."""
+def start_run(output: Path, fresh: bool) -> None:
+    """Hold the folder `output` of a training run, and start its log there. With `fresh` an existing folder is renamed first.
+    Raises `UserError` while another run trains there."""
     aside = None
     with distributed.main_first():
         if ranks.is_main():
@@ -53,10 +53,9 @@ def start_run(output: Path, fresh: bool) -> logging.Logger:
                 release_folders()
                 aside = set_aside(output)
                 hold_folder(output)
-        started = start_log(output / 'log_file.txt')
+        start_log(output / 'log_file.txt')
     if aside:
-        started.info('The earlier run is now in %s', aside)
-    return started
+        log.info('The earlier run is now in %s', aside)
 
 
 def earlier_state(path: str | Path) -> dict[str, Any] | None:
