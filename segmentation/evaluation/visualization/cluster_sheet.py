@@ -27,11 +27,6 @@ class _Clustering(Protocol):
     classes_of: np.ndarray
 
 
-def cluster_space(n_clusters: int) -> LabelSpace:
-    """The predicted ids as classes, if there are no labels."""
-    return LabelSpace(('background', *(f'cluster {number}' for number in range(1, n_clusters))))
-
-
 def save_cluster_sheet(path: str | Path, objects: _Objects, clustering: _Clustering, order: np.ndarray, space: LabelSpace,
                        shown: Collection[int] | None = None) -> None:
     """Write the sheet of a `Clustering` of N `Objects`: of the first 100 clusters.
