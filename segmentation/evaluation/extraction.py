@@ -1,5 +1,5 @@
-"""One pass of the pre-training network over a split: per image a prototype, a mask, and the labels in and out of it; or where
-the images' objects are known one by one, all that per object.
+"""One pass of the pre-training network over a split: for each image, or with instances for each object, a prototype, a mask,
+and the labels inside and outside it.
 
 Axes: M images, N objects (M of them where each image's mask is one), D embedding, C classes. The data kept for an image do not
 grow with its pixels, except for the mask, which is compressed.
@@ -100,7 +100,7 @@ def _embed_part(network: PretrainingNetwork | BackboneNetwork, loader: DataLoade
 
 @torch.no_grad()
 def embedded_batches(network: PretrainingNetwork | BackboneNetwork, loader: DataLoader, device: torch.device, precision: str,
-                     hide_background: bool = False) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+                     hide_background: bool) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Yield the batches of a loader of `EvaluationImages`, each with its prototypes (B x D float32, unit rows) and its masks at
     the network's resolution (B x H x W uint8, 1 = object); where the loader gives instances, with a prototype for each object,
     in their order, and with masks of the objects' numbers (int32). Arguments and errors as of `extract_prototypes`."""

@@ -48,7 +48,7 @@ def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, outp
 
 
 def write_and_report(predictions: Iterable[np.ndarray], seen: Contents, loader: DataLoader, space: LabelSpace,
-                     output: str | Path, title: str, pictures: int | None = None, told: bool = False) -> np.ndarray | None:
+                     output: str | Path, title: str, pictures: int | None, told: bool = False) -> np.ndarray | None:
     """Write `predictions`, which add the images read to `seen`, score them, and log anything unusual. title: of the progress
     bar. Everything else is as in `evaluate`."""
     dataset, part, found = _images_of(loader).dataset, part_of(loader), _Found()
