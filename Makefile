@@ -95,6 +95,5 @@ sync:
 	done
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache pretrain/.mypy_cache segmentation/.mypy_cache
-	rm -rf __pycache__
+	rm -rf .venv .pytest_cache .ruff_cache pretrain/.mypy_cache segmentation/.mypy_cache __pycache__
 	find pretrain segmentation tests benchmarks images -name __pycache__ -prune -exec rm -rf {} +

@@ -215,7 +215,7 @@ def _crop(rng: np.random.Generator, path: Path, shape: tuple[int, int]):
 
 
 def _placed(rng: np.random.Generator, path: Path, share: float, shape: tuple[int, int], earlier: list[np.ndarray],
-            place: tuple[float, float] | None = None):
+            place: tuple[float, float] | None):
     """A stamp turned, scaled, lit and put where it hides little: colours times cover, H x W x 3 in [0, 1]; cover; and the
     pixels that all of it would take. place: the part of the longer side that it is put into, from and to; None: all of it."""
     stamp, mirrored = _stamp(path)

@@ -5,13 +5,11 @@
 import sys
 from pathlib import Path
 
-import cv2
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'segmentation'))
 
 from data.decoding import read_image  # noqa: E402
-from evaluation.visualization.pictures import contact_sheet  # noqa: E402
+from evaluation.visualization.pictures import contact_sheet, jpeg  # noqa: E402
 from utils.cli.command import command  # noqa: E402
 from utils.cli.flags import make_plain_parser  # noqa: E402
 from utils.errors import UserError  # noqa: E402
@@ -41,7 +39,7 @@ def main(argv=None):
         raise UserError(f'{args.run} has no visualization/*.png: name the output folder of eval.py')
     sheet = contact_sheet([read_image(file) for file in files], args.columns, CELL)
     with atomic_file(args.out) as file:
-        file.write(cv2.imencode('.jpg', cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
+        file.write(jpeg(sheet, QUALITY))
     print(args.out)
 
 

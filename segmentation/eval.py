@@ -3,9 +3,9 @@
     python eval.py --config_env configs/env.yml \\
         --config_exp configs/linear_finetune/linear_finetune_VOCSegmentation_supervised_saliency.yml --state-dict PATH
 
-PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py, or the zoo:// name of a published model (see
-python -m utils.model_zoo). Results are under
-<root_dir>/<experiment file's name>/eval/<PATH's file name>/, with the suffix _crf if the CRF is used.
+PATH is best_model.pth.tar or checkpoint.pth.tar of linear_finetune.py or finetune.py, or the zoo:// name of a published model
+(see python -m utils.model_zoo). Results are under <root_dir>/<experiment file's name>/eval/<PATH's file name>/, with the suffix
+_crf if the CRF is used.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
@@ -23,6 +23,7 @@ from utils.config.keys import EVAL
 from utils.errors import UserError
 
 log = logging.getLogger('maskcontrast')
+
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, amp='none')

@@ -48,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         help='without instances: one object for each connected part (default: one for each class in an image)')
     parser.add_argument('--tolerance', type=float, default=1.0, metavar='PIXELS',
                         help='maximum distance of polygons from the edge of a mask, with an IoU of at least 0.98; 0: follow '
-                             'the edge (default: 1)')
+                             'the edge (default: 1, which straightens the stairs of slanted edges)')
     parser.add_argument('--voc', metavar='DATASET_DIR', help='data set to make from --predictions; must not exist')
     parser.add_argument('--val_fraction', type=fraction, default=0.2, metavar='F',
                         help='share of its images for val (default: 0.2)')

@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.contents import report
     from data.dataset import dataset_folder
     from data.label_space import label_space
+    from evaluation.cluster_names import named_space
     from evaluation.clustering import (
         check_clusters,
         check_enough,
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     from evaluation.predictions import write_predictions
     from evaluation.results import write_results
     from evaluation.splits import evaluation_split
-    from evaluation.visualization.cluster_sheet import SHEET, cluster_space, save_cluster_sheet
+    from evaluation.visualization.cluster_sheet import SHEET, save_cluster_sheet
     from utils.parallel.distributed import main_first
     from utils.training.device import on_device
 
@@ -75,8 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     # Data
     with main_first():
         folder = dataset_folder(p.db_root, p.val_db_name)
-    dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency, p.max_image_pixels,
-                               p.val_db_kwargs.instances)
+    dataset = evaluation_split(folder, p.val_db_kwargs.split, p.val_db_kwargs.saliency,
+                               max_pixels=p.max_image_pixels, instances=p.val_db_kwargs.instances)
     space = label_space(folder) if dataset.labels else None
     classes = len(space) if space else 0
     has_background = space is None or space.background is not None
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     clusterings = cluster_all(vectors, found.histograms, n_clusters, seeds, has_background)
     iou, scores = seed_scores(clusterings, seeds, space.names, args.metrics) if space else (None, {})
     chosen = 0 if space else most_compact(vectors, clusterings)
-    shown, shown_space = clusterings[chosen], space or cluster_space(n_clusters)
+    shown, shown_space = clusterings[chosen], space or named_space({}, n_clusters - 1)
 
     # Report
     predictions = (shown.prediction(objects.of_image(index), mask.array()) for index, mask in enumerate(found.masks))

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Model
     torch.manual_seed(start.seed)
-    network = on_device(probe_network(p, len(space)), run.device)
+    network = on_device(probe_network(p, len(space)), device)
     time_convolutions(device)
     optimizer = get_optimizer(network.parameters(), p.optimizer, **p.optimizer_kwargs)
     trainer = LinearTrainer(network, optimizer, loader, RandomStreams(start.seed, rank(), 1, device), start.precision,

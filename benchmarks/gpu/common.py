@@ -38,7 +38,7 @@ SMALL = {'backbone': 'resnet18', 'size': 32, 'batch': 4, 'queue': 8, 'steps': 1,
 
 def make_settings(device, small):
     settings = Settings(choose_device(device), small, **(SMALL if small else {}))
-    choose_precision('none', settings.device)  # float32 in earnest
+    choose_precision('none', settings.device)  # float32 without TF32
     return settings
 
 

@@ -1,4 +1,4 @@
-"""Each evaluation on Shapes; on a GPU against the CPU, where no clustering decides."""
+"""Each evaluation on Shapes; on a GPU compared with the CPU, except for K-means."""
 import tempfile
 
 from gpu.common import report

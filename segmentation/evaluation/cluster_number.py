@@ -17,14 +17,14 @@ from utils.errors import UserError
 
 SAMPLE = 2000  # vectors that the silhouette is taken of: its time grows with their square
 NEARLY = 0.01  # difference of silhouettes that hardly matters
-EXACT = 20  # numbers up to here are all tried, then every tenth part more
+EXACT = 20  # every number up to here is tried; from then on in steps of a tenth
 AUTO = 'auto'
 
 log = logging.getLogger('maskcontrast')
 
 
 def how_many(asked: int | str | None, named: int | None, points: np.ndarray, seeds: Sequence[int], output: Path,
-             unit: str = 'image') -> int:
+             unit: str) -> int:
     """The number of clusters, which the log explains in a line.
 
     asked: a number, 'auto' or None. named: the number of earlier clusters with names, which is the default. points: M x D.
@@ -87,7 +87,7 @@ def _silhouette(between: np.ndarray, clusters: np.ndarray):
 
 
 def best_count(counts: Sequence[int], scores: np.ndarray) -> int:
-    """The number with the highest silhouette, the smallest of equal ones, and of numbers without any."""
+    """The number with the highest silhouette, the smallest on a tie and if none has one."""
     if np.isnan(scores).all():
         return counts[0]
     return int(counts[int(np.nanargmax(scores))])

@@ -19,7 +19,6 @@ from utils.errors import UserError
 
 log = logging.getLogger('maskcontrast')
 
-
 COMPONENTS = 32
 BATCH_SIZE = 1000
 N_INIT = 3  # the default of the scikit-learn that the published numbers came from
@@ -64,11 +63,12 @@ def reduced(prototypes: np.ndarray, whitened: bool, pca: bool) -> np.ndarray:
     themselves.
 
     prototypes: M x D. Returns M x components."""
-    if whitened or not pca:
-        return whiten(prototypes) if whitened else prototypes
+    if whitened:
+        return whiten(prototypes)
+    if not pca:
+        return prototypes
     components = min(COMPONENTS, *prototypes.shape)
-    reduced = PCA(n_components=components, svd_solver='full').fit_transform(prototypes.astype(np.float64))
-    return unit_rows(reduced)
+    return unit_rows(PCA(n_components=components, svd_solver='full').fit_transform(prototypes.astype(np.float64)))
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ def check_clusters(n_clusters: int | None, dataset: SegmentationDataset) -> None
         raise UserError(f'--n_clusters must be at least 2 (background is one of them), not {n_clusters}')
     if not dataset.labels and n_clusters > VOID:
         raise UserError(f'--n_clusters must be at most {VOID} without labels (predictions are 8-bit images), not {n_clusters}')
-    if not dataset.instances:  # else they are counted when they are read
+    if not dataset.instances:  # otherwise they are counted when they are read
         check_enough(n_clusters, len(dataset), dataset)
 
 

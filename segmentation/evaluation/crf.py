@@ -58,9 +58,8 @@ def refine(image: np.ndarray, grid: torch.Tensor, resolution: Sequence[int]) -> 
 class CrfPool:
     """Worker processes that refine the predictions of a data set's images. A context manager.
 
-    dataset: a `SegmentationDataset` or an `ImageFolder`. processes: None for one a core of the
-    machine, shared with this run's other processes. What comes out doesn't depend on
-    their number.
+    processes: None for one a core of the machine, shared with this run's other processes. The result doesn't depend on their
+    number.
     """
 
     def __init__(self, dataset: SegmentationDataset | ImageFolder, processes: int | None = None):

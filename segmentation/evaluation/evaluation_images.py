@@ -20,9 +20,8 @@ class EvaluationImages(torch.utils.data.Dataset):
 
     resolution: (height, width) of the network's input. Items have `id`; `image`, 3-channel uint8 tensor at `resolution`
     (OpenCV bicubic, aspect not kept); `size`, the (height, width) of the image itself; `contents`, a `Contents`; and, where
-    the data set reads them,
-    `labels` (uint8 array at the image's own size), `saliency` (uint8 array at `resolution`, OpenCV nearest, 1 = object), and
-    `instances` (int32 in the same way, 1 to n = objects) with `objects`, n.
+    the data set reads them, `labels` (uint8 array at the image's own size), `saliency` (uint8 array at `resolution`, OpenCV
+    nearest, 1 = object), and `instances` (int32 in the same way, 1 to n = objects) with `objects`, n.
     classes: how many there are. Raises `UserError` for unreadable files, and for labels that name no class.
     """
 

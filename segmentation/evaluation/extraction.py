@@ -1,5 +1,5 @@
-"""One pass of the pre-training network over a split: per image a prototype, a mask, and the labels in and out of it; or where
-the images' objects are known one by one, all that per object.
+"""One pass of the pre-training network over a split: for each image, or with instances for each object, a prototype, a mask,
+and the labels inside and outside it.
 
 Axes: M images, N objects (M of them where each image's mask is one), D embedding, C classes. The data kept for an image do not
 grow with its pixels, except for the mask, which is compressed.
@@ -48,9 +48,9 @@ def extract_prototypes(network: PretrainingNetwork | BackboneNetwork, loader: Da
     classes: how many there are. at_resolution: masks and histograms at the network's resolution instead of the images' size.
     hide_background: the network sees the mean colour of the backbone's normalisation outside the data set's masks.
 
-    All processes call this, each for its part of the images. Returns `ImagePrototypes` of all of them on rank 0, and
-    None elsewhere.
     The object mask is the network's own (saliency logit above 0.5) or, where the loader gives masks, the data set's.
+    All processes call this, each for its part of the images. Returns `ImagePrototypes` of all of them on rank 0, and None
+    elsewhere.
     Raises `UserError` for unreadable images, labels that name no class, and a network whose output is not finite.
     """
     with distributed.watched():
@@ -100,7 +100,7 @@ def _embed_part(network: PretrainingNetwork | BackboneNetwork, loader: DataLoade
 
 @torch.no_grad()
 def embedded_batches(network: PretrainingNetwork | BackboneNetwork, loader: DataLoader, device: torch.device, precision: str,
-                     hide_background: bool = False) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+                     hide_background: bool) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Yield the batches of a loader of `EvaluationImages`, each with its prototypes (B x D float32, unit rows) and its masks at
     the network's resolution (B x H x W uint8, 1 = object); where the loader gives instances, with a prototype for each object,
     in their order, and with masks of the objects' numbers (int32). Arguments and errors as of `extract_prototypes`."""
@@ -130,8 +130,8 @@ def _object_vectors(network: PretrainingNetwork | BackboneNetwork, images: torch
                     counts: Sequence[int], precision: str, hide_background: bool):
     """The prototype of each object: N x D. images: B x 3 x H x W. maps: B x H x W. counts: objects of each image.
 
-    An image goes through the network once, or where the background is hidden, which is another one for each object, once for
-    each of them, in batches no larger than `images`.
+    An image goes through the network once or, as hiding the background gives another image for each object, once for each of
+    them, in batches no larger than `images`.
     """
     grid, found = None, []
     if not hide_background:

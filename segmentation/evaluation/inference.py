@@ -30,7 +30,7 @@ ONLY_BACKGROUND = ('Every pixel of all %d predictions is background. Usually the
 
 
 def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, output: str | Path, device: torch.device,
-             precision: str, crf: bool = False, pictures: int | None = None, told: bool = False) -> np.ndarray | None:
+             precision: str, crf: bool, pictures: int | None, told: bool = False) -> np.ndarray | None:
     """Segment images, write predictions/, visualization/ and contact_sheet.png below `output`, and score.
 
     loader: `split_loader` of `EvaluationImages`; all processes call this, each for its part. space: of the labels. pictures:
@@ -48,7 +48,7 @@ def evaluate(network: LinearNetwork, loader: DataLoader, space: LabelSpace, outp
 
 
 def write_and_report(predictions: Iterable[np.ndarray], seen: Contents, loader: DataLoader, space: LabelSpace,
-                     output: str | Path, title: str, pictures: int | None = None, told: bool = False) -> np.ndarray | None:
+                     output: str | Path, title: str, pictures: int | None, told: bool = False) -> np.ndarray | None:
     """Write `predictions`, which add the images read to `seen`, score them, and log anything unusual. title: of the progress
     bar. Everything else is as in `evaluate`."""
     dataset, part, found = _images_of(loader).dataset, part_of(loader), _Found()

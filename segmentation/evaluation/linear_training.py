@@ -53,7 +53,7 @@ class LinearTrainer(Trainer):
         return loss.unsqueeze(0) * ranks.world_size()  # whose mean over the processes is the loss
 
     def score(self, validation: FeatureCache, classes: int) -> float:
-        """Online mIoU in percent. validation: `FeatureCache`. It may take long, so a request to stop takes effect at once."""
+        """Online mIoU in percent. It may take long, so a request to stop takes effect at once."""
         self.save()
         self.writer.finish()
         if not validation.keep:

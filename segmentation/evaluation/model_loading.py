@@ -81,10 +81,6 @@ def frozen_weights(p: EasyDict, path: str | Path) -> dict[str, Any]:
     return query_weights(path)
 
 
-def _has_saliency_head(p: EasyDict):
-    return p.head != 'none' and p.model_kwargs.use_classification_head
-
-
 def linear_network(p: EasyDict, classes: int) -> LinearNetwork:
     """The `LinearNetwork` that `p` describes, with `classes` outputs (background counted) and random weights."""
     network = get_model({**p, 'num_classes': classes - 1, 'has_bg': True, 'kmeans_eval': False,
@@ -118,7 +114,7 @@ def load_frozen_weights(network: LinearNetwork, p: EasyDict) -> None:
     if not p.pretraining:
         _warn_of_random_weights()
         return
-    leftover = () if p.head == 'none' else (*HEADS, SALIENCY_HEAD) if _has_saliency_head(p) else HEADS
+    leftover = () if p.head == 'none' else (*HEADS, SALIENCY_HEAD) if p.model_kwargs.use_classification_head else HEADS
     weights = frozen_weights(p, p.pretraining)
     load_exactly(network, weights, p.pretraining, missing=CLASSIFIER[p.head], leftover=leftover)
     if p.head == 'none':

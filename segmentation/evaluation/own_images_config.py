@@ -17,22 +17,18 @@ class Features:
 
     stage: of the backbone, counted from the front or (negative) from the end; None: the embedding. hide_background: whether the
     network sees the object alone. side: of its square input in pixels; None: twice the side of the views that it learnt from.
-    whiten: whether the vectors are whitened. dense: whether weights of others are run with the backbone's densest grid, instead
-    of its coarsest; a network that was trained here keeps its own. pca: whether they are reduced to their main components and
-    scaled to unit length.
+    whiten: whether the vectors are whitened. pca: whether they are reduced to their main components and scaled to unit length.
     """
     stage: int | None
     hide_background: bool
     side: int | None
     whiten: bool
-    dense: bool = False
     pca: bool = False
 
 
-# Weights that others trained on millions of images know objects in their surroundings, their last stage knows most, and the
-# grid that they were trained with is no worse than a denser one, in a quarter of the time. After a training that began with
-# such weights their last stage still makes better clusters than the embedding (docs/learning-curves.md).
-# Whitening would raise the noise of small components; of the main ones alone clusters are purer.
+# Weights that others trained on millions of images know objects in their surroundings, and their last stage knows most. After
+# a training that began with such weights it still makes better clusters than the embedding (docs/learning-curves.md). Whitening
+# would raise the noise of small components; of the main ones alone clusters are purer.
 READY = Features(stage=-1, hide_background=False, side=320, whiten=False, pca=True)
 # Trained from random weights on few images, the contrast tells these apart also by what is around the objects, so that is
 # hidden. It leaves the embedding little of what different objects have in common; the backbone's last stage but one still has
@@ -63,7 +59,8 @@ def clustering_settings(network: Mapping[str, Any], images: int, clusters: int) 
     chosen, backbone = features_for(network, images), network['backbone']
     side = chosen.side or 2 * network['transformation_kwargs']['crop_size']
     stage = EMBEDDING if chosen.stage is None else find_backbone(backbone).stages[chosen.stage]
-    grid = {'dilated': chosen.dense} if network['head'] == 'none' else grid_kwargs(network['backbone_kwargs'])
+    # Weights of others get the grid that they were trained with: it is no worse than a denser one, in a quarter of the time.
+    grid = {'dilated': False} if network['head'] == 'none' else grid_kwargs(network['backbone_kwargs'])
     settings = {
         'val_db_name': network['train_db_name'],
         'val_db_kwargs': {'split': 'trainaug', **network['train_db_kwargs'], 'hide_background': chosen.hide_background},
@@ -71,8 +68,7 @@ def clustering_settings(network: Mapping[str, Any], images: int, clusters: int) 
         'backbone': backbone, 'backbone_kwargs': grid, 'head': network['head'],
         **({'model_kwargs': network['model_kwargs']} if 'model_kwargs' in network else {}),
         'pretraining': network['pretraining'], 'kmeans_eval': True,
-        'kmeans_kwargs': {'n_clusters': clusters + 1, 'features': stage, 'whiten': chosen.whiten,
-                          'pca': chosen.pca},
+        'kmeans_kwargs': {'n_clusters': clusters + 1, 'features': stage, 'whiten': chosen.whiten, 'pca': chosen.pca},
     }
     background = 'hidden' if chosen.hide_background else 'visible'
     return settings, (f'{images} images with masks: {stage} of {backbone} ({network["pretraining"]}), background {background}, '

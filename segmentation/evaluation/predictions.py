@@ -87,8 +87,7 @@ def check_unchanged(sample: Mapping[str, Any], mask: np.ndarray) -> None:
                         'start again when the files no longer change')
 
 
-def write_pictures(output: str | Path, ids: Sequence[str], draw: Callable[[int], np.ndarray],
-                   pictures: int | None = None) -> None:
+def write_pictures(output: str | Path, ids: Sequence[str], draw: Callable[[int], np.ndarray], pictures: int | None) -> None:
     """Write visualization/<id>.png of the first `pictures` (None: all) of `ids` and contact_sheet.png, as `fresh_output` does.
 
     draw: gives picture i, H x W x 3 uint8 RGB. Raises `UserError` if something can't be read or written.
@@ -148,7 +147,7 @@ def fresh_output(output: str | Path, made: Sequence[str] = (PREDICTIONS, PICTURE
                 raise UserError(f'{path} could not be replaced ({error.strerror}): move it away and start again') from error
         shutil.rmtree(folder, ignore_errors=True)
     except BaseException:
-        if ranks.world_size() == 1:  # else others may be writing into it: the next evaluation removes it
+        if ranks.world_size() == 1:  # otherwise others may be writing into it: the next evaluation removes it
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

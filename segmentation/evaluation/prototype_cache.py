@@ -17,6 +17,7 @@ from utils.storage.atomic import make_folder
 
 MAGIC = b'prototypes 1\n'
 KEY = 32  # bytes
+START = len(MAGIC) + 8  # of the records, after the header
 CHUNK = 1024  # records that are looked at together
 
 
@@ -72,7 +73,7 @@ class PrototypeCache:
 
     def __getitem__(self, key: bytes) -> np.ndarray:
         assert self._file and self._record is not None
-        self._file.seek(self._start + self._rows[key] * self._record.itemsize)
+        self._file.seek(START + self._rows[key] * self._record.itemsize)
         return np.frombuffer(self._file.read(self._record.itemsize), self._record)['vector'][0].copy()
 
     def add(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
@@ -86,7 +87,7 @@ class PrototypeCache:
             records['key'] = np.frombuffer(b''.join(keys), np.uint8).reshape(-1, KEY)
             records['vector'] = vectors
             records['sum'] = [_checksum(record) for record in records]
-            self._file.seek(self._start + self._count * self._record.itemsize)
+            self._file.seek(START + self._count * self._record.itemsize)
             self._file.write(records.tobytes())
             self._file.flush()
         except OSError as error:
@@ -97,10 +98,6 @@ class PrototypeCache:
     def _note(self, key: bytes):
         self._rows[key] = self._count
         self._count += 1
-
-    @property
-    def _start(self):
-        return len(MAGIC) + 8
 
     def _begin(self, dimension: int):
         assert self._file
@@ -114,9 +111,9 @@ class PrototypeCache:
     def _read(self):
         """Index the complete records, and cut off the rest."""
         assert self._file
-        header = self._file.read(self._start)
+        header = self._file.read(START)
         dimension = int.from_bytes(header[len(MAGIC):], 'little')
-        if len(header) < self._start or not header.startswith(MAGIC) or not 0 < dimension < 2 ** 20:
+        if len(header) < START or not header.startswith(MAGIC) or not 0 < dimension < 2 ** 20:
             self._file.truncate(0)
             return
         self._set_dimension(dimension)
@@ -131,7 +128,7 @@ class PrototypeCache:
                 if len(chunk) % size == 0:
                     continue
             break
-        self._file.truncate(self._start + self._count * size)
+        self._file.truncate(START + self._count * size)
 
     def _error(self, error: OSError):
         return UserError(f'{self.path} could not be written ({error.strerror or error}): make room, or choose another root_dir '

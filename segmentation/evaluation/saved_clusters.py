@@ -23,8 +23,8 @@ FILE = 'clusters.npz'
 
 @dataclass(frozen=True)
 class Projection:
-    """PCA to E components: with whitening of unit variance, without it then scaled to vectors of unit length (`unit`). mean: D.
-    axes: D x E, of which (x - mean) @ axes are the components."""
+    """PCA to E components, which are whitened, or without whitening scaled to vectors of unit length (`unit`). mean: D. axes:
+    D x E; (x - mean) @ axes are the components."""
     mean: np.ndarray
     axes: np.ndarray
     unit: bool

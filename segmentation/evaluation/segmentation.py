@@ -33,12 +33,12 @@ class Photographs:
     """Photographs and the data set of those that have masks.
 
     images: a folder of photographs whose data set, made by generate_masks.py, is the folder `made`; or a data set itself.
-    saliency: the name of the masks. instances: whether these are those of single objects. folder: where the files are that the
-    table names. ids, paths: of all photographs. dataset: a `SegmentationDataset` of those with masks, by the same ids. Raises
-    `UserError` if there are no masks.
+    saliency: the name of the masks. instances: whether these are those of single objects. folder: of the files in the table.
+    ids, paths: of all photographs. dataset: a `SegmentationDataset` of those with masks, by the same ids. Raises `UserError` if
+    there are no masks.
     """
 
-    def __init__(self, images: str | Path, made: Path, saliency: str, instances: bool = False):
+    def __init__(self, images: str | Path, made: Path, saliency: str, instances: bool):
         given, masks = Path(images).expanduser(), f'{"instances" if instances else "saliency"}_{saliency}'
         itself = (given / masks).is_dir()
         folder = given if itself else made
@@ -97,7 +97,7 @@ def draw_segments(output: Path, objects: Objects, keys: Sequence[bytes], cache: 
 
 
 class _Journal:
-    """What has been drawn, a line each, so that an interrupted run knows. stamps: by id, what the pictures are of."""
+    """A line for each image that was drawn, so that an interrupted run can resume. stamps: by id, what its pictures are of."""
 
     def __init__(self, path: Path):
         self.path, self.stamps = path, dict[str, str]()

@@ -5,13 +5,12 @@ from pathlib import Path
 from easydict import EasyDict
 
 from data.dataset import SegmentationDataset, dataset_folder
-from data.decoding import MAX_PIXELS
 from data.label_space import VOC, LabelSpace, label_space
 from utils.cli.log import warn_once
 from utils.errors import UserError, nearest_name
 
 
-def evaluation_split(folder: str | Path, split: str, saliency: str | None = None, max_pixels: int = MAX_PIXELS,
+def evaluation_split(folder: str | Path, split: str, saliency: str | None = None, *, max_pixels: int,
                      instances: bool = False) -> SegmentationDataset:
     """A split with labels, or without where the data set has no folder of them: then what lacks its mask is left out too.
 

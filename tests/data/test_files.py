@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from helpers.checks import refusal
+from helpers.experiments import KMEANS
 from helpers.files import cut, save
-from helpers.mini import KMEANS, NAMES, SHAPE, assert_right, each, labels_of, masked, write_ids
+from helpers.mini import NAMES, SHAPE, assert_right, each, labels_of, masked, write_ids
 from PIL import Image
 
 from data.dataset import SegmentationDataset

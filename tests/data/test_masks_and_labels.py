@@ -2,8 +2,9 @@
 import numpy as np
 import pytest
 from helpers.checks import refusal
+from helpers.experiments import KMEANS
 from helpers.files import save
-from helpers.mini import KMEANS, NAMES, SHAPE, assert_right, each, labels_of, masked, report_of
+from helpers.mini import NAMES, SHAPE, assert_right, each, labels_of, masked, report_of
 from PIL import Image
 from test_decoding_photographs import write_png
 

@@ -21,6 +21,7 @@ from evaluation.evaluation_images import EvaluationImages
 from evaluation.extraction import extract_prototypes
 from evaluation.retrieval import mask_classes, nearest_neighbours
 from evaluation.visualization.neighbours import FRAME, QUERY, RIGHT, SIDE, WRONG, neighbour_picture
+from evaluation.visualization.pictures import side_by_side, with_legend
 from retrieval import main
 
 
@@ -124,6 +125,15 @@ def test_frames_tell_right_from_wrong():
     assert notches == [False, False, True, True]
     nothing = neighbour_picture((image, mask, -1), [(image, mask, 1)], space)  # a query without an object has no right ones
     assert tuple(nothing[40, side + 4]) == WRONG
+
+
+def test_names_are_shown_in_letters_of_their_own():
+    image, labels = np.full((60, 90, 3), 200, np.uint8), np.ones((60, 90), np.uint8)
+    legends = set()
+    for name in ('è', 'e', 'ж', '犬', '?'):
+        space = LabelSpace(('background', name))
+        legends.add(with_legend(side_by_side(image, space, labels), ['image', 'prediction'], space, labels).tobytes())
+    assert len(legends) == 5
 
 
 # Errors

@@ -51,7 +51,7 @@ def originals(tmp_path_factory):
     for image_id in [*TRAIN, *VAL]:
         shutil.copy(drawn / 'SegmentationClass' / f'{image_id}.png', voc / 'SegmentationClass')
     for image_id in [*SBD_TRAIN, *SBD_VAL]:
-        # SBD's own images of what VOC has, too, are other files here, so that a mistake shows.
+        # SBD's copies of VOC's images differ from them here, so that a mistake shows.
         with Image.open(drawn / 'images' / f'{image_id}.jpg') as image:
             image.save(sbd / 'img' / f'{image_id}.jpg', quality=50)
         folder = 'SegmentationClass' if image_id in VAL else 'SegmentationClassAug'

@@ -1,4 +1,4 @@
-"""A small data set for all that people's files can be, with ways to change it."""
+"""A small data set for trying every kind of file that people have, with ways to change it."""
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,10 +60,6 @@ def problems(experiment, mini, capsys):
             code = stop.code
         return code, capsys.readouterr().out.splitlines()
     return run
-
-
-KMEANS = {'val_db_name': 'Shapes', 'num_workers': 0, 'backbone': 'resnet18', 'head': 'deeplab', 'pretraining': None,
-          'kmeans_eval': True, 'kmeans_kwargs': {'n_clusters': 4}}
 
 
 def masked(folder, **options):

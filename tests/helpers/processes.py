@@ -1,4 +1,4 @@
-"""Real processes for the tests: what torchrun starts, who of them is who, and a disk that is full for this one."""
+"""Real processes for the tests: those of torchrun and their ranks, and a disk that is full for this one."""
 import contextlib
 import os
 import re

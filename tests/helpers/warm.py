@@ -1,7 +1,7 @@
 """Real processes of scripts without the seconds of a start: forked from one with the large packages, but none of ours.
 
-Started by hand, PyTorch and what comes with it take a script longer than all that most tests ask of it. How a script starts by
-itself, with what it imports when, is for the tests that start it with Python.
+Importing PyTorch and its companions takes longer than the work of most tests. Tests of how a script starts, and of what it
+imports when, start it with Python itself.
 """
 import atexit
 import functools
@@ -123,8 +123,8 @@ def _serve(channel):
 
 
 def _become(argv, cwd, env):
-    """Be what Python is that was started with these arguments. It ends as processes of multiprocessing do: after all has been
-    done, the memory is left to the system, where Python by itself would visit each object of the packages for a second."""
+    """Act as a Python that was started with these arguments. It ends as processes of multiprocessing do: the memory is left to
+    the system, where Python by itself would visit each object of the packages for a second."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()

@@ -14,12 +14,11 @@ from evaluation.annotations.labelled_images import LabelledImages
 from utils.cli.progress import progress
 from utils.parallel.threads import in_threads
 
-TOLERANCE = 1.0  # pixels: stairs along a slanted edge become a line
 LEAST_IOU = 0.98  # of polygons with the mask, its holes filled; below it, the tolerance is halved
 FINEST = 0.25  # pixels: with less, the polygons follow every pixel
 
 
-def coco_document(images: LabelledImages, rle: bool, parts: bool, tolerance: float = TOLERANCE) -> tuple[dict[str, Any], int]:
+def coco_document(images: LabelledImages, rle: bool, parts: bool, tolerance: float) -> tuple[dict[str, Any], int]:
     """The content of the JSON, and the number of objects whose holes the polygons fill (with RLE 0).
 
     rle: compressed RLE in place of polygons. parts: one annotation for each connected part of a class, where there are no
@@ -69,8 +68,9 @@ def objects_of(labels: np.ndarray, instances: np.ndarray | None, parts: bool) ->
 
 
 def encode(mask: np.ndarray, rle: bool, tolerance: float) -> tuple[Any, int, list[float], bool]:
-    """The segmentation of a mask, H x W uint8 with a pixel of 1 or more, the area and box of that, [x, y, width, height], in
-    pixels, and whether holes are lost."""
+    """The segmentation of a mask, its area and its box [x, y, width, height] in pixels, and whether holes are filled.
+
+    mask: H x W uint8, 1 = object, not empty. The others: as in `coco_document`."""
     packed = coco_mask.encode(np.asfortranarray(mask))
     if rle:
         segmentation: Any = {'size': list(mask.shape), 'counts': packed['counts'].decode('ascii')}

@@ -16,7 +16,7 @@ BACKGROUND = 'background'
 
 
 def write_label_data_set(images: LabelledImages, root: Path, fraction: float) -> tuple[int, int]:
-    """Write images, labels, lists and class names into the folder `root`, which is there and empty.
+    """Write images, labels, lists and class names into the empty folder `root`.
 
     fraction: share of the images that goes to `val`. Classes are background and the categories, in the order of their numbers.
     Labels are H x W uint8, 0 background, 1, 2, ... classes, 255 void. Returns the numbers of images of both splits.

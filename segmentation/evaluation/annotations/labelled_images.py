@@ -45,7 +45,7 @@ def class_categories(space: LabelSpace) -> Categories:
 
 
 def cluster_categories(names: Mapping[int, str], clusters: int, named_only: bool = False) -> Categories:
-    """Clusters, numbered from 1, as categories. Those of one name are the first of them.
+    """Clusters, numbered from 1, as categories. Those with the same name count as the first of them.
 
     names: by cluster. named_only: whether clusters without a name are void. Raises `UserError` if none has a name in that
     case."""
@@ -74,7 +74,7 @@ class LabelledImages:
     """
 
     def __init__(self, what: str, files: Mapping[str, Path], root: Path, labels: Path, categories: Categories,
-                 instances: Path | None = None, shown: bool = False, values: Callable[[str], np.ndarray] | None = None):
+                 instances: Path | None, shown: bool = False, values: Callable[[str], np.ndarray] | None = None):
         self.what, self.files, self.root, self.labels = what, files, root, labels
         self.categories, self.instances, self.shown, self.values = categories, instances, shown, values
         self.ids = list(files)

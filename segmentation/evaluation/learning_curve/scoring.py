@@ -176,7 +176,7 @@ def kmeans_iou(segments: Segments, features: str, space: LabelSpace, seeds: Sequ
     vectors = segments.vectors[features]
     if len(vectors) < space.n_clusters - 1:
         return None
-    if vectors.any():  # else all masks are empty
+    if vectors.any():  # otherwise all masks are empty
         vectors = whiten(vectors)
     clusterings = cluster_all(vectors, segments.at_size, space.n_clusters, seeds, space.background is not None)
     return float(np.mean([class_iou(one.confusion).mean() for one in clusterings if one.confusion is not None]) * 100)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from data.label_space import VOID, LabelSpace
-from evaluation.visualization.pictures import FONT, ascii_text, overlay, save_picture, thumbnail
+from evaluation.visualization.pictures import FONT, overlay, save_picture, thumbnail
 
 SHEET = 'clusters.png'
 COLUMNS, CELL = 8, (120, 150)  # CELL: height and width of a thumbnail
@@ -25,11 +25,6 @@ class _Objects(Protocol):
 class _Clustering(Protocol):
     clusters: np.ndarray
     classes_of: np.ndarray
-
-
-def cluster_space(n_clusters: int) -> LabelSpace:
-    """The predicted ids as classes, if there are no labels."""
-    return LabelSpace(('background', *(f'cluster {number}' for number in range(1, n_clusters))))
 
 
 def save_cluster_sheet(path: str | Path, objects: _Objects, clustering: _Clustering, order: np.ndarray, space: LabelSpace,
@@ -57,7 +52,7 @@ def _row(title: Iterable[str], colour: np.ndarray, pictures: Iterable[np.ndarray
     row = np.full((CELL[0], TITLE + COLUMNS * CELL[1], 3), 255, np.uint8)
     row[3:-3, :10] = colour
     for number, line in enumerate(title):
-        cv2.putText(row, ascii_text(line), (16, 24 + 20 * number), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(row, line, (16, 24 + 20 * number), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     for column, picture in enumerate(pictures):
         small = thumbnail(picture, CELL)
         left = TITLE + column * CELL[1] + 3

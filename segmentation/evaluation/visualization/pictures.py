@@ -1,5 +1,4 @@
 """Pictures for people: predictions as palette images, and image, ground truth and prediction side by side."""
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def with_legend(picture: np.ndarray, captions: Sequence[str], space: LabelSpace,
     width, present = picture.shape[1], np.unique(np.concatenate([np.unique(one) for one in labels]))
     lines, x, y = [], 4, LINE
     for index in present[np.isin(present, space.objects)]:
-        length = 18 + cv2.getTextSize(ascii_text(space.names[index]), FONT, TEXT_SCALE, 1)[0][0]
+        length = 18 + cv2.getTextSize(space.names[index], FONT, TEXT_SCALE, 1)[0][0]
         if x > 4 and x + length > width:
             x, y = 4, y + LINE
         lines.append((index, x, y))
@@ -57,14 +56,8 @@ def with_legend(picture: np.ndarray, captions: Sequence[str], space: LabelSpace,
                     cv2.LINE_AA)
     for index, left, top in lines:
         cv2.rectangle(strip, (left, top + 4), (left + 11, top + 14), space.colours[index].tolist(), cv2.FILLED)
-        cv2.putText(strip, ascii_text(space.names[index]), (left + 16, top + 13), FONT, TEXT_SCALE, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(strip, space.names[index], (left + 16, top + 13), FONT, TEXT_SCALE, (0, 0, 0), 1, cv2.LINE_AA)
     return np.concatenate([picture, strip])
-
-
-def ascii_text(text: str) -> str:
-    """`text` in the letters that OpenCV's font has, accents left out, `?` for all others."""
-    plain = ''.join(char for char in unicodedata.normalize('NFKD', text) if not unicodedata.combining(char))
-    return plain.encode('ascii', 'replace').decode()
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:

@@ -11,10 +11,8 @@ FIGURE = 'silhouette.png'
 
 def save_silhouette_figure(path: str | Path, counts: Sequence[int], scores: np.ndarray, chosen: int) -> None:
     """Draw the mean silhouette (`scores`) of each of `counts` clusters, and mark the number that was chosen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here, since it takes half a second
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # imported here, since it takes half a second
     figure = Figure(figsize=(7, 3.5), dpi=110, layout='constrained')
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot(counts, scores, marker='o', markersize=4, color='#555555')
     axes.axvline(chosen, color='#c0392b', linewidth=1)
