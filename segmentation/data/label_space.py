@@ -191,6 +191,9 @@ def _description(file: Path) -> dict[str, Any]:
     names = content.get('classes', [])
     if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
         raise UserError(f'{file}: classes must be a list of names')
+    for number, name in enumerate(map(str, names)):
+        if not name.isprintable():
+            raise UserError(f'{file}: the name of class {number}, {name!a}, has characters that cannot be shown')
     if content.get('labels') not in (None, INDICES, COLOURS):
         raise UserError(f'{file}: labels must be {INDICES} or {COLOURS}, not {content["labels"]!r}')
     if not isinstance(content.get('reduce_zero_label', False), bool):

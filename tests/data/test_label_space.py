@@ -144,6 +144,7 @@ def test_pictures_have_the_colours_and_leave_what_is_no_object_clear(described):
     ({'background': 'backgroun'}, "no class is called 'backgroun' (nearest: 'background'"),
     ({'void': 300}, 'void must be a stored value from 0 to 255'), ({'void': [True]}, 'void must be a stored value'),
     ({'classes': ['a', 'a']}, 'different classes'), ({'classes': 'a'}, 'classes must be a list of names'),
+    ({'classes': ['a', 'b\x07']}, 'has characters that cannot be shown'),
     ({'reduce_zero_label': 1}, 'reduce_zero_label must be True or False'),
     ({'colours': {'dics': [1, 2, 3]}}, "nearest: 'disc'"), ({'colours': {'disc': [1, 2]}}, 'must be [red, green, blue]'),
     ({'colours': [[1, 2, 3]]}, 'must map names'), (['a'], 'expected a YAML mapping')])
