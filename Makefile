@@ -44,7 +44,8 @@ demo: .venv/installed
 # IMAGES may hold spaces: make gives it to the commands as it is.
 mine: .venv/installed $(if $(filter-out robust_background feature_cues auto,$(MODEL)),.venv/installed-optional)
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
-	@case "$$NAMES" in ''|'~'*) ;; *) test -f "$$NAMES" || { echo "error: NAMES=$$NAMES: there is no such file" >&2; exit 2; };; esac
+	@case "$$NAMES" in ''|'~'*) ;; \
+	  *) test -f "$$NAMES" || { echo "error: NAMES=$$NAMES: there is no such file" >&2; exit 2; };; esac
 	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" \
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(TRAIN),--train "$(TRAIN)") \
 	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)") $(if $(OBJECTS),--objects "$(OBJECTS)")

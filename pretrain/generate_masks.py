@@ -40,7 +40,7 @@ from utils.cli.log import start_log
 from utils.cli.progress import progress
 from utils.config.snapshot import write_config
 from utils.errors import UserError
-from utils.model_zoo.zoo import SCHEME, is_zoo
+from utils.model_zoo.zoo import is_zoo, zoo_file
 from utils.parallel.workers import cores
 from utils.storage.atomic import atomic_file
 
@@ -161,8 +161,8 @@ def _options(args: argparse.Namespace):
         raise UserError(f'--backbone is for --model {FEATURE_CUES}')
     check_way(args.objects, name)
     if args.weights and is_zoo(args.weights):
-        file = f'{args.weights.removeprefix(SCHEME)}.pth.tar'
-        raise UserError(f'--weights {args.weights}: name its file, <root_dir>/model_zoo/{file}, or use `make mine`')
+        file = zoo_file(args.weights, '<root_dir>')
+        raise UserError(f'--weights {args.weights}: name its file, {file}, or use `make mine WEIGHTS={args.weights}`')
     weights = args.weights and (args.weights if '://' in args.weights else os.path.abspath(args.weights))
     return name, {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'weights': weights, 'vit': args.vit,
                   'backbone': args.backbone, **format_options(args)}

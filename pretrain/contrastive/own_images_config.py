@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TRAIN_FROM = 4000
 MANY = 2000  # images: from this number on there are enough for a larger network
 NARROW = 500  # images: below, an embedding of more channels would hold noise
-STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 13  # of a training, at least; as many epochs as with the 4,000 above
+STEPS, EPOCHS = {'cpu': 600, 'other': 4000}, 13  # the least of a training; 13 epochs are those of TRAIN_FROM
 
 
 def trains(asked: str, images: int, weights: Weights) -> tuple[bool, str]:

@@ -36,7 +36,7 @@ def dataset_folder(db_root: str | Path, name: str) -> Path:
         log.info('Drawing the Shapes data set in %s', folder)
         draw_shapes(folder)
         return folder
-    near = nearest_name(name, [VOC, 'Shapes', *(path.name for path in Path(db_root).glob('*/') if path.is_dir())])
+    near = nearest_name(name, [VOC, 'Shapes', *(path.name for path in Path(db_root).glob('*/'))])
     raise UserError(f'{folder}: this data set does not exist{f" (nearest: {near})" if near else ""}: correct its name in '
                     'the experiment or db_root in env.yml, or make the folder (images/, sets/, classes.txt and masks or '
                     'labels; see docs/data-sets.md)')

@@ -14,6 +14,7 @@ g b` in all lines the colours of the labels too), or by dataset.yml, whose keys,
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ VOID = 255  # in labels as the program has them, whatever the files hold
 DESCRIPTION, CLASSES = 'dataset.yml', 'classes.txt'
 KEYS = ('classes', 'background', 'void', 'reduce_zero_label', 'colours', 'labels', 'object')
 VOID_NAME, NONZERO = 'void', 'nonzero'
+UNSHOWN = ('Cc', 'Cs')  # categories of characters: control characters and lone surrogates
 BEFORE = re.compile(r'(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(?P<name>.*\S)')  # r g b name
 BEHIND = re.compile(r'(?P<name>.*?\S)[\s,:=]+[(\[]?\s*(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})\s*[)\]]?')
 HEX = re.compile(r'(?P<name>.*?\S)[\s,:=]+#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})')
@@ -150,6 +152,9 @@ def _described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str,
         else:
             raise UserError(f'{file} is missing: name the classes, one per line, background first')
     names = tuple(map(str, names))
+    for name in names:
+        if any(unicodedata.category(char) in UNSHOWN for char in name):
+            raise UserError(f'{file}: the name of the class {name!a} has characters that cannot be shown')
     return described, names, coloured | _colours(described, names, folder / DESCRIPTION), file
 
 
@@ -191,9 +196,6 @@ def _description(file: Path) -> dict[str, Any]:
     names = content.get('classes', [])
     if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
         raise UserError(f'{file}: classes must be a list of names')
-    for number, name in enumerate(map(str, names)):
-        if not name.isprintable():
-            raise UserError(f'{file}: the name of class {number}, {name!a}, has characters that cannot be shown')
     if content.get('labels') not in (None, INDICES, COLOURS):
         raise UserError(f'{file}: labels must be {INDICES} or {COLOURS}, not {content["labels"]!r}')
     if not isinstance(content.get('reduce_zero_label', False), bool):

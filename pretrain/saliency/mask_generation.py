@@ -66,8 +66,8 @@ class MaskGenerator(torch.utils.data.Dataset):
     that it finds are kept too, and the mask is all of them; None: a mask alone.
     An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, their number, or None; `skipped`, the
     reason for a missing mask, or None. Masks newer than their photograph are not made again. Instances newer than their mask
-    were corrected by hand: they are kept, and the mask becomes their union. A mask without instances is divided as it is, since
-    it may have been corrected too. Masks of less than 1% are not kept.
+    were corrected by hand: they are kept, and the mask becomes their union. A mask without instances is given to
+    `find_objects`, since it may have been corrected too. Masks of less than 1% are not kept.
     Raises `UserError` if a file can't be written, and when a network fails.
     """
 
@@ -95,11 +95,14 @@ class MaskGenerator(torch.utils.data.Dataset):
             image, jpeg = self._read(source)
         except UserError as error:
             return {**result, 'skipped': error.line()}
+        if divided is not None and divided.shape != image.shape[:2]:
+            sizes = ' and '.join(f'{array.shape[1]} x {array.shape[0]}' for array in (divided, image))
+            return {**result, 'skipped': f'{mask_path} and its image have different sizes, {sizes}'}
         with threadpool_limits(1 if torch.utils.data.get_worker_info() else None):
             instances = self.find_objects(image, divided) if self.find_objects else None
             mask = object_mask(self.estimator(image)) if instances is None else (instances > 0).astype(np.uint8)
         cover = float(mask.mean())
-        if cover < SMALLEST:
+        if cover < SMALLEST and divided is None:
             for folder in (self.target.masks, self.target.instances):
                 (folder / f'{name}.png').unlink(missing_ok=True)  # of an earlier state of the photograph
             return {**result, 'skipped': f'{source}: the mask covers {100 * cover:.1f}% of the image, less than 1%'}

@@ -41,7 +41,7 @@ def read_names(path: str | Path) -> tuple[str, dict[int, str]]:
             if type(number) is not int or number < 1:
                 raise ValueError(f'{number} is not the number of a cluster')
             if type(name) not in (str, int, float):
-                raise ValueError(f'the name of cluster {number} is not a text: write it in quotes')
+                raise UserError(f'{path}: the name of cluster {number} is not a text: write it in quotes')
         return str(content['clustering']), {number: tidy(str(name)) for number, name in names.items() if tidy(str(name))}
     except FileNotFoundError as error:
         raise UserError(f'{path}: there is no such file of names') from error

@@ -52,7 +52,7 @@ def how_many(asked: int | str | None, named: int | None, points: np.ndarray, see
              'separated), see %s', best, counts[0], counts[-1], highest, output / FIGURE)
     nearly = next((count for count, score in zip(counts, scores, strict=True) if score >= highest - NEARLY), best)
     if nearly < best:
-        log.info('%d clusters are nearly as good: their silhouette is less than %g lower', nearly, NEARLY)
+        log.info('%d clusters are nearly as good: their silhouette is at most %g lower', nearly, NEARLY)
     return best
 
 

@@ -19,6 +19,7 @@ Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET: Normalization = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its channels, in [0, 1]
 TIMM = 'timm/'  # timm/vit_small_patch16_224.dino, for example: a network of timm
 TIMM_WEIGHTS = 'timm://'  # what timm publishes: timm://vit_small_patch16_224.dino, or alone the weights of the backbone's name
+# Where users name a file of weights, for messages
 KEYS_OF_FILES = 'backbone_kwargs.state_dict in pre-training, pretraining in evaluations, --weights of generate_masks.py'
 TORCHVISION = 'torchvision://'  # torchvision://resnet50-IMAGENET1K_V1, for example: torchvision keeps it in its own folder
 

@@ -252,6 +252,8 @@ def test_class_names_of_voc(tmp_path):
 def test_unknown_data_set(tmp_path, data):
     assert dataset_folder(tmp_path, 'Mine') == data
     assert refusal(dataset_folder, tmp_path, 'Yours').startswith(f'{tmp_path / "Yours"}: this data set does not exist')
+    assert '(nearest: Shapes)' in refusal(dataset_folder, tmp_path, 'Shape') and '(nearest: Mine)' in refusal(
+        dataset_folder, tmp_path, 'Mines')
     (tmp_path / 'Yours').touch()
     assert refusal(dataset_folder, tmp_path, 'Yours').startswith(f'{tmp_path / "Yours"}: ')
     assert re.search(r'\bdb_root\b', refusal(dataset_folder, tmp_path / 'absent', 'Mine'))

@@ -102,6 +102,7 @@ def test_other_photographs_and_another_size(root, refuse):
     photograph(root / 'holiday' / 'a.jpg')
     line = refuse(images=root / 'holiday')
     assert line.startswith(f'{root}/mine holds the photographs of {root}/photographs: move it away, or name another --out')
+    assert 'make segment: rename the folder of photographs' in line
     assert refuse('--max_side', 60).startswith(f'{root}/mine: its photographs were shrunk with --max_side 1024: give the same')
 
 
@@ -159,6 +160,8 @@ def test_damaged_configuration(root, refuse, text):
     (('--onnx', 'x.onnx', '--onnx_size', '0,9'), 'argument --onnx_size: must be height,width in pixels, not 0,9'),
     (('--model', 'tokencut', '--weights', 'absent.pth', '--vit', 'test_vit'), 'absent.pth'),
     (('--model', 'feature_cues', '--weights', 'absent.pth'), 'absent.pth'),
+    (('--model', 'feature_cues', '--weights', 'zoo://efficientnet_lite0'),
+     '--weights zoo://efficientnet_lite0: name its file, <root_dir>/model_zoo/efficientnet_lite0.pth.tar, or use `make mine'),
 ])
 def test_flags(refuse, flags, words):
     if 'absent.onnx' in flags:

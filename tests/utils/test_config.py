@@ -138,7 +138,8 @@ def test_tags_run_nothing(tmp_path, tag):
 
 @pytest.mark.parametrize('wrong, nearest', [
     ('train_batchsize', 'train_batch_size'), ('optimiser', 'optimizer'), ('model_kwarg', 'model_kwargs'),
-    ('moco_kwargs.k', MOCO_K), ('backbone_kwargs.moco_statedict', 'backbone_kwargs.moco_state_dict'),
+    ('moco_kwargs.k', MOCO_K), ('moco_kwargs.temperature', 'moco_kwargs.contrast'),
+    ('model_kwargs.dilated', 'backbone_kwargs.dilated'), ('backbone_kwargs.moco_statedict', 'backbone_kwargs.moco_state_dict'),
     ('MOCO_KWARGS', 'moco_kwargs'), ('Seed', 'seed'), ('on_bad_images', 'on_bad_image')])
 def test_unknown_keys(mistake, wrong, nearest):
     assert mistake({wrong: 1}) == f"unknown key '{wrong}' (nearest valid key: '{nearest}')"

@@ -114,8 +114,11 @@ def _checked(content: Mapping[Any, Any], keys: Iterable[Key], file: str | Path, 
     result: dict[str, Any] = {}
     for name, value in given.items():
         if name not in table or name in content and '.' in name:  # dots are our notation, not YAML's
-            inside = [key for key in table if key.startswith(f'{str(name).partition(".")[0]}.')]
-            near = nearest_name(str(name), inside or [*table, *groups], cutoff=0)
+            group, _, inner = str(name).rpartition('.')
+            read = [key.name for key in table.values() if script in key.readers and group]
+            same = [key for key in read if key.rpartition('.')[2] == inner]
+            inside = [key for key in read if key.startswith(f'{group}.')]
+            near = nearest_name(str(name), same or inside or [*table, *groups], cutoff=0)
             raise UserError(f"{file}: unknown key '{name}' (nearest valid key: '{near}')")
         _put(result, name, checked_value(table[name], value, file))
     for name, key in table.items():

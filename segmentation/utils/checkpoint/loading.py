@@ -43,7 +43,8 @@ def load_file(path: str | Path, check: bool = False) -> Any:
             raise UserError(f'{path}: refused, since loading it would run code in it: save it again as a plain state dict '
                             'of tensors') from error
         reason = (str(error).splitlines() or [''])[0]
-        reason = type(error).__name__ if not reason or reason.isdecimal() else reason
+        if not reason or reason.isdecimal():  # of a KeyError it is a number
+            reason = type(error).__name__
         if 'weights_only' in reason:  # PyTorch's advice is to run what the file says
             reason = 'it was not written by torch.save'
         raise UserError(f'{path}: damaged, or not a PyTorch checkpoint ({reason}): download or make it again') from error
