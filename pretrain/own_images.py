@@ -178,6 +178,8 @@ def _masks_of(network: Path):
     """The mask model of the photographs from which the clusters were made."""
     try:
         return {str(flag): str(value) for flag, value in yaml.safe_load(network.read_text(encoding='utf-8'))['masks'].items()}
+    except FileNotFoundError as error:
+        raise UserError(f'{network} does not exist: make clusters of this name first (make mine)') from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f'{network} could not be read ({error}): make clusters first (make mine)') from error
 

@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
              time.monotonic() - clustered)
     log.info('%d of %d clusters are named. Look at %s, and name the clusters there', len(names), clusters,
              output / 'clusters.html')
+    if names:
+        log.info('Other photographs get these names with: make segment NAME=%s IMAGES=DIR', args.name)
 
 
 def _network(env: Any, name: str):

@@ -270,7 +270,7 @@ def test_settings_are_valid_for_any_number_of_images(env, tmp_path, images, kind
 @pytest.mark.slow
 def test_mistakes(one_step, begin, env, photographs, tmp_path, user_error):
     assert 'run own_images.py --name mine first' in user_error(lambda: own_clusters.main(['--config_env', env]))
-    assert 'make clusters first' in user_error(lambda: begin('--segment'))
+    assert 'make clusters of this name first' in user_error(lambda: begin('--segment'))
     for name in ('../mine', '', '..', 'Shapes', 'VOCSegmentation', '.x'):
         assert 'use letters, digits' in user_error(lambda name=name: begin('--name', name))
     for clusters in '0', '6', 'many':
