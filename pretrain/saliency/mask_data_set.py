@@ -10,7 +10,7 @@ from data.image_folder import ImageFolder
 from data.new_data_set import validation_ids
 from saliency.mask_generation import Target
 from utils.errors import UserError
-from utils.storage.atomic import atomic_file
+from utils.storage.atomic import atomic_file, remove_abandoned
 
 SOURCES = 'sources.json'  # marks a folder as made here: the folder of photographs, and which one each id is
 
@@ -57,7 +57,9 @@ class MaskDataSet:
                         'photographs': {**before, **sources}}
 
     def begin(self) -> None:
-        """Delete the masks of ids whose photograph is another one by now, and record which is which."""
+        """Delete what a killed run left, and the masks of ids whose photograph is another one by now; record which is which."""
+        for folder in (self.out / 'images', self.target.masks, self.target.instances):
+            remove_abandoned(folder)
         for image_id in self._outdated:
             self.target.forget_masks(image_id)
         if self._record:

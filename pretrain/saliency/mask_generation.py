@@ -66,7 +66,7 @@ class MaskGenerator(torch.utils.data.Dataset):
     that it finds are kept too, and the mask is all of them; None: a mask alone.
     An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, their number, or None; `skipped`, the
     reason for a missing mask, or None. Masks newer than their photograph are not made again. Instances newer than their mask
-    were corrected by hand: they are kept, and the mask becomes their union. A mask without instances is given to
+    were corrected by hand: they are kept, and the mask becomes their union. Any other mask is given to
     `find_objects`, since it may have been corrected too. Masks of less than 1% are not kept.
     Raises `UserError` if a file can't be written, and when a network fails.
     """
@@ -90,7 +90,7 @@ class MaskGenerator(torch.utils.data.Dataset):
             except UserError as error:  # what is damaged is made again
                 if self._corrected(name, mask_path):
                     return {**result, 'skipped': error.line()}
-                divided = self._without_objects(name, mask_path)
+                divided = self._mask_to_divide(name, mask_path)
         try:
             image, jpeg = self._read(source)
         except UserError as error:
@@ -119,7 +119,7 @@ class MaskGenerator(torch.utils.data.Dataset):
     def _made(self, name: str, mask_path: Path):
         """The item for an existing mask. Raises `UserError` if it is damaged, or its objects are missing."""
         mask = read_saliency(mask_path)
-        if not mask.any():
+        if not mask.any() and not self._corrected(name, mask_path):
             return {'skipped': f'{mask_path}: the mask is empty: 255 is object, 0 background; delete it to have it made again'}
         if self.find_objects is None:
             return {'cover': float(mask.mean())}
@@ -131,13 +131,17 @@ class MaskGenerator(torch.utils.data.Dataset):
             save_mask(mask_path, mask)
         return {'cover': float(mask.mean()), 'objects': int(instances.max())}
 
-    def _without_objects(self, name: str, mask_path: Path):
-        """The existing mask where its objects were never found, or None."""
-        if self.find_objects is None or (self.target.instances / f'{name}.png').exists():
+    def _mask_to_divide(self, name: str, mask_path: Path):
+        """The existing mask, whose objects are missing or those of an earlier one; None if either file is damaged, so that both
+        are made again, or no objects are asked for."""
+        instances = self.target.instances / f'{name}.png'
+        if self.find_objects is None:
             return None
         try:
+            if instances.exists():
+                read_instances(instances)
             return read_saliency(mask_path)
-        except UserError:  # damaged
+        except UserError:
             return None
 
     def _corrected(self, name: str, mask_path: Path):

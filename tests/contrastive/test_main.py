@@ -111,6 +111,7 @@ from contrastive import trainer
 class Trainer(trainer.ContrastiveTrainer):
     def train_step(self, batch):
         if (self.epoch, self.step) == (1, 1):
+            self.writer.finish()  # of the first epoch's checkpoint
             os.kill(os.getpid(), signal.SIGKILL)
         return super().train_step(batch)
 

@@ -287,15 +287,14 @@ def test_mistakes(one_step, begin, env, photographs, tmp_path, user_error):
 
 def test_make_hands_names_with_spaces_on():
     def make(*words):
-        return subprocess.run(['make', '-C', str(TOP), '-n', '-o', '.venv/installed', *words], capture_output=True,
-                              text=True, check=True).stdout
+        return subprocess.check_output(['make', '-C', str(TOP), '-n', '-o', '.venv/installed', *words], text=True)
     said = make('mine', 'IMAGES=/a b/c', 'CLUSTERS=7', 'WEIGHTS=/w w.pth', 'NAMES=/n n.yml', 'TRAIN=1')
     assert '--images "$IMAGES" --name "mine"' in said and said.count('--clusters "7"') == 2
     assert '--weights "$WEIGHTS" --train "1"' in said and said.count('--names "$NAMES"') == 1
     assert not any(flag in make('mine', 'IMAGES=x') for flag in ('--clusters', '--weights', '--train', '--names'))
-    said = make('segment', 'IMAGES=/a b/c', 'NAME=birds')
-    assert said.count('--images "$IMAGES"') == 2
-    assert '--name "birds" --segment' in said and '--clusters "birds_clusters"' in said
-    for target in 'mine', 'segment':
-        process = subprocess.run(['make', '-C', str(TOP), '-o', '.venv/installed', target], capture_output=True, text=True)
-        assert process.returncode == 2 and f'make {target} IMAGES=DIR' in process.stderr
+    out = make('segment', 'IMAGES=/a b/c', 'NAME=birds')
+    assert out.count('--images "$IMAGES"') == 2 and '--name "birds" --segment' in out and '--clusters "birds_clusters"' in out
+    for words, line in ((['mine'], 'make mine IMAGES=DIR'), (['segment'], 'make segment IMAGES=DIR'),
+                        (['mine', 'IMAGES=x', 'NAMES=/n n.yml'], 'NAMES=/n n.yml: there is no such file')):
+        process = subprocess.run(['make', '-C', str(TOP), '-o', '.venv/installed', *words], capture_output=True, text=True)
+        assert process.returncode == 2 and line in process.stderr

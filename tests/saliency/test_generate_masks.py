@@ -1,6 +1,7 @@
 """generate_masks.py: what it makes of a folder of photographs, at once, in several runs, and beside a data set."""
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -207,6 +208,20 @@ def test_killed_and_started_again(tmp_path):
     assert len(kept) >= 6
     for kind in 'images', 'saliency_robust_background', 'sets':
         assert contents(out, kind) == contents(whole, kind)
+
+
+def test_what_a_killed_run_left(tmp_path, images):
+    """Temporary files of processes that have ended, here one that was killed, but not of those that run."""
+    killed = subprocess.Popen(['sleep', '60'])
+    killed.kill()
+    killed.wait()
+    folder = tmp_path / 'mine' / 'saliency_robust_background'
+    make_masks(images, tmp_path / 'mine')
+    left, running = (folder / f'.b.png.{process}-1.tmp' for process in (killed.pid, os.getpid()))
+    left.touch()
+    running.touch()
+    make_masks(images, tmp_path / 'mine')
+    assert running.exists() and not left.exists()
 
 
 # Beside the images of a data set

@@ -123,7 +123,13 @@ def test_a_corrected_mask_is_divided_as_it_is(tmp_path, images, own_weights, way
     Image.fromarray(mask).save(out / f'saliency_{name}' / 'a.png')
     assert make_masks(images, out, *flags, '--objects', way)['objects']['a'] in ((2,) if way == 'parts' else (2, 3, 4))
     assert np.array_equal(read_saliency(out / f'saliency_{name}' / 'a.png') * 255, mask)
-    assert np.array_equal(read_instances(out / f'instances_{name}' / 'a.png') > 0, mask > 0)
+    instances = out / f'instances_{name}' / 'a.png'
+    assert np.array_equal(read_instances(instances) > 0, mask > 0)
+    mask[30:44] = 0  # corrected again, beside objects of before
+    Image.fromarray(mask).save(out / f'saliency_{name}' / 'a.png')
+    assert make_masks(images, out, *flags)['objects']['a'] >= 1
+    assert np.array_equal(read_saliency(out / f'saliency_{name}' / 'a.png') * 255, mask)
+    assert np.array_equal(read_instances(instances) > 0, mask > 0)
 
 
 @pytest.mark.slow

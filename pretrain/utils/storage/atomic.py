@@ -68,6 +68,25 @@ def remove_temporaries(folder: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_abandoned(folder: str | Path) -> None:
+    """Delete the temporary files of `atomic_file` in `folder` and its sub-folders whose process on this machine has ended.
+    Others may be writing there."""
+    for path in Path(folder).rglob('.*.tmp'):
+        process = path.name.split('.')[-2].partition('-')[0]
+        if process.isdecimal() and not _is_running(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int):
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
 def make_folder(path: str | Path) -> None:
     """Make `path` and its parents. Raises `UserError` if that is impossible, for example below a regular file."""
     try:
