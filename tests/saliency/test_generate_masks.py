@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import warm
 from helpers.photographs import BASE, contents, disc, ids_of, make_masks, mask_ids, photograph, times
+from helpers.processes import wait_for
 from PIL import ExifTags, Image
 
 from data.dataset import SegmentationDataset
@@ -186,6 +187,12 @@ def start(images, out, *flags):
                       out=out.parent / 'log')
 
 
+def has_ended(process):
+    """Zombies have: they have no command."""
+    command = Path(f'/proc/{process}/cmdline')
+    return not command.exists() or not command.read_bytes()
+
+
 @pytest.mark.slow
 def test_killed_and_started_again(tmp_path):
     """In workers of their own. The data set is that of an undisturbed run without workers."""
@@ -198,10 +205,12 @@ def test_killed_and_started_again(tmp_path):
         while len(mask_ids(out)) < 3:
             assert process.poll() is None
             time.sleep(0.002)
+        workers = [int(worker) for worker in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()]
     finally:
         process.kill()
+    assert len(workers) >= 2
+    wait_for(lambda: all(map(has_ended, workers)))
     assert 3 <= len(mask_ids(out)) < 24 and not (out / 'sets').exists()
-    time.sleep(0.5)  # for its workers to end
     made = times(out)
     assert start(Path('photographs'), out, '--num_workers', '2', '--val_fraction', '0.2').wait() == 0
     kept = {name for name, when in times(out).items() if made.get(name) == when}
@@ -211,17 +220,21 @@ def test_killed_and_started_again(tmp_path):
 
 
 def test_what_a_killed_run_left(tmp_path, images):
-    """Temporary files of processes that have ended, here one that was killed, but not of those that run."""
-    killed = subprocess.Popen(['sleep', '60'])
+    """Temporary files of processes that have ended, here one that was killed and one whose parent has not asked for its exit
+    code, but not of those that run."""
+    killed, zombie = (subprocess.Popen(['sleep', '60']) for _ in range(2))
     killed.kill()
     killed.wait()
+    zombie.kill()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     folder = tmp_path / 'mine' / 'saliency_robust_background'
     make_masks(images, tmp_path / 'mine')
-    left, running = (folder / f'.b.png.{process}-1.tmp' for process in (killed.pid, os.getpid()))
-    left.touch()
-    running.touch()
+    *left, running = (folder / f'.b.png.{process}-1.tmp' for process in (killed.pid, zombie.pid, os.getpid()))
+    for path in (*left, running):
+        path.touch()
     make_masks(images, tmp_path / 'mine')
-    assert running.exists() and not left.exists()
+    assert running.exists() and not any(path.exists() for path in left)
+    zombie.wait()
 
 
 # Beside the images of a data set

@@ -78,13 +78,14 @@ def remove_abandoned(folder: str | Path) -> None:
 
 
 def _is_running(process: int):
+    """Not if it has ended and nobody has asked how: in a container without an init process it stays a zombie."""
     try:
         os.kill(process, 0)  # sends nothing
+        return Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
-        pass
-    return True
+    except OSError:  # another user's, or no Linux
+        return True
 
 
 def make_folder(path: str | Path) -> None:
