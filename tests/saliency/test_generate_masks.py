@@ -71,7 +71,7 @@ def test_jpegs_are_copied_and_others_converted(tmp_path, images):
         with Image.open(out / 'images' / f'{name}.jpg') as image:
             assert image.format == 'JPEG' and ExifTags.Base.Orientation not in image.getexif()
         found = read_image(out / 'images' / f'{name}.jpg')
-        assert found.shape == expected.shape and np.abs(found - expected).mean() < 6  # else 14 at least
+        assert found.shape == expected.shape and np.abs(found - expected).mean() < 6  # otherwise 14 at least
 
 
 def test_max_side(tmp_path, images):
