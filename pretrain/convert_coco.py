@@ -105,7 +105,7 @@ def _names(given: str | None):
     """The names after --categories, or None."""
     if given is None:
         return None
-    names = read_text(Path(given)).split('\n') if os.path.isfile(given) else given.split(',')
+    names = read_text(given).split('\n') if os.path.isfile(given) else given.split(',')
     return [' '.join(name.split()) for name in names if name.strip()]
 
 

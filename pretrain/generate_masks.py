@@ -71,7 +71,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                              'other networks, which use all cores by themselves)')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
                         help='device for networks (default: auto, the first available one of cuda, mps and cpu)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.weights and is_zoo(args.weights):
+        file = zoo_file(args.weights, '<root_dir>')
+        raise UserError(f'--weights {args.weights}: name its file, {file}, or use `make mine WEIGHTS={args.weights}`')
+    return args
 
 
 @command
@@ -160,9 +164,6 @@ def _options(args: argparse.Namespace):
     if args.backbone and name != FEATURE_CUES:
         raise UserError(f'--backbone is for --model {FEATURE_CUES}')
     check_way(args.objects, name)
-    if args.weights and is_zoo(args.weights):
-        file = zoo_file(args.weights, '<root_dir>')
-        raise UserError(f'--weights {args.weights}: name its file, {file}, or use `make mine WEIGHTS={args.weights}`')
     weights = args.weights and (args.weights if '://' in args.weights else os.path.abspath(args.weights))
     return name, {'model': name, 'onnx': args.onnx and os.path.abspath(args.onnx), 'weights': weights, 'vit': args.vit,
                   'backbone': args.backbone, **format_options(args)}

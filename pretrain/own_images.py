@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _make_masks(args, folder, _masks_of(output / NETWORK))
         return
     way = _way(args.objects, output / NETWORK)
-    if not way:  # else there may be more objects than images
+    if not way:  # otherwise there may be more objects than images
         _check_clusters(args.clusters, photographs, 'images')
     # Imported here, so that --help and mistakes in the configuration do not wait for PyTorch.
     from utils.training.device import choose_device

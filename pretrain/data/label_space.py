@@ -35,7 +35,7 @@ VOID = 255  # in labels as the program has them, whatever the files hold
 DESCRIPTION, CLASSES = 'dataset.yml', 'classes.txt'
 KEYS = ('classes', 'background', 'void', 'reduce_zero_label', 'colours', 'labels', 'object')
 VOID_NAME, NONZERO = 'void', 'nonzero'
-UNSHOWN = ('Cc', 'Cs')  # categories of characters: control characters and lone surrogates
+UNSHOWN = ('Cc', 'Cs')  # categories of characters: control characters but tabs, and lone surrogates, on which OpenCV crashes
 BEFORE = re.compile(r'(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(?P<name>.*\S)')  # r g b name
 BEHIND = re.compile(r'(?P<name>.*?\S)[\s,:=]+[(\[]?\s*(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})\s*[)\]]?')
 HEX = re.compile(r'(?P<name>.*?\S)[\s,:=]+#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})')
@@ -153,7 +153,7 @@ def _described(folder: Path) -> tuple[dict[str, Any], tuple[str, ...], dict[str,
             raise UserError(f'{file} is missing: name the classes, one per line, background first')
     names = tuple(map(str, names))
     for name in names:
-        if any(unicodedata.category(char) in UNSHOWN for char in name):
+        if any(unicodedata.category(char) in UNSHOWN for char in name.replace('\t', ' ')):
             raise UserError(f'{file}: the name of the class {name!a} has characters that cannot be shown')
     return described, names, coloured | _colours(described, names, folder / DESCRIPTION), file
 

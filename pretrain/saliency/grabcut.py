@@ -29,7 +29,7 @@ def refine(image: np.ndarray, saliency: np.ndarray, threshold: float | None = No
     mask[saliency < SURELY_OUT * threshold] = cv2.GC_BGD
     mask[saliency > threshold + SURELY_IN * (saliency.max() - threshold)] = cv2.GC_FGD
     inside = saliency > threshold
-    if inside.any() and not inside.all():  # else there is nothing to tell apart
+    if inside.any() and not inside.all():  # otherwise there is nothing to tell apart
         cv2.setRNGSeed(0)  # the mixtures begin with random centres: the same image gives the same mask
         cv2.grabCut(image, mask, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), rounds, cv2.GC_INIT_WITH_MASK)
         inside = (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)

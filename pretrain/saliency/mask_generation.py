@@ -66,8 +66,8 @@ class MaskGenerator(torch.utils.data.Dataset):
     that it finds are kept too, and the mask is all of them; None: a mask alone.
     An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, their number, or None; `skipped`, the
     reason for a missing mask, or None. Masks newer than their photograph are not made again. Instances newer than their mask
-    were corrected by hand: they are kept, and the mask becomes their union. Any other mask is given to
-    `find_objects`, since it may have been corrected too. Masks of less than 1% are not kept.
+    were corrected by hand: they are kept, and the mask becomes their union. Any other mask without its objects is given to
+    `find_objects`, since it may have been corrected too. No mask of less than 1% is made.
     Raises `UserError` if a file can't be written, and when a network fails.
     """
 
@@ -90,7 +90,7 @@ class MaskGenerator(torch.utils.data.Dataset):
             except UserError as error:  # what is damaged is made again
                 if self._corrected(name, mask_path):
                     return {**result, 'skipped': error.line()}
-                divided = self._mask_to_divide(name, mask_path)
+                divided = self._mask_to_divide(mask_path)
         try:
             image, jpeg = self._read(source)
         except UserError as error:
@@ -102,9 +102,10 @@ class MaskGenerator(torch.utils.data.Dataset):
             instances = self.find_objects(image, divided) if self.find_objects else None
             mask = object_mask(self.estimator(image)) if instances is None else (instances > 0).astype(np.uint8)
         cover = float(mask.mean())
-        if cover < SMALLEST and divided is None:
-            for folder in (self.target.masks, self.target.instances):
-                (folder / f'{name}.png').unlink(missing_ok=True)  # of an earlier state of the photograph
+        if cover < SMALLEST and (divided is None or not np.array_equal(mask, divided)):
+            if divided is None:
+                for folder in (self.target.masks, self.target.instances):
+                    (folder / f'{name}.png').unlink(missing_ok=True)  # of an earlier state of the photograph
             return {**result, 'skipped': f'{source}: the mask covers {100 * cover:.1f}% of the image, less than 1%'}
         if jpeg is not None and not (image_path.is_file() and image_path.read_bytes() == jpeg):
             self.target.forget_masks(name)  # they are of another image
@@ -131,16 +132,11 @@ class MaskGenerator(torch.utils.data.Dataset):
             save_mask(mask_path, mask)
         return {'cover': float(mask.mean()), 'objects': int(instances.max())}
 
-    def _mask_to_divide(self, name: str, mask_path: Path):
-        """The existing mask, whose objects are missing or those of an earlier one; None if either file is damaged, so that both
-        are made again, or no objects are asked for."""
-        instances = self.target.instances / f'{name}.png'
-        if self.find_objects is None:
-            return None
+    def _mask_to_divide(self, mask_path: Path):
+        """The existing mask, whose objects are missing, damaged or those of an earlier mask. None if it is damaged itself, or
+        no objects are asked for."""
         try:
-            if instances.exists():
-                read_instances(instances)
-            return read_saliency(mask_path)
+            return read_saliency(mask_path) if self.find_objects else None
         except UserError:
             return None
 

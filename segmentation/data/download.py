@@ -85,7 +85,7 @@ def _unpack(archive: Path, folder: Path):
         try:
             os.rename(source, folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, and its folder is whole
+            if not folder.is_dir():  # otherwise another process was faster, and its folder is whole
                 raise
 
 

@@ -1,5 +1,4 @@
 """The training views for the whole network, and the share of the labelled images for training (paper section 4)."""
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -66,7 +65,7 @@ def labelled_ids(dataset: SegmentationDataset, share: float, seed: int, file: st
     Raises `UserError` for a file that can't be read, and for an id that the split doesn't have.
     """
     if file:
-        listed = [line.strip() for line in read_text(Path(file)).splitlines() if line.strip()]
+        listed = [line.strip() for line in read_text(file).splitlines() if line.strip()]
         unknown = sorted(set(listed) - set(dataset.ids))
         if unknown or not listed:
             raise UserError(f'{file}: ' + (f'{unknown[0]} is not in {dataset.split_file}' if unknown else 'it lists no ids'))

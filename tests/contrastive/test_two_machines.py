@@ -63,7 +63,7 @@ def machines(tmp_path):
             hosts = Path('/etc/netns') / space / 'hosts'
             hosts.parent.mkdir(parents=True)
             others = '\n'.join(f'{address} {other}' for other, address in ADDRESSES.items() if other != name)
-            hosts.with_name('resolv.conf').write_text('')  # else each look-up waits for a name server outside
+            hosts.with_name('resolv.conf').write_text('')  # otherwise each look-up waits for a name server outside
             hosts.write_text(f'127.0.0.1 localhost\n127.0.1.1 {name}\n{others}\n')
 
         (tmp_path / 'elsewhere.py').write_text(ELSEWHERE)

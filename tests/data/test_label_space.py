@@ -108,6 +108,11 @@ def test_without_a_background_class(described, experiment, tmp_path):
     assert len(results(tmp_path, 'linear')['IoU']) == len(label_space(folder))
 
 
+def test_a_tab_in_a_name(tmp_path):
+    (tmp_path / 'classes.txt').write_text('background\npotted\tplant\n')
+    assert label_space(tmp_path).names == ('background', 'potted\tplant')
+
+
 def test_matching_without_background_by_hand():
     """Id 0 is outside: 7 pixels of class 0 and 3 of class 1 are missed. Ids 1 and 2 are classes 1 and 0."""
     confusion = np.array([[7, 3], [1, 6], [9, 0]])

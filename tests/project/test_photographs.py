@@ -141,7 +141,7 @@ def test_a_whole_data_set(make, experiment):
         names = {'train_db_name': 'Whole', 'val_db_name': 'Whole'}
         arguments = experiment({**names, 'pretraining': None} if base is not PRETRAINING else {'train_db_name': 'Whole'},
                                db_root=folder.parent, base=base)
-        check.main(arguments[:4])  # else SystemExit
+        check.main(arguments[:4])  # otherwise SystemExit
 
 
 def test_objects_beside_each_other(make):

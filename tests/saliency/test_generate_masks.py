@@ -71,7 +71,7 @@ def test_jpegs_are_copied_and_others_converted(tmp_path, images):
         with Image.open(out / 'images' / f'{name}.jpg') as image:
             assert image.format == 'JPEG' and ExifTags.Base.Orientation not in image.getexif()
         found = read_image(out / 'images' / f'{name}.jpg')
-        assert found.shape == expected.shape and np.abs(found - expected).mean() < 6  # else 14 at least
+        assert found.shape == expected.shape and np.abs(found - expected).mean() < 6  # otherwise 14 at least
 
 
 def test_max_side(tmp_path, images):
@@ -230,10 +230,11 @@ def test_what_a_killed_run_left(tmp_path, images):
     folder = tmp_path / 'mine' / 'saliency_robust_background'
     make_masks(images, tmp_path / 'mine')
     *left, running = (folder / f'.b.png.{process}-1.tmp' for process in (killed.pid, zombie.pid, os.getpid()))
-    for path in (*left, running):
+    other = folder / f'.b.{killed.pid}.tmp'  # of another program
+    for path in (*left, running, other):
         path.touch()
     make_masks(images, tmp_path / 'mine')
-    assert running.exists() and not any(path.exists() for path in left)
+    assert running.exists() and other.exists() and not any(path.exists() for path in left)
     zombie.wait()
 
 

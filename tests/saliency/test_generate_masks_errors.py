@@ -160,7 +160,7 @@ def test_damaged_configuration(root, refuse, text):
     (('--onnx', 'x.onnx', '--onnx_size', '0,9'), 'argument --onnx_size: must be height,width in pixels, not 0,9'),
     (('--model', 'tokencut', '--weights', 'absent.pth', '--vit', 'test_vit'), 'absent.pth'),
     (('--model', 'feature_cues', '--weights', 'absent.pth'), 'absent.pth'),
-    (('--model', 'feature_cues', '--weights', 'zoo://efficientnet_lite0'),
+    (('--model', 'auto', '--weights', 'zoo://efficientnet_lite0'),
      '--weights zoo://efficientnet_lite0: name its file, <root_dir>/model_zoo/efficientnet_lite0.pth.tar, or use `make mine'),
 ])
 def test_flags(refuse, flags, words):

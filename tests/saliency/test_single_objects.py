@@ -106,9 +106,9 @@ def test_corrected_objects_stay(tmp_path, images):
     content = made.read_bytes()
     assert f'{made}: there is an object 2, but none with the number 1' in make_masks(images, out)['skipped']['a']
     assert made.read_bytes() == content
-    os.utime(made, ns=(mask.stat().st_mtime_ns - 10 ** 9,) * 2)  # damaged, as nobody has touched it since
+    os.utime(made, ns=(mask.stat().st_mtime_ns - 10 ** 9,) * 2)  # damaged: the mask is divided again
     make_masks(images, out)
-    assert np.array_equal(read_instances(made), found) and check(out) == {'a': 2, 'b': 2, 'c': 2}
+    assert np.array_equal(read_instances(made), found == 1) and check(out) == {'a': 1, 'b': 2, 'c': 2}
 
 
 @pytest.mark.slow
@@ -271,5 +271,11 @@ def test_maskcut_of_a_transformer(weights, tmp_path, images, user_error):  # noq
     make_masks(images, tmp_path / 'mine', *flags, '--objects', 'cuts')
     results = json.loads((tmp_path / 'mine' / 'results_tokencut.json').read_text())
     assert results['objects'] == check(tmp_path / 'mine', 'tokencut') == {'a': found.max()}
+    for path in images / 'd.png', tmp_path / 'mine' / 'images' / 'd.jpg':
+        Image.new('RGB', (64, 48)).save(path)  # without object: skipped, and a mask drawn by hand stays
+    drawn = tmp_path / 'mine' / 'saliency_tokencut' / 'd.png'
+    Image.fromarray(np.uint8(255 * (truth > 0))).save(drawn)
+    before = drawn.read_bytes()
+    assert 'less than 1%' in make_masks(images, tmp_path / 'mine', *flags)['skipped']['d'] and drawn.read_bytes() == before
     line = user_error(lambda: make_masks(images, tmp_path / 'mine', *flags, '--objects', 'parts'))
     assert 'were made with another --objects: give' in line and f'move {tmp_path}/mine/saliency_tokencut away' in line

@@ -25,4 +25,4 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
             while jobs:
                 yield jobs.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)  # what one failed at, a full disk, say, the others would too
+            pool.shutdown(cancel_futures=True)  # the rest would fail too, for example at a full disk

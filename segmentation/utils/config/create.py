@@ -116,6 +116,7 @@ def _checked(content: Mapping[Any, Any], keys: Iterable[Key], file: str | Path, 
         if name not in table or name in content and '.' in name:  # dots are our notation, not YAML's
             group, _, inner = str(name).rpartition('.')
             read = [key.name for key in table.values() if script in key.readers and group]
+            # The same key of another group, or any key of this group
             same = [key for key in read if key.rpartition('.')[2] == inner]
             inside = [key for key in read if key.startswith(f'{group}.')]
             near = nearest_name(str(name), same or inside or [*table, *groups], cutoff=0)

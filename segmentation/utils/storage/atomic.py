@@ -1,6 +1,7 @@
 """Files and folders that are either complete or absent, even if writing them is interrupted."""
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from utils.errors import UserError
+
+TEMPORARY = re.compile(r'\..*\.(?P<process>[0-9]{1,9})-[0-9]+\.tmp', re.DOTALL)  # names of `atomic_file`
 
 
 @contextlib.contextmanager
@@ -72,13 +75,14 @@ def remove_abandoned(folder: str | Path) -> None:
     """Delete the temporary files of `atomic_file` in `folder` and its sub-folders whose process on this machine has ended.
     Others may be writing there."""
     for path in Path(folder).rglob('.*.tmp'):
-        process = path.name.split('.')[-2].partition('-')[0]
-        if process.isdecimal() and not _is_running(int(process)):
+        name = TEMPORARY.fullmatch(path.name)
+        if name and not _is_running(int(name['process'])):
             path.unlink(missing_ok=True)
 
 
 def _is_running(process: int):
-    """Not if it has ended and nobody has asked how: in a container without an init process it stays a zombie."""
+    """Whether a process runs. A zombie does not: its parent has not asked for its exit code, as in containers without an init
+    process."""
     try:
         os.kill(process, 0)  # sends nothing
         return Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'

@@ -37,7 +37,7 @@ def _try_to_lock(lock: Path):
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by workers, and gone with this process
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system without locks: nothing keeps two runs apart
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # otherwise the file system has no locks to keep two runs apart
                 file.seek(0)
                 holder = file.read().strip()
                 file.close()
