@@ -67,7 +67,8 @@ class MaskGenerator(torch.utils.data.Dataset):
     An item is a dict: `id`; `cover`, the mask's share of the image, or None; `objects`, their number, or None; `skipped`, the
     reason for a missing mask, or None. Masks newer than their photograph are not made again. Instances newer than their mask
     were corrected by hand: they are kept, and the mask becomes their union. Any other mask without its objects is given to
-    `find_objects`, since it may have been corrected too. No mask of less than 1% is made.
+    `find_objects`, since it may have been corrected too. A mask drawn for a photograph that was skipped is kept too. No mask of
+    less than 1% is made.
     Raises `UserError` if a file can't be written, and when a network fails.
     """
 
@@ -84,7 +85,9 @@ class MaskGenerator(torch.utils.data.Dataset):
         image_path = self.target.images / f'{name}.jpg' if self.target.images else source
         result: dict[str, Any] = {'id': name, 'cover': None, 'objects': None, 'skipped': None}
         divided = None
-        if _is_younger(mask_path, source) and image_path.is_file():
+        if _is_younger(mask_path, source):
+            if not image_path.is_file() and (reason := self._add_image(source, image_path, mask_path)):
+                return {**result, 'skipped': reason}
             try:
                 return {**result, **self._made(name, mask_path)}
             except UserError as error:  # what is damaged is made again
@@ -96,8 +99,7 @@ class MaskGenerator(torch.utils.data.Dataset):
         except UserError as error:
             return {**result, 'skipped': error.line()}
         if divided is not None and divided.shape != image.shape[:2]:
-            sizes = ' and '.join(f'{array.shape[1]} x {array.shape[0]}' for array in (divided, image))
-            return {**result, 'skipped': f'{mask_path} and its image have different sizes, {sizes}'}
+            return {**result, 'skipped': _other_size(mask_path, divided, image)}
         with threadpool_limits(1 if torch.utils.data.get_worker_info() else None):
             instances = self.find_objects(image, divided) if self.find_objects else None
             mask = object_mask(self.estimator(image)) if instances is None else (instances > 0).astype(np.uint8)
@@ -116,6 +118,23 @@ class MaskGenerator(torch.utils.data.Dataset):
             result['objects'] = int(instances.max())
         save_mask(mask_path, mask)  # last: its presence means that the others are there too
         return {**result, 'cover': cover}
+
+    def _add_image(self, source: Path, image_path: Path, mask_path: Path):
+        """Put the photograph beside a mask that was drawn by hand after it had been skipped. Returns why this is impossible, or
+        None; a damaged mask can be made again."""
+        try:
+            image, jpeg = self._read(source)
+        except UserError as error:
+            return error.line()
+        try:
+            mask = read_saliency(mask_path)
+        except UserError:
+            return None
+        if mask.shape != image.shape[:2]:
+            return _other_size(mask_path, mask, image)
+        with atomic_file(image_path, flush=False) as file:
+            file.write(jpeg)
+        return None
 
     def _made(self, name: str, mask_path: Path):
         """The item for an existing mask. Raises `UserError` if it is damaged, or its objects are missing."""
@@ -168,6 +187,11 @@ def save_mask(path: str | Path, mask: np.ndarray) -> None:
     """Write an H x W uint8 mask, 1 = object, as a PNG of 0 and 255."""
     with atomic_file(path, flush=False) as file:
         file.write(cv2.imencode('.png', mask * 255)[1])
+
+
+def _other_size(mask_path: Path, mask: np.ndarray, image: np.ndarray):
+    sizes = ' and '.join(f'{array.shape[1]} x {array.shape[0]}' for array in (mask, image))
+    return f'{mask_path} and its image have different sizes, {sizes}'
 
 
 def _is_younger(path: Path, than: Path):

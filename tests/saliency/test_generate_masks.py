@@ -151,6 +151,25 @@ def test_run_again(tmp_path, images):
     assert check_training(out) == 5 and read_image(out / 'images' / 'b.jpg').shape == (40, 40, 3)
 
 
+def test_a_mask_drawn_for_a_skipped_photograph(tmp_path, images):
+    Image.new('RGB', (64, 48), 'gray').save(images / 'nothing.png')
+    out = tmp_path / 'mine'
+    make_masks(images, out)
+    drawn = out / 'saliency_robust_background' / 'nothing.png'
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:30, 20:40] = 255
+    Image.fromarray(mask.T).save(drawn)
+    before = drawn.read_bytes()
+    assert 'different sizes, 48 x 64 and 64 x 48' in make_masks(images, out)['skipped']['nothing']
+    assert drawn.read_bytes() == before and not (out / 'images' / 'nothing.jpg').exists()
+    Image.fromarray(mask).save(drawn)
+    assert make_masks(images, out)['skipped'] == {} and np.array_equal(read_saliency(drawn), mask // 255)
+    assert check_training(out) == 5
+    drawn.write_bytes(before[:30])  # damaged: made again
+    (out / 'images' / 'nothing.jpg').unlink()
+    assert 'less than 1%' in make_masks(images, out)['skipped']['nothing'] and not drawn.exists()
+
+
 def test_a_photograph_that_has_no_object_any_more(tmp_path, images):
     out = tmp_path / 'mine'
     make_masks(images, out)
