@@ -41,11 +41,14 @@ demo: .venv/installed
 	  --state-dict ../output/demo_linear/best_model.pth.tar --crf-postprocess --num_visualizations 24
 	cd segmentation && $(PY) demo.py $(ENV)
 
+# Before the masks, which may take long.
+CHECK_NAMES = case "$$NAMES" in ''|'~'*) ;; \
+  *) test -f "$$NAMES" || { echo "error: NAMES=$$NAMES: there is no such file" >&2; exit 2; };; esac
+
 # IMAGES may hold spaces: make gives it to the commands as it is.
 mine: .venv/installed $(if $(filter-out robust_background feature_cues auto,$(MODEL)),.venv/installed-optional)
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make mine IMAGES=DIR' >&2; exit 2; }
-	@case "$$NAMES" in ''|'~'*) ;; \
-	  *) test -f "$$NAMES" || { echo "error: NAMES=$$NAMES: there is no such file" >&2; exit 2; };; esac
+	@$(CHECK_NAMES)
 	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" \
 	  $(if $(MODEL),--model "$(MODEL)") $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(TRAIN),--train "$(TRAIN)") \
 	  $(if $(CLUSTERS),--clusters "$(CLUSTERS)") $(if $(OBJECTS),--objects "$(OBJECTS)")
@@ -54,6 +57,7 @@ mine: .venv/installed $(if $(filter-out robust_background feature_cues auto,$(MO
 
 segment: .venv/installed
 	@test -n "$$IMAGES" || { echo 'error: say where the photographs are: make segment IMAGES=DIR' >&2; exit 2; }
+	@$(CHECK_NAMES)
 	$(BIN)/python pretrain/own_images.py --config_env pretrain/configs/env.yml --images "$$IMAGES" --name "$(NAME)" --segment
 	$(BIN)/python segmentation/segment.py --config_env segmentation/configs/env.yml --images "$$IMAGES" \
 	  --clusters "$(NAME)_clusters" $(if $(NAMES),--names "$$NAMES")

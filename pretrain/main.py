@@ -25,7 +25,7 @@ log = logging.getLogger('maskcontrast')
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, amp='auto', trains=True)
-    parser.add_argument('--nvidia-apex', action='store_true', help='old name of --amp fp16')
+    parser.add_argument('--nvidia-apex', action='store_true', help='old name of --amp fp16 (default: no)')
     add_distributed_flags(parser)
     args = parser.parse_args(argv)
     if args.nvidia_apex:

@@ -67,10 +67,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                              'state dict or a MoCo v2 checkpoint')
     parser.add_argument('--train', default='auto', choices=('auto', '1', '0'),
                         help='whether to pre-train on the photographs (default: auto, if there are many, or no weights)')
-    parser.add_argument('--clusters', metavar='N', help='number of clusters for the next step, or auto; only checked here')
+    parser.add_argument('--clusters', metavar='N', help='number of clusters for the next step, or auto; only checked here '
+                                                            '(default: chosen there)')
     parser.add_argument('--segment', action='store_true', help='only make masks, for photographs to be assigned to the '
-                                                               'clusters of --name')
-    add_machine_flags(parser, amp='auto')
+                                                               'clusters of --name (default: no)')
+    add_machine_flags(parser, amp='auto', seed='1')
     return parser.parse_args(argv)
 
 

@@ -24,7 +24,7 @@ POLL = 2                      # seconds between looks at a running pre-training
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--run', required=True, metavar='FOLDER', help="folder of the pre-training, or its name below root_dir")
-    parser.add_argument('--follow', action='store_true', help='wait for further checkpoints until the run ends')
+    parser.add_argument('--follow', action='store_true', help='wait for further checkpoints until the run ends (default: no)')
     parser.add_argument('--resolution', type=_positive, nargs=2, default=(512, 512), metavar=('HEIGHT', 'WIDTH'),
                         help="size of the network's input (default: 512 512)")
     parser.add_argument('--database', default='trainaug', metavar='SPLIT',
@@ -33,7 +33,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="use the masks saliency_NAME of the data set (default: the objects in the labels)")
     parser.add_argument('--num_seeds', type=_positive, default=5, help='clusterings to average over (default: 5)')
     parser.add_argument('--num_workers', type=int, default=2, help='processes that read images (default: 2)')
-    add_machine_flags(parser, amp='none')
+    add_machine_flags(parser, amp='none', seed=f'{FIRST_SEED}; of the first clustering')
     return parser.parse_args(argv)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from utils.cli.command import command
 from utils.cli.flags import make_env_parser
-from utils.config import TREE, read_env
+from utils.config import read_env
 from utils.errors import UserError
 from utils.model_zoo.zoo import local_file
 from utils.storage.atomic import atomic_file
@@ -27,7 +27,7 @@ log = logging.getLogger('maskcontrast')
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_env_parser(__doc__, default=str(TREE / 'configs' / 'env.yml'))
+    parser = make_env_parser(__doc__, default='configs/env.yml')
     parser.add_argument('--weights', required=True, metavar='PATH',
                         help='a pre-training checkpoint, a model of linear_finetune.py, or zoo://<name>')
     parser.add_argument('--out', required=True, metavar='PATH', help='ONNX file to write')

@@ -25,7 +25,7 @@ FIRST_SEED = 1234
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(__doc__, amp='none')
+    parser = make_parser(__doc__, amp='none', seed=f'{FIRST_SEED}; of the first clustering')
     parser.add_argument('--num_seeds', type=int, default=5, help='number of clusterings to average over (default: 5)')
     parser.add_argument('--n_clusters', type=int, help='number of clusters, including background (default: that of the '
                                                        'experiment, otherwise the number of classes)')

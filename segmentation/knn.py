@@ -21,7 +21,7 @@ log = logging.getLogger('maskcontrast')
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(__doc__, amp='none')
+    parser = make_parser(__doc__, amp='none', seed='0')
     add_pictures_flag(parser)
     return parser.parse_args(argv)
 

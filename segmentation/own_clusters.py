@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         help='number of clusters of objects, or auto: the number with the best silhouette (default: the '
                              'square root of the number of images, at most 50)')
     parser.add_argument('--names', metavar='FILE', help='names.yml, as saved by clusters.html (default: as before)')
-    add_machine_flags(parser, amp='none')
+    add_machine_flags(parser, amp='none', seed=f'{FIRST_SEED}; of the first clustering')
     return parser.parse_args(argv)
 
 

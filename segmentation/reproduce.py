@@ -40,12 +40,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_env_parser(__doc__)
     parser.add_argument('--rows', nargs='+', metavar='ROW', default=list(ROWS), help=f'of {", ".join(ROWS)} (default: all)')
     parser.add_argument('--weights', nargs='+', metavar='NAME=PATH', default=[],
-                        help=f'your own files for the names {", ".join((*ZOO, *UNPUBLISHED))}')
+                        help=f'your own files for the names {", ".join((*ZOO, *UNPUBLISHED))} (default: none)')
     parser.add_argument('--fetch', action='store_true', help='download the weights in the zoo (default: use only those on '
                                                              'disk)')
     parser.add_argument('--seeds', type=int, default=1, metavar='N',
                         help='number of trainings of each row that trains a classifier, with the seeds 0, 1, ... (default: 1)')
-    parser.add_argument('--again', action='store_true', help='also run rows that were already measured')
+    parser.add_argument('--again', action='store_true', help='also run rows that were already measured (default: no)')
     return parser.parse_args(argv)
 
 

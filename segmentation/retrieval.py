@@ -24,7 +24,7 @@ NEIGHBOURS = 5  # in the pictures; the first gives its class
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(__doc__, amp='none')
+    parser = make_parser(__doc__, amp='none', seed='0')
     add_pictures_flag(parser)
     return parser.parse_args(argv)
 

@@ -4,7 +4,8 @@
 
 Comes after the masks of DIR (`make segment NAME=mine IMAGES=DIR` makes both; DIR may also be a data set of generate_masks.py).
 Results are in <root_dir>/<name>_segment/<the folder's name>/: segments.csv, predictions/ and overlays/. When run again, it
-resumes where it stopped, and computes only new or changed photographs.
+resumes where it stopped, and computes only new or changed photographs. The precision is that with which the clusters were made,
+and nothing is drawn at random, so --amp and --seed change nothing.
 """
 import utils.cli.packages  # noqa: F401 - first, so that a missing package ends the script with one line
 
@@ -35,7 +36,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', metavar='FOLDER', help='folder of the results (default: <root_dir>/<name>_segment/<name of '
                                                         'DIR>)')
     parser.add_argument('--num_workers', type=int, default=2, help='processes that read images (default: 2)')
-    add_machine_flags(parser, amp='none')
+    add_machine_flags(parser, amp='none', seed='none')
     return parser.parse_args(argv)
 
 

@@ -23,7 +23,7 @@ from easydict import EasyDict
 from data import contents, files
 from data.contents import Contents
 from data.dataset import SegmentationDataset
-from data.decoding import HALF, LOSSY, OBJECT, THRESHOLDED, exif_turn, read_gray
+from data.decoding import HALF, LOSSY, THRESHOLDED, exif_turn, read_gray
 from data.files import IMAGE, LABEL, MASK, Fault, size_text
 from data.label_space import VOC, VOID, LabelSpace, label_space
 from utils.cli.command import EXIT_USER_ERROR, command
@@ -137,17 +137,17 @@ class FileChecks:
         if self.dataset.instances:
             mask = (mask > 0).view(np.uint8)
         inside = sample['saliency'] = mask & 1
-        cover = np.mean(inside)
+        cover, said = np.mean(inside), files.object_text(self.dataset.folder)
         if mask[0, 0] & THRESHOLDED:
             yield 'JPEG mask', path, f' is a JPEG, which is not lossless: values from {HALF} on count as object'
         if mask[0, 0] & LOSSY:
             other = np.mean((read_gray(path) != 0) & (inside == 0))
             yield 'lossy mask', path, (
-                f': {100 * other:.3g}% of the pixels are neither 0 nor {OBJECT}, and only {OBJECT} counts as object: store '
-                f'masks as PNG with the values 0 and {OBJECT}, or name the values of the object in dataset.yml')
+                f': {100 * other:.3g}% of the pixels are neither 0 nor {said}, and only {said} counts as object: store masks '
+                f'as PNG with the values 0 and {said}, or name the values of the object in dataset.yml')
         if cover in (0, 1):
             yield f'{"full" if cover else "empty"} mask', path, (
-                f': {"every" if cover else "no"} pixel is {OBJECT} (object), so none of its views passes in pre-training')
+                f': {"every" if cover else "no"} pixel is {said} (object), so none of its views passes in pre-training')
 
 
 def split_findings(checks: FileChecks, seen: Contents, p: EasyDict, needed: int | None) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.decoding import exif_turn, palette_index, read_gray
+from data.decoding import OBJECT, exif_turn, palette_index, read_gray
 from data.label_space import object_values
 from utils.errors import UserError, nearest_name
 from utils.storage.text import read_text
@@ -232,6 +232,12 @@ def _folders(folder: Path):
         return []
 
 
+def object_text(data_set: Path) -> str:
+    """The values of masks that are object, in words. data_set: its folder."""
+    values = object_values(data_set)
+    return ' or '.join(map(str, (OBJECT,) if values is None else values)) or 'other than 0'
+
+
 def empty_masks(masks: Path, names: Iterable[str]) -> str:
     """Why masks may be empty, in words: their largest value, and what to do. masks: the folder. names: ids."""
     largest, palette, given = 0, None, object_values(masks.parent)
@@ -240,10 +246,9 @@ def empty_masks(masks: Path, names: Iterable[str]) -> str:
         value = int(read_gray(path).max())
         if value > largest or palette is None:
             largest, palette = max(value, largest), palette_index(path)
-    text = f'the largest value in these masks is {largest}; object pixels must be '
+    text = f'the largest value in these masks is {largest}; object pixels must be {object_text(masks.parent)}'
     if given is not None:
-        return text + (f'{" or ".join(map(str, given))}, as dataset.yml says' if given else 'other than 0')
-    text += '255'
+        return text + (', as dataset.yml says' if given else '')
     if palette and 0 < palette[0] != 255:
         text += f', and palette images count by index: index {palette[0]} is not 255, though its colour is {palette[1]}'
     return text + (f'. Save them with 0 and 255, or set `object: {largest}` in dataset.yml' if 0 < largest != 255 else '')

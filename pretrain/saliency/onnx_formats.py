@@ -42,13 +42,14 @@ def add_format_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--onnx_preset', choices=tuple(PRESETS), help='its input and output are the same as for this network')
     parser.add_argument('--onnx_mean', type=_channels, metavar='R,G,B',
                         help="mean of its input channels, for RGB in [0, 1] (default: the preset's, or ImageNet's)")
-    parser.add_argument('--onnx_std', type=_channels, metavar='R,G,B', help='standard deviation of its input channels')
+    parser.add_argument('--onnx_std', type=_channels, metavar='R,G,B', help='standard deviation of its input channels '
+                                                                              '(default: likewise)')
     parser.add_argument('--onnx_size', type=_size, metavar='H,W',
                         help="size of its input, if the file leaves it open (default: the preset's, or 320,320)")
     parser.add_argument('--onnx_output', choices=OUTPUTS,
                         help='its output; stretched: scaled from the smallest to the largest value of the image (default: '
                              f"the preset's, or {PROBABILITY})")
-    parser.add_argument('--onnx_logits', action='store_true', help=f'the same as --onnx_output {LOGITS}')
+    parser.add_argument('--onnx_logits', action='store_true', help=f'the same as --onnx_output {LOGITS} (default: no)')
 
 
 def given_flags(args: argparse.Namespace) -> list[str]:

@@ -95,8 +95,8 @@ def report(seen: Contents, dataset: SegmentationDataset, name: str, space: Label
         log.warning('%s: %d masks are JPEGs, which are not lossless: values of %d or more count as object', dataset.masks,
                     len(seen.thresholded), HALF)
     if seen.lossy:
-        log.warning('%s: %d masks, for example of %s, hold values other than 0 (background) and 255 (object), which count as '
-                    'background', dataset.masks, len(seen.lossy), min(seen.lossy))
+        log.warning('%s: %d masks, for example of %s, hold values other than 0 (background) and %s (object), which count as '
+                    'background', dataset.masks, len(seen.lossy), min(seen.lossy), files.object_text(dataset.folder))
     if seen.masks and seen.empty == seen.masks:
         raise UserError(all_empty(dataset, seen.masks, predicted))
     if seen.labels is not None and space is not None:

@@ -21,6 +21,7 @@ from evaluation.saved_clusters import SavedClusters
 from utils.errors import UserError
 from utils.storage.atomic import atomic_file
 from utils.storage.run_folder import set_aside
+from utils.storage.text import decoded_text
 from utils.storage.yaml_files import parse_yaml
 
 FILE = 'names.yml'
@@ -35,7 +36,7 @@ def read_names(path: str | Path) -> tuple[str, dict[int, str]]:
     Raises `UserError` for a file that is missing, unreadable or something else.
     """
     try:
-        content = parse_yaml(Path(path).read_text(encoding='utf-8'), path)
+        content = parse_yaml(decoded_text(path), path)
         names = content['names'] or {}
         for number, name in names.items():
             if type(number) is not int or number < 1:

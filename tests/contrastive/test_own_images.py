@@ -295,6 +295,6 @@ def test_make_hands_names_with_spaces_on():
     out = make('segment', 'IMAGES=/a b/c', 'NAME=birds')
     assert out.count('--images "$IMAGES"') == 2 and '--name "birds" --segment' in out and '--clusters "birds_clusters"' in out
     for words, line in ((['mine'], 'make mine IMAGES=DIR'), (['segment'], 'make segment IMAGES=DIR'),
-                        (['mine', 'IMAGES=x', 'NAMES=/n n.yml'], 'NAMES=/n n.yml: there is no such file')):
+                        *(([it, 'IMAGES=x', 'NAMES=/n n'], 'NAMES=/n n: there is no such file') for it in ['mine', 'segment'])):
         process = subprocess.run(['make', '-C', str(TOP), '-o', '.venv/installed', *words], capture_output=True, text=True)
         assert process.returncode == 2 and line in process.stderr

@@ -98,6 +98,19 @@ def test_some_empty_masks_are_counted(folder, caplog):
         report(seen, masked(folder), 'val', predicted=True)
 
 
+@pytest.mark.parametrize('said, words', [('255', '255'), ('[7, 9]', '7 or 9')])
+def test_other_values_in_masks_are_told_from_those_that_the_data_set_says(folder, problems, caplog, said, words):
+    (folder / 'dataset.yml').write_text(f'object: {said}\n')
+    each(folder, 'saliency_supervised_model', lambda mask, path: save(path, (mask > 0) * np.uint8(9 if '9' in said else 255)))
+    path = folder / 'saliency_supervised_model' / f'{NAMES[0]}.png'
+    mask = np.array(Image.open(path))
+    mask[0, 0] = 3
+    save(path, mask)
+    report_of(masked(folder))
+    assert f'hold values other than 0 (background) and {words} (object), which count as background' in caplog.text
+    assert any(f'are neither 0 nor {words}, and only {words} counts as object' in line for line in problems(KMEANS)[1])
+
+
 def test_numbers_of_objects_are_masks_where_it_is_said(folder):
     each(folder, 'saliency_supervised_model',
          lambda mask, path: save(path, (mask // 255 * np.arange(1, 33)).astype(np.uint16) * 20))

@@ -103,6 +103,10 @@ def test_names_files(tmp_path):
     names = {number: tidy(name) for number, name in enumerate(HOSTILE, start=1)}
     write_names(path, '0123', names)
     assert read_names(path) == ('0123', names)
+    text = path.read_text(encoding='utf-8')
+    for encoding in ('utf-8-sig', 'utf-16'):  # as Windows editors save it
+        path.write_text(text, encoding=encoding)
+        assert read_names(path) == ('0123', names)
     write_names(path, '0123', {})
     assert read_names(path) == ('0123', {})
     assert one_label({1: 'a', 2: 'b', 4: 'a', 5: 'b'}, 6).tolist() == [0, 1, 2, 0, 1, 5]

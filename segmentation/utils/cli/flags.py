@@ -1,8 +1,9 @@
 """The flags that several scripts have. Nothing here loads PyTorch, so that `--help` and mistakes in flags are fast."""
 import argparse
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
-from utils.config import create_config
+from utils.config import TREE, create_config
 from utils.config.keys import MAX_SEED
 from utils.config.snapshot import require_own_folder
 from utils.errors import UserError
@@ -22,18 +23,24 @@ def make_plain_parser(description: str | None) -> argparse.ArgumentParser:
     return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def make_env_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
-    """A parser with --config_env alone. options: of its argument, for example `default`."""
+def make_env_parser(description: str | None, default: str | Path | None = None) -> argparse.ArgumentParser:
+    """A parser with --config_env alone. default: a file below the script tree; None: the flag is required."""
     parser = make_plain_parser(description)
-    parser.add_argument('--config_env', help='YAML file with root_dir and db_root', **(options or {'required': True}))
+    text = 'YAML file with root_dir and db_root'
+    if default is None:
+        parser.add_argument('--config_env', required=True, help=text)
+    else:
+        parser.add_argument('--config_env', default=str(TREE / default), help=f'{text} (default: {default})')
     return parser
 
 
-def make_parser(description: str | None, amp: str, trains: bool = False) -> argparse.ArgumentParser:
-    """A parser with the flags that every script has, and those of training. amp: the default of --amp."""
+def make_parser(description: str | None, amp: str, trains: bool = False, seed: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the flags that every script has, and those of training. amp: the default of --amp. seed: that of --seed
+    where the experiment has none, in words."""
     parser = make_env_parser(description)
     parser.add_argument('--config_exp', required=True, help='YAML file of the experiment')
-    add_machine_flags(parser, amp)
+    otherwise = seed or ('drawn' if trains else None)
+    add_machine_flags(parser, amp, 'that of the experiment, ' + (f'otherwise {otherwise}' if otherwise else 'if any'))
     parser.add_argument('--dist-timeout', type=_seconds, default=TIMEOUT, metavar='SECONDS',
                         help='with several processes: how long they may be stuck before the run ends and names the stuck '
                              f'process (default: {TIMEOUT})')
@@ -55,8 +62,8 @@ def check_early(args: argparse.Namespace, script: str) -> None:
         require_own_folder(p.output_dir, script, args.config_exp)
 
 
-def add_machine_flags(parser: argparse.ArgumentParser, amp: str) -> None:
-    """--device, --amp, --deterministic and --seed. amp: the default of --amp."""
+def add_machine_flags(parser: argparse.ArgumentParser, amp: str, seed: str) -> None:
+    """--device, --amp, --deterministic and --seed. amp: the default of --amp. seed: that of --seed, in words."""
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda', 'mps'), default='auto',
                         help='device (default: auto, the first available one of cuda, mps and cpu)')
     parser.add_argument('--amp', choices=('auto', 'none', 'bf16', 'fp16'), default=amp,
@@ -65,7 +72,7 @@ def add_machine_flags(parser: argparse.ArgumentParser, amp: str) -> None:
     parser.add_argument('--deterministic', action='store_true',
                         help='use algorithms that are reproducible bit for bit on a GPU, and may be slower (default: no; on a '
                              'CPU, runs with a seed are always reproducible)')
-    parser.add_argument('--seed', type=_seed, help="seed of all random numbers (default: that of the experiment, if any)")
+    parser.add_argument('--seed', type=_seed, help=f'seed of all random numbers (default: {seed})')
 
 
 def fraction(text: str) -> float:
