@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import textwrap
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -109,11 +110,11 @@ def growth_tables(report):
 def machine():
     """Processor, versions and date, in words."""
     info = Path('/proc/cpuinfo').read_text()
-    name = next(line.split(':')[1].strip() for line in info.splitlines() if line.startswith('model name'))
+    name = next(line.split(':')[1].strip() for line in info.splitlines() if line.startswith('model name')).replace('(R)', '')
     fast = ' with AVX512-BF16' if 'avx512_bf16' in info else ''
     packages = ', '.join(f'{package} {version(package)}' for package in PACKAGES)
-    return (f'Measured on {len(os.sched_getaffinity(0))} cores of an {name}{fast}, Python {platform.python_version()}, '
-            f'{packages}, on {datetime.date.today()}.')
+    return textwrap.fill(f'Measured on {len(os.sched_getaffinity(0))} cores of an {name}{fast}, Python '
+                         f'{platform.python_version()}, {packages}, on {datetime.date.today()}.', 128, break_on_hyphens=False)
 
 
 def replace_block(text, lines):
