@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from data.dataset import SegmentationDataset
 from data.decoding import read_image, read_saliency
+from utils.storage.atomic import HOST
 
 SCRIPT = Path(__file__).resolve().parents[2] / 'pretrain' / 'generate_masks.py'
 NAME = 'robust_background'
@@ -240,7 +241,7 @@ def test_killed_and_started_again(tmp_path):
 
 def test_what_a_killed_run_left(tmp_path, images):
     """Temporary files of processes that have ended, here one that was killed and one whose parent has not asked for its exit
-    code, but not of those that run."""
+    code, but not of those that run, or are on another host."""
     killed, zombie = (subprocess.Popen(['sleep', '60']) for _ in range(2))
     killed.kill()
     killed.wait()
@@ -248,12 +249,12 @@ def test_what_a_killed_run_left(tmp_path, images):
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     folder = tmp_path / 'mine' / 'saliency_robust_background'
     make_masks(images, tmp_path / 'mine')
-    *left, running = (folder / f'.b.png.{process}-1.tmp' for process in (killed.pid, zombie.pid, os.getpid()))
-    other = folder / f'.b.{killed.pid}.tmp'  # of another program
-    for path in (*left, running, other):
+    *left, running = (folder / f'.b.png.{HOST}-{process}-1.tmp' for process in (killed.pid, zombie.pid, os.getpid()))
+    others = folder / f'.b.png.not_{HOST}-{killed.pid}-1.tmp', folder / f'.b.{killed.pid}.tmp'  # and of another program
+    for path in (*left, running, *others):
         path.touch()
     make_masks(images, tmp_path / 'mine')
-    assert running.exists() and other.exists() and not any(path.exists() for path in left)
+    assert running.exists() and all(path.exists() for path in others) and not any(path.exists() for path in left)
     zombie.wait()
 
 

@@ -1,6 +1,7 @@
 """Files and folders that are either complete or absent, even if writing them is interrupted."""
 import contextlib
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -11,7 +12,8 @@ from typing import IO, Any
 
 from utils.errors import UserError
 
-TEMPORARY = re.compile(r'\..*\.(?P<process>[0-9]{1,9})-[0-9]+\.tmp', re.DOTALL)  # names of `atomic_file`
+HOST = re.sub(r'\W', '_', platform.node())[:64]  # each container has a name, and processes, of its own
+TEMPORARY = re.compile(rf'\..*\.{HOST}-(?P<process>[0-9]{{1,9}})-[0-9]+\.tmp', re.DOTALL)  # names of `atomic_file` on this host
 
 
 @contextlib.contextmanager
@@ -25,7 +27,7 @@ def atomic_file(path: str | Path, mode: str = 'wb', flush: bool = True) -> Itera
     path = Path(path)
     make_folder(path.parent)
     short = path.name.encode(errors='replace')[:100].decode(errors='ignore')  # file systems take 255 bytes
-    temporary = path.with_name(f'.{short}.{os.getpid()}-{threading.get_ident()}.tmp')
+    temporary = path.with_name(f'.{short}.{HOST}-{os.getpid()}-{threading.get_ident()}.tmp')
     try:
         with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
             yield file
@@ -72,8 +74,8 @@ def remove_temporaries(folder: str | Path) -> None:
 
 
 def remove_abandoned(folder: str | Path) -> None:
-    """Delete the temporary files of `atomic_file` in `folder` and its sub-folders whose process on this machine has ended.
-    Others may be writing there."""
+    """Delete the temporary files of `atomic_file` in `folder` and its sub-folders whose process on this host has ended.
+    Others, and other hosts, may be writing there."""
     for path in Path(folder).rglob('.*.tmp'):
         name = TEMPORARY.fullmatch(path.name)
         if name and not _is_running(int(name['process'])):
