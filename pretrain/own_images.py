@@ -61,10 +61,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--objects', choices=(NONE, *WAYS),
                         help=f'cluster single objects, see generate_masks.py; {NONE}: all objects of a photograph as one '
                              f'(default: as before, or {NONE})')
-    parser.add_argument('--weights', default=AUTO, metavar='WEIGHTS',
-                        help=f'weights of the backbone: {AUTO} (the default: those of ImageNet if on disk or available for '
-                             f'download, otherwise none), {NONE}, {IMAGENET}, timm://<name>, zoo://<name>, or a file with a '
-                             'state dict or a MoCo v2 checkpoint')
+    parser.add_argument('--weights', metavar='WEIGHTS',
+                        help=f'weights of the backbone: {AUTO} (those of ImageNet if on disk or available for download, '
+                             f'otherwise none), {NONE}, {IMAGENET}, timm://<name>, torchvision://<name>-<weights>, '
+                             'zoo://<name>, or a file with a state dict or a MoCo v2 checkpoint (default: as before, or '
+                             f'{AUTO})')
     parser.add_argument('--train', default='auto', choices=('auto', '1', '0'),
                         help='whether to pre-train on the photographs (default: auto, if there are many, or no weights)')
     parser.add_argument('--clusters', metavar='N', help='number of clusters for the next step, or auto; only checked here '
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Weights
     log, device = start_log(), choose_device(args.device)
     require_own_folder(output, PRETRAIN, output / f'{args.name}.yml')
+    args.weights = args.weights or _earlier(output / NETWORK).get('weights', AUTO)
     weights = choose_weights(args.weights, env.root_dir)
     log.info('%s', weights.why)
     trains(args.train, photographs, weights)  # for its error, before the masks
@@ -121,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         network = network_settings(args.name, masks['model'], device, weights, dataset.instances)
     with atomic_file(output / NETWORK, 'w') as file:
         file.write('# Made by own_images.py, for own_clusters.py\n')
-        yaml.safe_dump({**network, 'masks': masks}, file, sort_keys=False)
+        yaml.safe_dump({**network, 'weights': args.weights, 'masks': masks}, file, sort_keys=False)
 
 
 def choose_masks(model: str | None, weights: Weights) -> tuple[dict[str, str], str]:
@@ -175,21 +177,31 @@ def _pretrain(args: argparse.Namespace, env: Any, output: Path, dataset: Segment
     return settings
 
 
-def _masks_of(network: Path):
-    """The mask model of the photographs from which the clusters were made."""
+def _earlier(network: Path) -> dict[str, Any]:
+    """The content of network.yml of an earlier run; empty if there was none."""
     try:
-        return {str(flag): str(value) for flag, value in yaml.safe_load(network.read_text(encoding='utf-8'))['masks'].items()}
-    except FileNotFoundError as error:
-        raise UserError(f'{network} does not exist: make clusters of this name first (make mine)') from error
+        content = yaml.safe_load(network.read_text(encoding='utf-8'))
+        return {'weights': str(content.get('weights', AUTO)),
+                'masks': {str(flag): str(value) for flag, value in content['masks'].items()}}
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f'{network} could not be read ({error}): make clusters first (make mine)') from error
+
+
+def _masks_of(network: Path):
+    """The mask model of the photographs from which the clusters were made."""
+    earlier = _earlier(network)
+    if not earlier:
+        raise UserError(f'{network} does not exist: make clusters of this name first (make mine NAME={network.parent.name})')
+    return earlier['masks']
 
 
 def _way(asked: str | None, network: Path):
     """How single objects are found, or None. asked: as on the command line, None for as before."""
     if asked:
         return None if asked == NONE else asked
-    return _masks_of(network).get('objects') if network.exists() else None
+    return _earlier(network).get('masks', {}).get('objects')
 
 
 def _check_clusters(clusters: str | None, images: int, what: str):

@@ -117,6 +117,8 @@ def _read(source: str, backbone: str):
 def _published(source: str):
     """Weights by the name that a backbone's entry has for them."""
     rest = source.partition('://')[2]
+    if source.startswith(TORCHVISION) and '-' not in rest:
+        raise UserError(f'--weights {source}: name the backbone and its weights, as in {TORCHVISION}resnet50-IMAGENET1K_V1')
     backbone = f'timm/{rest}' if source.startswith(TIMM) else rest.rpartition('-')[0]
     try:
         _read(source, backbone)
@@ -132,7 +134,7 @@ def _from_file(path: str, asked: str):
     from utils.checkpoint import load_file
     if not Path(path).expanduser().is_file():
         raise UserError(f"--weights {asked} is neither a file nor one of '{AUTO}', '{NONE}', '{IMAGENET}', timm://<name>, "
-                        'zoo://<name>')
+                        f'{TORCHVISION}<name>-<weights>, zoo://<name>')
     path = str(Path(path).expanduser().resolve())
     state = _read(path, RANDOM)
     names = matching_backbones({key: tuple(value.shape) for key, value in state.items() if torch.is_tensor(value)})

@@ -67,7 +67,7 @@ class MaskDataSet:
                 json.dump(self._record, file, indent=1)
 
     def write_splits(self) -> str:
-        """Write sets/trainaug.txt, and for a fraction above 0 sets/val.txt, of the images that have any mask.
+        """Write sets/trainaug.txt, and for a fraction above 0 sets/val.txt, of the images that are there and have any mask.
 
         Which images are in `val` depends on their ids and number alone, so that few change their split when photographs are
         added. A data set whose own images were given keeps the splits that it has. Returns a line about them.
@@ -76,7 +76,8 @@ class MaskDataSet:
         if self.in_place and any((self.out / 'sets').glob('*.txt')):
             return 'splits unchanged'
         folders = [folder for folder in self.out.glob('saliency_*') if folder.is_dir()]
-        ids = [name for name in self.photographs.ids if any((folder / f'{name}.png').is_file() for folder in folders)]
+        ids = [name for name in self.photographs.ids if any((folder / f'{name}.png').is_file() for folder in folders)
+               and (self.in_place or (self.out / 'images' / f'{name}.jpg').is_file())]
         val = validation_ids(ids, self.val_fraction)
         if len(ids) <= len(val):
             raise UserError(f'{self.out}: {len(ids)} images have a mask, so none is left for training: give more photographs, '

@@ -190,8 +190,8 @@ def save_mask(path: str | Path, mask: np.ndarray) -> None:
 
 
 def _other_size(mask_path: Path, mask: np.ndarray, image: np.ndarray):
-    sizes = ' and '.join(f'{array.shape[1]} x {array.shape[0]}' for array in (mask, image))
-    return f'{mask_path} and its image have different sizes, {sizes}'
+    (height, width), (own_height, own_width) = image.shape[:2], mask.shape
+    return (f'{mask_path} is {own_width} x {own_height}, but its image in the data set {width} x {height}: draw it like that')
 
 
 def _is_younger(path: Path, than: Path):

@@ -87,7 +87,7 @@ def named_space(names: Mapping[int, str], clusters: int) -> LabelSpace:
 
 def names_for(found: SavedClusters, earlier: SavedClusters | None, path: str | Path) -> dict[int, str] | None:
     """Names of the clusters `found`: those at `path` where they are about these, or else those of the `earlier` clusters (None:
-    there were none) that they are about, handed on: a cluster gets the name that most of its images with a named cluster had.
+    there were none) that they are about, handed on: a cluster gets the name that most of its images had; new ones don't count.
 
     None if they belong to other clusters. Raises `UserError` for a cluster that is not there, and as `read_names` does.
     """
@@ -99,12 +99,12 @@ def names_for(found: SavedClusters, earlier: SavedClusters | None, path: str | P
     if earlier is None or clustering != earlier.id:
         return None
     before = dict(zip(_texts(earlier.keys), earlier.clusters.tolist(), strict=True))
-    votes: dict[int, Counter[str]] = {}
+    votes: dict[int, Counter[str | None]] = {}
     for key, cluster in zip(_texts(found.keys), found.clusters.tolist(), strict=True):
-        name = names.get(before[key] + 1) if key in before else None
-        if name:
-            votes.setdefault(cluster + 1, Counter())[name] += 1
-    handed_on = {number: count.most_common(1)[0][0] for number, count in votes.items()}
+        if key in before:
+            votes.setdefault(cluster + 1, Counter())[names.get(before[key] + 1)] += 1
+    handed_on = {number: name for number, count in votes.items() for name, most in count.most_common(1)
+                 if name and 2 * most > count.total()}
     log.info('%d of %d clusters took their names from the earlier ones: check them in clusters.html', len(handed_on),
              len(found))
     if lost := sorted(set(names.values()) - set(handed_on.values())):

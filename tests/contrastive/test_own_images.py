@@ -95,14 +95,14 @@ def test_weights_at_hand_need_no_training(begin, env, own_weights, photographs, 
     assert 'background visible, side 320' in capsys.readouterr().out
 
     # The folder grows: masks and features of the new one alone.
-    made = tmp_path / 'datasets' / 'mine' / 'saliency_feature_cues'
-    before = {path: path.stat().st_mtime_ns for path in made.rglob('*.png')}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'datasets' / 'mine').glob('saliency_*/**/*.png')}
     source, = photographs.rglob(f'{Path(ids[0]).name}.jpg')
     Image.open(source).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photographs / 'mirrored.jpg')
-    begin('--weights', str(own_weights))
+    begin()  # with the same weights
     assert {path: path.stat().st_mtime_ns for path in before} == before and 'mirrored' in ids_of(tmp_path)
     own_clusters.main(['--config_env', env, '--clusters', '2', '--device', 'cpu'])
-    assert f'{len(ids)} of {len(ids) + 1} images are already saved' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f'({own_weights})' in said and f'{len(ids)} of {len(ids) + 1} images are already saved' in said
 
     # The same photographs as new ones: masks and clusters are the same.
     begin('--segment')
@@ -144,8 +144,8 @@ def test_other_photographs_are_trained_on_anew(one_step, begin, own_weights, pho
     assert first['seed'] == 5 and first['config']['backbone_kwargs']['state_dict'] == str(own_weights)
     network = yaml.safe_load((tmp_path / 'output' / 'mine' / 'network.yml').read_text())
     assert network['from_random_weights'] is False and network['head'] == 'deeplab'
-    frozen = torch.load(own_weights, weights_only=True)
-    assert torch.equal(first['model']['module.model_q.backbone.conv1.weight'], frozen['conv1.weight'])
+    assert torch.equal(first['model']['module.model_q.backbone.conv1.weight'],
+                       torch.load(own_weights, weights_only=True)['conv1.weight'])
     source, = photographs.rglob(f'{Path(ids[0]).name}.jpg')
     image = Image.open(source).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     image.save(source)
@@ -157,8 +157,7 @@ def test_other_photographs_are_trained_on_anew(one_step, begin, own_weights, pho
         torch.use_deterministic_algorithms(False)
     assert ids_of(tmp_path) == ids and (tmp_path / 'output' / 'mine.old-1' / 'checkpoint.pth.tar').is_file()
     second = torch.load(tmp_path / 'output' / 'mine' / 'checkpoint.pth.tar', weights_only=True)
-    assert second['epoch'] == first['epoch']
-    assert not torch.equal(second['model']['module.queue'], first['model']['module.queue'])
+    assert second['epoch'] == first['epoch'] and (second['model']['module.queue'] != first['model']['module.queue']).any()
 
 
 @pytest.mark.slow
@@ -215,8 +214,9 @@ def test_which_weights_are_chosen(offline, own_weights, tmp_path):  # noqa: F811
     for asked in ('nothing.pth', 'atuo'):
         with pytest.raises(UserError, match=f'--weights {asked} is neither a file nor one of'):
             line(asked)
-    with pytest.raises(UserError, match='--weights torchvision://resnet18-V9'):
-        line('torchvision://resnet18-V9')
+    for asked in 'torchvision://resnet18-V9', 'torchvision://resnet18: name the backbone and its weights':
+        with pytest.raises(UserError, match=f'--weights {asked}'):
+            line(asked.partition(': ')[0])
     with pytest.raises(UserError, match='--weights timm://no_such_model'):
         line('timm://no_such_model')
 

@@ -27,11 +27,14 @@ def clusters(numbers):
     return SavedClusters({}, np.zeros((max(numbers) + 1, 2)), None, keys, np.array(numbers), {})
 
 
-@pytest.mark.parametrize('after, names, lost', [
-    ([0, 0, 0, 1, 1, 2], {1: 'dog', 2: 'cat', 3: 'cat'}, ''), ([0, 0, 0, 0, 0, 1], {1: 'dog', 2: 'cat'}, ''),
-    ([0, 0, 0, 0, 0, 0], {1: 'dog'}, 'No cluster has these names any more: cat')])
-def test_names_that_got_lost(tmp_path, caplog, after, names, lost):
+@pytest.mark.parametrize('earlier, after, names, lost', [
+    ({1: 'dog', 2: 'cat'}, [0, 0, 0, 1, 1, 2], {1: 'dog', 2: 'cat', 3: 'cat'}, ''),
+    ({1: 'dog', 2: 'cat'}, [0, 0, 1, 0, 0, 1], {}, 'No cluster has these names any more: cat, dog'),
+    ({1: 'dog', 2: 'cat'}, [0, 0, 0, 0, 0, 1], {1: 'dog', 2: 'cat'}, ''),
+    ({1: 'dog'}, [0, 0, 1, 1, 1, 1], {1: 'dog'}, ''),  # most of the second cluster had no name
+    ({1: 'dog'}, [0, 0, 0, 1, 1, 1, 0, 0, 0, 0], {1: 'dog'}, '')])  # the last four are new
+def test_names_that_got_lost(tmp_path, caplog, earlier, after, names, lost):
     before = clusters([0, 0, 0, 1, 1, 1])
-    write_names(tmp_path / 'names.yml', before.id, {1: 'dog', 2: 'cat'})
+    write_names(tmp_path / 'names.yml', before.id, earlier)
     assert names_for(clusters(after), before, tmp_path / 'names.yml') == names
     assert lost in caplog.text and bool(lost) == ('any more' in caplog.text)

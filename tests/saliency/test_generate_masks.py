@@ -161,7 +161,8 @@ def test_a_mask_drawn_for_a_skipped_photograph(tmp_path, images):
     mask[10:30, 20:40] = 255
     Image.fromarray(mask.T).save(drawn)
     before = drawn.read_bytes()
-    assert 'different sizes, 48 x 64 and 64 x 48' in make_masks(images, out)['skipped']['nothing']
+    assert '48 x 64, but its image in the data set 64 x 48' in make_masks(images, out)['skipped']['nothing']
+    assert 'nothing' not in ids_of(out, 'trainaug') and check_training(out) == 4
     assert drawn.read_bytes() == before and not (out / 'images' / 'nothing.jpg').exists()
     Image.fromarray(mask).save(drawn)
     assert make_masks(images, out)['skipped'] == {} and np.array_equal(read_saliency(drawn), mask // 255)
