@@ -128,7 +128,7 @@ def settle_names(path: str | Path, found: SavedClusters, earlier: SavedClusters 
         return {}
     names = names_for(found, earlier, source)
     if names is None and given:
-        raise UserError(f'{given}: these names belong to other clusters: save them from the clusters.html beside {path}')
+        raise UserError(f'{given}: these names belong to other clusters: save them from {path.with_name("clusters.html")}')
     if path.exists() and (names is None or read_or_none(path) != (found.id, names)):
         log.info('The names of earlier clusters are now in %s', set_aside(path))
     if names is None:
