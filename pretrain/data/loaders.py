@@ -11,7 +11,7 @@ import torch
 from utils.errors import UserError
 from utils.parallel.preemption import SIGNALS
 from utils.parallel.ranks import local_world_size, per_process, rank, world_size
-from utils.parallel.workers import end_on_lost_batch, end_with_parent, obey_only_parent
+from utils.parallel.workers import end_on_lost_batch, end_with_parent, hide_lost_connections, obey_only_parent
 
 SHARED_MEMORY = Path('/dev/shm')  # on Linux, where workers pass tensors
 PREFETCHED = 2  # batches that each worker prepares, as PyTorch has it
@@ -120,4 +120,5 @@ def _start_worker(_: int):
     obey_only_parent(SIGNALS)  # before there are threads, which would not
     end_with_parent()
     end_on_lost_batch()
+    hide_lost_connections()
     cv2.setNumThreads(0)  # workers are the parallelism: OpenCV's threads would only fight for the cores (torch sets its own)

@@ -5,6 +5,7 @@ import logging
 import os
 import select
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from utils.cli.command import command
 from utils.errors import UserError
 from utils.parallel import preemption
 from utils.parallel.watchdog import Watchdog
+from utils.parallel.workers import hide_lost_connections
 
 ROOT = Path(__file__).resolve().parents[2]
 CRF = '''
@@ -115,3 +117,12 @@ def test_why_a_run_ends_is_said_once(caplog):
     assert [peers.fail(line, code) for line, code in (('the first', 2), ('the second', 1))] == [2, 2]
     peers.close()
     assert [record.message for record in caplog.records] == ['error: the first']
+
+
+def test_lost_connections_are_hidden(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    hide_lost_connections()
+    sys.excepthook(ConnectionResetError, ConnectionResetError('by peer'), None)
+    assert not capsys.readouterr().err
+    sys.excepthook(ValueError, ValueError('wrong'), None)
+    assert 'ValueError: wrong' in capsys.readouterr().err

@@ -65,6 +65,15 @@ def end_on_lost_batch() -> None:
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined, method-assign]
 
 
+def hide_lost_connections() -> None:
+    """Print nothing when the main process breaks off a connection to this worker process, as it does when it ends with an error
+    line of its own: multiprocessing's thread that passes batches on would show the traceback."""
+    def hook(kind, error, traceback):
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            sys.__excepthook__(kind, error, traceback)
+    sys.excepthook = hook
+
+
 def _end(error: BaseException, _: object):
     print(f'a worker could not pass on a batch: {error}', file=sys.stderr, flush=True)
     os._exit(1)
