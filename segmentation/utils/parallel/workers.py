@@ -9,6 +9,7 @@ import threading
 from collections.abc import Collection, Iterator
 from multiprocessing import connection
 from pathlib import Path
+from types import TracebackType
 
 CGROUPS, OWN_GROUPS = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
 
@@ -68,7 +69,7 @@ def end_on_lost_batch() -> None:
 def hide_lost_connections() -> None:
     """Print nothing when the main process breaks off a connection to this worker process, as it does when it ends with an error
     line of its own: multiprocessing's thread that passes batches on would show the traceback."""
-    def hook(kind, error, traceback):
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None):
         if not issubclass(kind, (ConnectionError, EOFError)):
             sys.__excepthook__(kind, error, traceback)
     sys.excepthook = hook
