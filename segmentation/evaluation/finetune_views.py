@@ -1,5 +1,4 @@
 """The training views for the whole network, and the share of the labelled images for training (paper section 4)."""
-
 import cv2
 import numpy as np
 import torch

@@ -30,6 +30,7 @@ def clusters(numbers):
 @pytest.mark.parametrize('earlier, after, names, lost', [
     ({1: 'dog', 2: 'cat'}, [0, 0, 0, 1, 1, 2], {1: 'dog', 2: 'cat', 3: 'cat'}, ''),
     ({1: 'dog', 2: 'cat'}, [0, 0, 1, 0, 0, 1], {}, 'No cluster has these names any more: cat, dog'),
+    ({1: 'dog', 2: 'cat'}, [0, 0, 0, 0], {1: 'dog'}, 'No cluster has these names any more: cat'),
     ({1: 'dog', 2: 'cat'}, [0, 0, 0, 0, 0, 1], {1: 'dog', 2: 'cat'}, ''),
     ({1: 'dog'}, [0, 0, 1, 1, 1, 1], {1: 'dog'}, ''),  # most of the second cluster had no name
     ({1: 'dog'}, [0, 0, 0, 1, 1, 1, 0, 0, 0, 0], {1: 'dog'}, '')])  # the last four are new

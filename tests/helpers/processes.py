@@ -77,6 +77,12 @@ def wait_for(condition, seconds=120):
     return found
 
 
+def has_ended(process):
+    """Zombies have: they have no command."""
+    command = Path(f'/proc/{process}/cmdline')
+    return not command.exists() or not command.read_bytes()
+
+
 @contextlib.contextmanager
 def largest_file(size):
     """Within the block no file can grow beyond `size` bytes, which fails as a full disk does: with an OSError."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import warm
 from helpers.photographs import BASE, contents, disc, ids_of, make_masks, mask_ids, photograph, times
-from helpers.processes import wait_for
+from helpers.processes import has_ended, wait_for
 from PIL import ExifTags, Image
 
 from data.dataset import SegmentationDataset
@@ -206,12 +206,6 @@ def start(images, out, *flags):
     """The script as a process of its own, in another working directory."""
     return warm.start(SCRIPT, '--images', images, '--out', out, '--device', 'cpu', *flags, cwd=out.parent,
                       out=out.parent / 'log')
-
-
-def has_ended(process):
-    """Zombies have: they have no command."""
-    command = Path(f'/proc/{process}/cmdline')
-    return not command.exists() or not command.read_bytes()
 
 
 @pytest.mark.slow
